@@ -1,0 +1,82 @@
+"""The order of dependencies, read from the imports themselves."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "xmr").rglob("*.py"))
+COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
+
+# What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like where it differs.
+ALLOWED = {
+  "errors": set(),
+  "config": {"errors"},
+  "losses": {"errors", "losses"},
+  "models": {"errors", "models"},
+  "eval.metrics": {"errors"},
+  "data": {"errors", "data"},
+  "optim": {"errors"},
+  "parallel": {"errors"},
+  "checkpoint": {"errors"},
+  "writers": {"errors"},
+  "monitor": set(),
+  "stopping": set(),
+  "journal": {"errors", "monitor"},
+  "encode": {"data", "parallel"},
+  "mining": {"errors", "losses.similarity", "parallel", "gallery"},
+  "gallery": {"losses.similarity", "parallel", "eval.relevance", "data"},
+  "eval": {"__version__", "errors", "losses.similarity", "parallel", "eval", "data", "config", "writers"},
+  "experiment": {"errors", "config", "data", "losses", "models", "optim", "parallel", "checkpoint", "writers"},
+}
+
+
+def name_of(path):
+  parts = path.relative_to(ROOT / "xmr").with_suffix("").parts
+  return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path):
+  """Yields what a file imports of ours, as "losses.similarity" and the like; imports inside functions count too."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "xmr":
+      base = node.module.split(".")[1:]
+      if base:
+        yield ".".join(base)
+      else:
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.Import):
+      yield from (alias.name.removeprefix("xmr.") for alias in node.names if alias.name.startswith("xmr."))
+
+
+def covered(name, allowed):
+  return any(name == entry or name.startswith(entry + ".") for entry in allowed)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_imports_only_what_its_place_allows(path):
+  name = name_of(path)
+  entry = next((key for key in (name, name.split(".")[0]) if key in ALLOWED), None)
+  if entry is not None and not name.endswith("__main__"):
+    wrong = [found for found in imports(path) if not covered(found, ALLOWED[entry])]
+    assert not wrong, f"xmr.{name} imports {wrong}; allowed: {sorted(ALLOWED[entry])}"
+
+
+def test_nothing_imports_a_command():
+  for path in FILES:
+    name = name_of(path)
+    if name.split(".")[0] in COMMANDS:
+      continue
+    assert not [found for found in imports(path) if found.split(".")[0] in COMMANDS], name
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_has_one_topic_in_at_most_400_lines(path):
+  assert len(path.read_text().splitlines()) <= 400
+
+
+def test_nothing_is_unpickled():
+  for path in FILES:
+    text = path.read_text()
+    assert "import pickle" not in text and "allow_pickle=True" not in text and "weights_only=False" not in text, path

@@ -1,0 +1,37 @@
+"""The one error that a user's mistake raises, and how a command ends with it."""
+
+import contextlib
+import re
+import sys
+
+FULL = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
+
+
+class UserError(ValueError):
+  """A mistake in a config, a file or an argument: what was found, where, and what was expected."""
+
+
+def disk_full(error):
+  """Returns what the system says of a disk that takes no more, where that is behind an error; else None."""
+  while error is not None:
+    found = FULL.search(str(error))
+    if found:
+      return found[0]
+    error = error.__cause__ or error.__context__
+  return None
+
+
+@contextlib.contextmanager
+def reported():
+  """Turns a UserError, or a full disk, into one line on standard error and exit status 2; others keep their traceback."""
+  try:
+    yield
+  except UserError as error:
+    print("xmr: error: " + " ".join(str(error).split()), file=sys.stderr)
+    raise SystemExit(2) from None
+  except Exception as error:
+    reason = disk_full(error)
+    if reason is None:
+      raise
+    print(f"xmr: error: {reason}: {getattr(error, 'filename', None) or 'while writing'}", file=sys.stderr)
+    raise SystemExit(2) from None

@@ -1,0 +1,57 @@
+"""Datasets: `load(config)` gives the splits, `xmr.data.pipeline` their batches."""
+
+from xmr.data import karpathy, labelled, scenes
+from xmr.data.split import Split
+from xmr.data.text import Vocabulary
+from xmr.errors import UserError
+
+__all__ = ["DATASETS", "Split", "Vocabulary", "build_vocabulary", "load"]
+
+# config.data.name -> function of a config that returns {"train": Split, "val": Split, "test": Split}.
+DATASETS = {
+  "flickr8k": karpathy.load,
+  "flickr30k": karpathy.load,
+  "coco": karpathy.load,
+  "karpathy": karpathy.load,
+  "scenes": scenes.load,
+  "wikipedia": labelled.load,
+  "wikipedia_zh": labelled.load,
+  "tvgraz": labelled.load,
+}
+
+
+def load(config):
+  """Returns the splits of the dataset that a config names.
+
+  Args:
+    config: ConfigDict; reads config.data.
+  Returns:
+    {"train": Split, "val": Split, "test": Split}; a split that the source does not have is absent.
+  Raises:
+    UserError: an unknown name, or data that is missing or not as expected.
+  """
+  name = config.data.name
+  if name not in DATASETS:
+    raise UserError(f"config.data.name is {name!r}; expected one of {', '.join(sorted(DATASETS))}")
+  return DATASETS[name](config)
+
+
+def build_vocabulary(splits, *, min_count=4, source="train"):
+  """Returns the vocabulary of a dataset's captions.
+
+  Args:
+    splits: {name: Split} from load.
+    min_count: int, words that occur fewer times are <unk>.
+    source: "train": the training split (with restval where it is trained on); "all": every loaded split, the test captions
+      among them, as the authors of VSE++ and IMC released it.
+  Returns:
+    Vocabulary.
+  Raises:
+    UserError: there is no training split, or source is neither.
+  """
+  if source not in ("train", "all"):
+    raise UserError(f"config.vocabulary.splits is {source!r}; expected train or all")
+  names = ["train"] if source == "train" else list(splits)
+  if not set(names) <= set(splits):
+    raise UserError(f"the data has only the splits {', '.join(splits)}; a vocabulary needs train")
+  return Vocabulary.build((tokens for name in names for tokens in splits[name].tokens), min_count)

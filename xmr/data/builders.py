@@ -1,0 +1,140 @@
+"""TFDS builders that write and read array records without TensorFlow; imported only where pixels are needed."""
+
+import concurrent.futures
+import io
+import itertools
+import os
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+
+from xmr.data import images, karpathy, scenes
+
+tfds.disable_progress_bar()  # _generate_examples shows its own.
+_AHEAD = 256  # images in memory at a time while preparing
+
+
+class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Images with their captions, in the order of their source."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, *, data_dir, **arguments):
+    self._arguments = {"data_dir": data_dir} | arguments
+    super().__init__(data_dir=data_dir, file_format="array_record")
+
+  # TFDS would forget the file format and our arguments on the way to a worker.
+  def __getstate__(self):
+    return self._arguments
+
+  def __setstate__(self, state):
+    self.__init__(**state)
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=type(self).__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(),
+          "image_id": np.int64,
+          "name": tfds.features.Text(),
+          "text_id": tfds.features.Sequence(np.int64),
+          "text": tfds.features.Sequence(tfds.features.Text()),
+        }
+      ),
+      disable_shuffling=True,
+    )
+
+  def _generate_examples(self, split, count, examples):
+    """Yields (place, example); every image is decoded once, so that a bad one is named now and not hours later."""
+    examples = iter(examples)
+    with (
+      concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+      tqdm.tqdm(total=count, desc=f"preparing {self.name} {split}", unit="image") as bar,
+    ):
+      place = 0
+      while chunk := list(itertools.islice(examples, _AHEAD)):
+        for example in pool.map(_with_image, chunk):
+          yield place, example
+          place += 1
+          bar.update()
+
+  def sources(self):
+    """Returns {split: data source whose images are encoded bytes}, of a prepared set."""
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return {split: self.as_data_source(split=split, decoders=decoders) for split in self.info.splits}
+
+
+def _with_image(example):
+  content = example["image"]()
+  images.verify(content, name=example["name"])
+  return example | {"image": io.BytesIO(content)}
+
+
+class Karpathy(CaptionedImages, skip_registration=True):
+  """A folder in Karpathy's layout, given as the manual folder: a split file and images/."""
+
+  MANUAL_DOWNLOAD_INSTRUCTIONS = f"The split file of {karpathy.SPLIT_FILES} and the images in images/."
+
+  def _split_generators(self, dl_manager):
+    folder = pathlib.Path(dl_manager.manual_dir)
+    source = karpathy.read_json(karpathy.find_json(str(folder), self.name))
+    rows = {split: source.rows_of(split) for split in karpathy.SPLITS}
+    return {
+      split: self._generate_examples(split, len(places), self._examples(source, places, folder / "images"))
+      for split, places in rows.items()
+      if len(places)
+    }
+
+  def _examples(self, source, places, folder):
+    for i in places:
+      first, end = source.first_text[i], source.first_text[i + 1]
+      yield {
+        "image": (folder / source.names[i]).read_bytes,
+        "image_id": source.image_id[i],
+        "name": source.names[i],
+        "text_id": source.text_id[first:end],
+        "text": source.texts[first:end],
+      }
+
+
+class Flickr8k(Karpathy, skip_registration=True):
+  """Flickr8k: 8,000 images, five captions each."""
+
+
+class Flickr30k(Karpathy, skip_registration=True):
+  """Flickr30k: 31,014 images, five captions each."""
+
+
+class Coco(Karpathy, skip_registration=True):
+  """COCO 2014: 123,287 images, five captions and more each, with the split restval."""
+
+
+def karpathy_builder(name, *, data_dir, folder):
+  """Returns the builder of a dataset in Karpathy's layout, and the download config that tells it the folder."""
+  builder = {"flickr8k": Flickr8k, "flickr30k": Flickr30k, "coco": Coco, "karpathy": Karpathy}[name]
+  return builder(data_dir=data_dir), tfds.download.DownloadConfig(manual_dir=folder)
+
+
+class Scenes(CaptionedImages, skip_registration=True):
+  """Rendered scenes, five captions each."""
+
+  def __init__(self, *, data_dir, counts):
+    self.counts = dict(counts)
+    super().__init__(data_dir=data_dir, counts=self.counts)
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split, count, self._examples(split)) for split, count in self.counts.items()}
+
+  def _examples(self, split):
+    for number, scene in scenes.scenes_of(split, self.counts):
+      yield {
+        "image": scene.png,
+        "image_id": number,
+        "name": scenes.name_of(number),
+        "text_id": [scenes.CAPTIONS * number + k for k in range(scenes.CAPTIONS)],
+        "text": scene.captions,
+      }

@@ -1,0 +1,172 @@
+"""Prepared images: made once in a cache folder as array records, complete or not there at all."""
+
+import bisect
+import collections.abc
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+import stat
+import sys
+import tempfile
+
+from xmr.errors import UserError
+
+
+def image_files(root, names):
+  """Returns the files of images, with what tells whether one has changed.
+
+  Args:
+    root: folder of the images; may itself be a link.
+    names: [N] paths below root, as checked by karpathy.read_json.
+  Returns:
+    [N] tuples (name, bytes, modification time in ns).
+  Raises:
+    UserError: an image that is absent, no file, empty, or a link that leads outside root.
+  """
+  if not os.path.isdir(root):
+    raise UserError(f"{root} is no folder; expected the {len(names):,} images of the dataset (config.data.image=pixels)")
+  real_root, folders, files = os.path.realpath(root), {}, []
+  for name in names:
+    folder, base = os.path.split(name)
+    if folder not in folders:
+      folders[folder] = _entries(root, real_root, folder)
+    entry = folders[folder].get(base)
+    if entry is None:
+      raise UserError(f"image {name} is not in {root}; expected all {len(names):,} images that the JSON names")
+    if entry.is_symlink() and not _inside(entry.path, real_root):
+      raise UserError(f"image {name} in {root} is a link to {os.path.realpath(entry.path)}; expected a file inside {root}")
+    status = entry.stat()
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+      raise UserError(f"image {name} in {root} is no file, or empty; expected an image")
+    files.append((name, status.st_size, status.st_mtime_ns))
+  return files
+
+
+def _entries(root, real_root, folder):
+  path = os.path.join(root, folder)
+  if not os.path.isdir(path):
+    return {}
+  if not _inside(path, real_root):
+    raise UserError(f"{path} is a link to {os.path.realpath(path)}; expected a folder inside {root} (link {root} itself)")
+  with os.scandir(path) as entries:
+    return {entry.name: entry for entry in entries}
+
+
+def _inside(path, real_root):
+  return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
+
+
+def prepare(cache_dir, name, make_builder, *, key, counts):
+  """Returns the data sources of a prepared dataset, after preparing it where it is not there yet.
+
+  The set is made in a temporary folder beside its place and moved there when it is complete, so that an interruption
+  leaves nothing that looks whole; of several processes one prepares and the others wait for it.
+
+  Args:
+    cache_dir: folder for all prepared sets; made if absent.
+    name: str, of the dataset.
+    make_builder: function of a folder that returns (TFDS builder, its download config).
+    key: str, everything that the records depend on; another key is another set.
+    counts: {split: images} that the set must have.
+  Returns:
+    {split: TFDS data source of encoded images}.
+  Raises:
+    UserError: the cache cannot be written, is full or damaged; an image that is no image.
+  """
+  cache = pathlib.Path(cache_dir).expanduser()
+  place = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+  if not place.is_dir():
+    try:
+      cache.mkdir(parents=True, exist_ok=True)
+      with _locked(f"{place}.lock") as alone:
+        if not place.is_dir():
+          if alone:
+            for rest in cache.glob(f"{place.name}.tmp-*"):
+              shutil.rmtree(rest, ignore_errors=True)
+          _build(place, make_builder)
+    except OSError as error:
+      raise UserError(
+        f"config.data.cache_dir: cannot prepare {name} in {cache}: {error}; expected a writable folder with room for the images"
+      ) from None
+  return _open(place, make_builder, counts)
+
+
+@contextlib.contextmanager
+def _locked(path):
+  """Waits for the lock; gives False on a file system that has none, where the final move alone keeps order."""
+  with open(path, "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      alone = True
+    except BlockingIOError:
+      print(f"xmr: waiting for another process that prepares {path.removesuffix('.lock')}", file=sys.stderr)
+      fcntl.flock(file, fcntl.LOCK_EX)
+      alone = True
+    except OSError:
+      alone = False
+    yield alone
+
+
+def _build(place, make_builder):
+  temporary = tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent)
+  try:
+    builder, download_config = make_builder(temporary)
+    # TFDS reports on standard output, and its bars would cover ours.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare(download_config=download_config)
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+      os.rename(temporary, place)
+    except OSError:
+      if not place.is_dir():  # Else another process was first.
+        raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask():
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def _open(place, make_builder, counts):
+  try:
+    sources = make_builder(str(place))[0].sources()
+    found = {split: len(source) for split, source in sources.items()}
+    for source in sources.values():
+      source[0], source[len(source) - 1]
+  except Exception as error:  # Whatever a damaged file makes the reader raise.
+    raise UserError(f"{place} is damaged ({error}); delete it to prepare it again") from None
+  if found != counts:
+    raise UserError(f"{place} holds {found} images; expected {counts}. Delete it to prepare it again")
+  return sources
+
+
+class Pixels(collections.abc.Sequence):
+  """Encoded images of a split, one after the other from one or more data sources; pixels[row] is bytes."""
+
+  def __init__(self, sources, image_id):
+    self._sources = list(sources)
+    self._first = [0]
+    for source in self._sources:
+      self._first.append(self._first[-1] + len(source))
+    self._image_id = image_id
+    if len(image_id) != self._first[-1]:
+      raise ValueError(f"{self._first[-1]} records; expected {len(image_id)}, one per image")
+
+  def __len__(self):
+    return self._first[-1]
+
+  def __getitem__(self, row):
+    if not 0 <= row < len(self):
+      raise IndexError(f"row {row}; expected 0 to {len(self) - 1}")
+    part = bisect.bisect_right(self._first, row) - 1
+    record = self._sources[part][int(row) - self._first[part]]
+    if record["image_id"] != self._image_id[row]:
+      raise UserError(f"record {row} holds image {record['image_id']}; expected {self._image_id[row]}: delete the cache")
+    return record["image"]

@@ -1,0 +1,41 @@
+"""One split of a dataset, the same for every source."""
+
+import collections.abc
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Images and their captions, with pixels or features; N images, T captions.
+
+  Attributes:
+    name: "train", "val" or "test".
+    image_id: [N] int32, number of the image in the source (Karpathy's imgid).
+    text_id: [T] int32, number of the caption in the source (sentid).
+    image_of_text: [T] int32, row 0..N-1 of this split.
+    image_names: [N] file names, for display and errors.
+    texts: [T] captions as written.
+    tokens: [T] lists of lower-case tokens, without <start> and <end>.
+    pixels: sequence of N encoded images (JPEG or PNG bytes), or None.
+    image_features: [N, F] float, or None.
+    text_features: [T, F] float, or None.
+    label: [N] int32 categories, or None.
+  """
+
+  name: str
+  image_id: np.ndarray
+  text_id: np.ndarray
+  image_of_text: np.ndarray
+  image_names: list[str]
+  texts: list[str]
+  tokens: list[list[str]]
+  pixels: collections.abc.Sequence | None = None
+  image_features: np.ndarray | None = None
+  text_features: np.ndarray | None = None
+  label: np.ndarray | None = None
+
+  def max_length(self):
+    """Returns the words of the longest caption, <start> and <end> included."""
+    return max(map(len, self.tokens)) + 2

@@ -1,0 +1,136 @@
+"""Arithmetic of the intra-modal constraint on one block of distances, whole batch or part of it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xmr.losses import pairwise
+from xmr.losses.similarity import PRECISION, safe_sqrt
+
+# The released row norm is at least this.
+EPSILON = 1e-12
+
+
+class Setting(NamedTuple):
+  """What is measured (l1, l2, msd, dot, cosine_distance) and the band, as quantiles of row 0 or as fixed values."""
+
+  measure: str
+  quantile: bool
+  lower: float
+  upper: float
+
+
+class Bounds(NamedTuple):
+  """Quantile thresholds on row-normalised distances: lower, upper [], and first [B] bool, the band of row 0 itself."""
+
+  lower: jax.Array
+  upper: jax.Array
+  first: jax.Array
+
+
+class Rows(NamedTuple):
+  """What a distance's row says about it, each broadcast to the block: the row's scale and total, whether it is row 0 of
+  the batch, and whether the distance's column is in the band of row 0."""
+
+  scale: jax.Array
+  total: jax.Array
+  is_first: jax.Array
+  first: jax.Array
+
+
+def all_distances(measure, x):
+  """Measure of all pairs of rows; [B, D] -> [B, B] symmetric, exactly 0 on the diagonal."""
+  x, squares = prepared(measure, x, jnp.mean(x, axis=0))
+  return distances(measure, x, x, squares, squares, jnp.eye(x.shape[0], dtype=bool))
+
+
+def prepared(measure, x, mean):
+  """Rows as `distances` wants them and their squared lengths; l2 and msd are centred.
+
+  Centred, the rounding of the Gram matrix is relative to the spread of the batch, not to the length of its rows.
+  """
+  if measure in ("l2", "msd"):
+    x = x - mean
+  return x, jnp.sum(jnp.square(x), axis=1)
+
+
+def distances(measure, x, y, x_squares, y_squares, diagonal):
+  """Measure of all pairs of prepared rows, 0 where `diagonal`; [N, D], [M, D] -> [N, M].
+
+  l2 and msd within rounding of 0 become 0, so that equal rows have distance 0 as they have in exact arithmetic.
+  """
+  if measure == "l1":
+    return pairwise.sum_over_features("absolute", x, y)
+  products = jnp.matmul(x, y.T, precision=PRECISION)
+  if measure == "dot":
+    return jnp.where(diagonal, 0, products)
+  if measure == "cosine_distance":
+    return jnp.where(diagonal, 0, 1 - products)
+  size = x_squares[:, None] + y_squares[None, :]
+  square = size - 2 * products
+  square = jnp.where(diagonal | (square <= 16 * jnp.finfo(x.dtype).eps * size), 0, square)
+  return square if measure == "msd" else safe_sqrt(square)
+
+
+def pull_back(measure, slopes, distances, x, y):
+  """Gradient in x of sum(slopes * distances); both [M, N] with y in rows, x [N, D], y [M, D] -> [N, D].
+
+  Columns are the rows of x because the whole batch's arrays are symmetric, and L1 would need a transposed copy.
+  """
+  if measure == "l1":
+    return pairwise.weighted_slopes("absolute", slopes, x, y)
+  if measure == "dot":
+    return jnp.matmul(slopes.T, y, precision=PRECISION)
+  if measure == "cosine_distance":
+    return -jnp.matmul(slopes.T, y, precision=PRECISION)
+  apart = distances > 0
+  weight = 2 * slopes if measure == "msd" else slopes / jnp.where(apart, distances, 1)
+  weight = jnp.where(apart, weight, 0)
+  return jnp.sum(weight, axis=0)[:, None] * x - jnp.matmul(weight.T, y, precision=PRECISION)
+
+
+def fixed_values(setting, distances):
+  """Distances inside the fixed band, 0 elsewhere."""
+  return jnp.where((setting.lower < distances) & (distances < setting.upper), distances, 0)
+
+
+def fixed_slopes(setting, distances):
+  """Slope of the sum of `fixed_values` over (n, m) and (m, n) together."""
+  return jnp.where((setting.lower < distances) & (distances < setting.upper), 2.0, 0.0).astype(distances.dtype)
+
+
+def row_scale(squares):
+  """Length of each row of distances, at least EPSILON, from the sum of its squares."""
+  return jnp.maximum(jnp.sqrt(squares), EPSILON)
+
+
+def quantile_bounds(setting, first_row):
+  """Thresholds from row 0 of the normalised distances, [B] -> Bounds.
+
+  Positions are Python's round (halves to even) of lower B and upper B in ascending order, at most B - 1.
+  """
+  batch = first_row.shape[0]
+  low, high = (min(round(share * batch), batch - 1) for share in (setting.lower, setting.upper))
+  ordered, order = jax.lax.sort((first_row, jnp.arange(batch)), num_keys=1)
+  # Row 0 is compared inside the sorted copy: a compiler may round its second computation differently, and the entry that
+  # is the threshold must not exceed it.
+  inside = (ordered > ordered[low]) & (ordered < ordered[high])
+  return Bounds(ordered[low], ordered[high], jnp.zeros(batch, bool).at[order].set(inside))
+
+
+def quantile_values(bounds, distances, rows):
+  """Row-normalised distances inside the band, 0 elsewhere."""
+  shares = distances / rows.scale
+  return jnp.where(_inside(bounds, shares, rows), shares, 0)
+
+
+def quantile_slopes(bounds, distances, rows):
+  """Slope in each distance of the sum of its row's `quantile_values`, through the row's normalisation too."""
+  shares = distances / rows.scale
+  through_scale = jnp.where(rows.scale > EPSILON, shares * rows.total, 0)
+  return (_inside(bounds, shares, rows) - through_scale) / rows.scale
+
+
+def _inside(bounds, shares, rows):
+  return jnp.where(rows.is_first, rows.first, (bounds.lower < shares) & (shares < bounds.upper))

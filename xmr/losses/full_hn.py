@@ -1,0 +1,123 @@
+"""Hinge losses on given (mined) negatives: HN, M-HN and Full-HN, with the constraints that they satisfy counted."""
+
+import jax
+import jax.numpy as jnp
+
+from xmr.losses import shapes
+from xmr.losses.similarity import rowwise
+
+PAIR_RULES = ("same", "different", "released")
+
+
+def hard_negative(image, text, image_negative, text_negative, *, margin=0.2):
+  """Hinge loss on one negative per query, both directions (HN).
+
+  mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with p_k = s(i_k, c_k), s the dot product.
+
+  Args:
+    image, text: [B, D] float, unit rows; row k describes image k.
+    image_negative, text_negative: [B, D] float, unit rows: the image mined for text k, the text mined for image k.
+    margin: hinge margin in cosine units; 0.4 on Flickr30K and 0.2 on COCO in the notebooks.
+  Returns:
+    loss: [] float.  terms: {"i2t", "t2i": [] the two means, "active": [] share of their hinges above 0,
+    "satisfied_image", "satisfied_text", "satisfied_pair": [] share of triplets with p > s(i-, i) + b, p > s(c-, c) + b,
+    p > s(i-, c-) + b where b is the margin (the released counters e1, e2, e3 divided by B), "inconsistent_image",
+    "inconsistent_text": [] share with s(i-, i) > p, s(c-, c) > p, "inconsistent": [] share with either}.
+  Raises:
+    ValueError: shapes differ; names both.
+  References:
+    Mallea et al., Discovery Science 2023; FullHN `Net.loss` as released.
+  """
+  s = _similarities(image, text, image_negative, text_negative)
+  terms = _cross_modal(s, margin, margin) | _order(s, margin)
+  return terms["i2t"] + terms["t2i"], terms
+
+
+def margin_hard_negative(image, text, image_negative, text_negative):
+  """HN with the intra-modal similarity of the negative in place of the margin (M-HN).
+
+  mean_k [s(i-_k, i_k) - p_k + s(i_k, c-_k)]_+ + mean_k [s(c-_k, c_k) - p_k + s(i-_k, c_k)]_+; gradient flows through both.
+
+  Args, Raises, References: as `hard_negative`, without a margin.
+  Returns:
+    loss: [] float.  terms: as `hard_negative`, with b = 0 in the satisfied constraints.
+  """
+  s = _similarities(image, text, image_negative, text_negative)
+  terms = _cross_modal(s, s["image_image"], s["text_text"]) | _order(s, 0.0)
+  return terms["i2t"] + terms["t2i"], terms
+
+
+def full_hard_negative(
+  image, text, image_negative, text_negative, *, same_pair, margin=0.2, intra_margin=0.2, pair_rule="same"
+):
+  """HN with constraints that order intra-modal and negative pairs below the positive (Full-HN).
+
+  HN + v_c + t_c + s_p with b = intra_margin:  v_c = mean_k [b - p_k + s(i-_k, i_k)]_+,
+  t_c = mean_k [b - p_k + s(c-_k, c_k)]_+,  s_p = mean_k mask_k [b - p_k + s(i-_k, c-_k)]_+.
+
+  Args:
+    image, text, image_negative, text_negative: [B, D] float, unit rows, as in `hard_negative`.
+    same_pair: [B] bool or 0/1, True where text_negative k describes image_negative k.
+    margin: alpha of HN.  intra_margin: alpha_2, b above; the notebooks set both to 0.4 (Flickr30K) or 0.2 (COCO).
+    pair_rule: "same" (mask = same_pair: what the notebooks intend), "different" (mask = not same_pair: F-TERAN and, it
+      seems, the abstract), "released" (s_p = mean(same_pair) mean(hinge): their [B] x [B, 1] product is [B, B]).
+  Returns:
+    loss: [] float.  terms: as `hard_negative`, with b = intra_margin in the satisfied constraints, and
+    {"image_constraint", "text_constraint", "pair_constraint": [] v_c, t_c, s_p}.
+  Raises:
+    ValueError: shapes differ; names both.  UserError: unknown pair_rule.
+  References:
+    Mallea et al., Discovery Science 2023; FullHN `Net.loss`.
+  """
+  s = _similarities(image, text, image_negative, text_negative)
+  shapes.choice("pair_rule", pair_rule, PAIR_RULES)
+  if jnp.shape(same_pair) != s["positive"].shape:
+    raise ValueError(f"same_pair has shape {jnp.shape(same_pair)}; expected {s['positive'].shape} as text has rows")
+  mask = jnp.asarray(same_pair).astype(s["positive"].dtype)
+  hinge = {
+    key: jax.nn.relu(intra_margin - s["positive"] + s[key]) for key in ("image_image", "text_text", "negatives")
+  }
+  if pair_rule == "released":
+    pair = jnp.mean(mask) * jnp.mean(hinge["negatives"])
+  else:
+    pair = jnp.mean((mask if pair_rule == "same" else 1 - mask) * hinge["negatives"])
+  constraints = {
+    "image_constraint": jnp.mean(hinge["image_image"]),
+    "text_constraint": jnp.mean(hinge["text_text"]),
+    "pair_constraint": pair,
+  }
+  terms = _cross_modal(s, margin, margin) | constraints | _order(s, intra_margin)
+  return terms["i2t"] + terms["t2i"] + sum(constraints.values()), terms
+
+
+def _similarities(image, text, image_negative, text_negative):
+  image, text, image_negative, text_negative = shapes.matrices(
+    image=image, text=text, image_negative=image_negative, text_negative=text_negative
+  )
+  return {
+    "positive": rowwise(image, text, kind="dot"),
+    "image_text_negative": rowwise(image, text_negative, kind="dot"),
+    "image_negative_text": rowwise(image_negative, text, kind="dot"),
+    "image_image": rowwise(image_negative, image, kind="dot"),
+    "text_text": rowwise(text_negative, text, kind="dot"),
+    "negatives": rowwise(image_negative, text_negative, kind="dot"),
+  }
+
+
+def _cross_modal(s, image_margin, text_margin):
+  i2t = jax.nn.relu(image_margin - s["positive"] + s["image_text_negative"])
+  t2i = jax.nn.relu(text_margin - s["positive"] + s["image_negative_text"])
+  return {"i2t": jnp.mean(i2t), "t2i": jnp.mean(t2i), "active": (jnp.mean(i2t > 0) + jnp.mean(t2i > 0)) / 2}
+
+
+def _order(s, margin):
+  """Shares of the triplets in which the positive is above the intra-modal pairs and the pair of the negatives."""
+  above_image, above_text = s["image_image"] > s["positive"], s["text_text"] > s["positive"]
+  return {
+    "satisfied_image": jnp.mean(s["positive"] > s["image_image"] + margin),
+    "satisfied_text": jnp.mean(s["positive"] > s["text_text"] + margin),
+    "satisfied_pair": jnp.mean(s["positive"] > s["negatives"] + margin),
+    "inconsistent_image": jnp.mean(above_image),
+    "inconsistent_text": jnp.mean(above_text),
+    "inconsistent": jnp.mean(above_image | above_text),
+  }

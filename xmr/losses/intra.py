@@ -1,0 +1,138 @@
+"""The intra-modal constraint (IMC): a penalty on the distances of mid-near items of one modality."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from xmr.errors import UserError
+from xmr.losses import band, shapes
+from xmr.losses.triplet import max_of_hinges, sum_of_hinges
+
+DISTANCES = ("l1", "l2", "msd", "cosine")
+FORMS = ("released", "paper")
+INTER = {"max_of_hinges": max_of_hinges, "sum_of_hinges": sum_of_hinges}
+
+
+def imc(
+  image,
+  text,
+  *,
+  match=None,
+  margin=0.2,
+  weight=1.0,
+  distance="l1",
+  lower=0.05,
+  upper=0.5,
+  form="released",
+  reduce="sum",
+  inter="max_of_hinges",
+):
+  """Hinge loss on the hardest negatives plus the intra-modal constraint on both modalities (IMC).
+
+  inter(image, text) + weight (intra_modal_constraint(image) + intra_modal_constraint(text)).
+
+  Args:
+    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity. The intra-modal
+      terms look at all pairs, as released.
+    margin: hinge margin in cosine units; 0.2 in the paper.  weight: lambda of the paper.
+    distance, lower, upper, form: as in `intra_modal_constraint`.
+    reduce: "sum" over queries (as released) or "mean", of the inter-modal part alone; the constraint is divided by B
+      in either case.
+    inter: "max_of_hinges" (paper) or "sum_of_hinges" (for a warm-up).
+  Returns:
+    loss: [] float.  terms: those of `inter` ("i2t", "t2i", "active", ...), "inter": [] their sum, "intra_image": [],
+    "intra_text": [] before the weight.
+  Raises:
+    ValueError: shapes differ; names both.  UserError: unknown distance, form, reduce or inter; bad bounds.
+  References:
+    Chen et al., ICIP 2022, eq. 3-8; the default is CanonChen/IMC as released with il_measure l1.
+  """
+  shapes.choice("inter", inter, tuple(INTER))
+  loss, terms = INTER[inter](image, text, match=match, margin=margin, reduce=reduce)
+  parts = {
+    f"intra_{name}": intra_modal_constraint(x, distance=distance, lower=lower, upper=upper, form=form)
+    for name, x in (("image", image), ("text", text))
+  }
+  return loss + weight * (parts["intra_image"] + parts["intra_text"]), terms | {"inter": loss} | parts
+
+
+def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="released"):
+  """Mean over items of the summed distances to those others that are neither very near nor far.
+
+  released, l1 l2 msd: with Dh_nm = D_nm / max(|D_n:|_2, 1e-12), r = Dh_0: sorted ascending, a = r[round(lower B)] and
+    b = r[round(upper B)] (halves round to even, positions at most B - 1):  1/B sum_{n, m} Dh_nm [a < Dh_nm < b].
+    A step downhill PULLS mid-near items together; thresholds of row 0 (of the global batch) serve all rows.
+  released, cosine: with C_nm = x_n.x_m:  1/B sum_{n != m} C_nm [upper < C_nm < 1 - lower].  PUSHES them apart.
+  paper: 1/B sum_{n != m} D_nm [lower < D_nm < upper], D as below, absolute thresholds.  PULLS. (The printed eq. 4 has no
+    1/B; here it keeps `weight` comparable with the released form.)
+  D is l1: sum_d |x_nd - x_md|; msd: sum_d (x_nd - x_md)^2; l2: its root (eq. 8 as printed equals l1); cosine: 1 - C.
+  Bands and thresholds carry no gradient; that of a zero distance is 0.
+
+  Args:
+    x: [B, D] float, one modality, unit rows (not normalised again).
+    distance: "l1", "l2", "msd" or "cosine".
+    lower, upper: mu_down and mu_up of the paper, 0 <= lower <= upper; shares of the batch for the released quantiles,
+      units of the distance otherwise.
+    form: "released" (the numbers of the paper) or "paper" (the equation).
+  Returns:
+    [] float.
+  Raises:
+    ValueError: x is not [B, D].  UserError: unknown distance or form, bounds out of order.
+  References:
+    Chen et al., ICIP 2022, eq. 4-8; CanonChen/IMC `IntraLoss`.
+  """
+  (x,) = shapes.matrices(x=x)
+  return _constraint(setting(distance, lower, upper, form), x)
+
+
+def setting(distance, lower, upper, form):
+  """Checks the four choices and turns them into what the arithmetic needs, a hashable `band.Setting`."""
+  shapes.choice("distance", distance, DISTANCES)
+  shapes.choice("form", form, FORMS)
+  if not 0 <= lower <= upper or (form == "released" and upper > 1):
+    raise UserError(f"lower is {lower} and upper is {upper}; expected 0 <= lower <= upper, at most 1 when released")
+  if form == "paper":
+    return band.Setting("cosine_distance" if distance == "cosine" else distance, False, float(lower), float(upper))
+  if distance == "cosine":
+    return band.Setting("dot", False, float(upper), 1.0 - float(lower))
+  return band.Setting(distance, True, float(lower), float(upper))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _constraint(setting, x):
+  return _measure(setting, x)[0]
+
+
+def _measure(setting, x):
+  """The constraint, the distances [B, B], and the statistics of their rows (None where the band is fixed)."""
+  distances = band.all_distances(setting.measure, x)
+  if not setting.quantile:
+    return jnp.sum(band.fixed_values(setting, distances)) / x.shape[0], distances, None
+  scale = band.row_scale(jnp.sum(jnp.square(distances), axis=1))
+  bounds = band.quantile_bounds(setting, distances[0] / scale[0])
+  row = band.Rows(scale[:, None], 0.0, (jnp.arange(x.shape[0]) == 0)[:, None], bounds.first[None, :])
+  total = jnp.sum(band.quantile_values(bounds, distances, row), axis=1)
+  return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)
+
+
+def _forward(setting, x):
+  value, distances, statistics = _measure(setting, x)
+  if statistics is None:
+    slopes = band.fixed_slopes(setting, distances)
+  else:
+    scale, total, bounds = statistics
+    first = jnp.arange(x.shape[0]) == 0
+    rows = band.Rows(scale[:, None], total[:, None], first[:, None], bounds.first[None, :])
+    columns = band.Rows(scale[None, :], total[None, :], first[None, :], bounds.first[:, None])
+    slopes = band.quantile_slopes(bounds, distances, rows) + band.quantile_slopes(bounds, distances, columns)
+  # The gradient is taken at once: [B, D] waits for the backward pass then, not [B, B].
+  return value, band.pull_back(setting.measure, slopes, distances, x, x) / x.shape[0]
+
+
+def _backward(setting, gradient, cotangent):
+  return (cotangent * gradient,)
+
+
+_constraint.defvjp(_forward, _backward)

@@ -1,0 +1,65 @@
+"""What every loss checks and prepares before its arithmetic: shapes, dtype, the match mask, the reduction."""
+
+import jax.numpy as jnp
+
+from xmr.errors import UserError
+
+
+def matrices(**arrays):
+  """Returns the arrays as float32 or wider, after checking that all are [B, D] with one B and one D.
+
+  Args:
+    **arrays: [B, D] arrays by the name that the error message uses; bfloat16 and float16 are widened to float32.
+  Returns:
+    list of [B, D] arrays in the order given.
+  Raises:
+    ValueError: an array is not two-dimensional, or the shapes differ; names both.
+  """
+  wide = []
+  first_name, first_shape = None, None
+  for name, array in arrays.items():
+    shape = jnp.shape(array)
+    if len(shape) != 2:
+      raise ValueError(f"{name} has shape {shape}; expected [B, D]")
+    if first_shape is None:
+      first_name, first_shape = name, shape
+    if shape != first_shape:
+      raise ValueError(f"{name} has shape {shape}; expected {first_shape} as {first_name} has")
+    array = jnp.asarray(array)
+    wide.append(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
+  return wide
+
+
+def match_mask(match, batch):
+  """Returns the pairs that are never negatives: `match` with its diagonal set, [B, B] bool.
+
+  Args:
+    match: [B, B] bool or 0/1, True where text j describes image i; None is the identity.
+    batch: B.
+  Raises:
+    ValueError: match is not [B, B].
+  """
+  identity = jnp.eye(batch, dtype=bool)
+  if match is None:
+    return identity
+  if jnp.shape(match) != (batch, batch):
+    raise ValueError(
+      f"match has shape {jnp.shape(match)}; expected {(batch, batch)} for {batch} images and {batch} texts"
+    )
+  return jnp.asarray(match).astype(bool) | identity
+
+
+def reduction(reduce, batch):
+  """Returns the factor that turns a sum over the batch into `reduce`: 1 for "sum", 1 / B for "mean".
+
+  Raises:
+    UserError: reduce is another word.
+  """
+  choice("reduce", reduce, ("sum", "mean"))
+  return 1.0 if reduce == "sum" else 1.0 / batch
+
+
+def choice(name, value, known):
+  """Raises UserError unless `value` is one of `known`; lists them."""
+  if value not in known:
+    raise UserError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")

@@ -1,0 +1,95 @@
+"""Hinge losses on triplets of the batch: every negative (SH) or the hardest one (MH)."""
+
+import jax
+import jax.numpy as jnp
+
+from xmr.losses import shapes
+from xmr.losses.similarity import rowwise, similarity
+
+
+def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
+  """Hinge loss on every negative of each query, both directions (SH).
+
+  sum_{n, m not in match} [margin + S_nm - S_nn]_+ + [margin + S_nm - S_mm]_+ with S = image text^T: in the first term
+  image n is the query, in the second text m.
+
+  Args:
+    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity.
+    margin: hinge margin in units of the similarity.  reduce: "sum" (paper) or "mean": the sum divided by B.
+    kind: "dot" (cosine of unit rows), "cosine" or "order" (see `similarity`).
+  Returns:
+    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges above 0}.
+    The gradient of a hinge at exactly 0 is 0.
+  Raises:
+    ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
+  References:
+    Kiros et al., 2014; Faghri et al., VSE++, BMVC 2018, eq. 5.  Authors' code: the same.
+  """
+  image, text = shapes.matrices(image=image, text=text)
+  batch = image.shape[0]
+  scale = shapes.reduction(reduce, batch)
+  negative = ~shapes.match_mask(match, batch)
+  scores = similarity(image, text, kind=kind)
+  # Not the diagonal of `scores`: its gradient would be a scatter into [B, B].
+  positive = rowwise(image, text, kind=kind)
+  i2t = jnp.where(negative, jax.nn.relu(margin + scores - positive[:, None]), 0)
+  t2i = jnp.where(negative, jax.nn.relu(margin + scores - positive[None, :]), 0)
+  active = jnp.sum(i2t > 0) + jnp.sum(t2i > 0)
+  terms = {
+    "i2t": scale * jnp.sum(i2t),
+    "t2i": scale * jnp.sum(t2i),
+    "active": active / jnp.maximum(2 * jnp.sum(negative), 1),
+  }
+  return terms["i2t"] + terms["t2i"], terms
+
+
+def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
+  """Hinge loss on the hardest negative of each query, both directions (MH).
+
+  sum_n [margin + max_m S_nm - S_nn]_+ + sum_m [margin + max_n S_nm - S_mm]_+ over (n, m) not in match, S = image text^T.
+  A query without a negative has hinge 0.
+
+  Args:
+    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity.
+    margin: hinge margin in units of the similarity; 0.2 in the paper.  reduce: "sum" over queries (paper), or "mean":
+      the sum divided by B.
+    kind: "dot" (cosine of unit rows), "cosine" or "order" (see `similarity`).
+  Returns:
+    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B queries with a
+    positive hinge, "same_hardest": [] share of queries whose hardest negative is the one most common item, the larger
+    of the two directions; near 1 when the embeddings have collapsed}.
+    Of equally hard negatives the one of lowest index is taken and gets the whole gradient; the gradient of a hinge at
+    exactly 0 is 0.
+  Raises:
+    ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
+  References:
+    Faghri et al., VSE++, BMVC 2018, eq. 6.  Authors' code: the same, without `match`.
+  """
+  image, text = shapes.matrices(image=image, text=text)
+  batch = image.shape[0]
+  scale = shapes.reduction(reduce, batch)
+  negative = ~shapes.match_mask(match, batch)
+  # The search needs no gradient: two dot products per query, taken again below, carry all of it.
+  scores = similarity(jax.lax.stop_gradient(image), jax.lax.stop_gradient(text), kind=kind)
+  scores = jnp.where(negative, scores, -jnp.inf)
+  hardest_text, hardest_image = jnp.argmax(scores, axis=1), jnp.argmax(scores, axis=0)
+  positive = rowwise(image, text, kind=kind)
+  i2t = margin + rowwise(image, text[hardest_text], kind=kind) - positive
+  t2i = margin + rowwise(image[hardest_image], text, kind=kind) - positive
+  i2t = jnp.where(jnp.any(negative, axis=1), jax.nn.relu(i2t), 0)
+  t2i = jnp.where(jnp.any(negative, axis=0), jax.nn.relu(t2i), 0)
+  terms = {
+    "i2t": scale * jnp.sum(i2t),
+    "t2i": scale * jnp.sum(t2i),
+    "active": (jnp.mean(i2t > 0) + jnp.mean(t2i > 0)) / 2,
+    "same_hardest": jnp.maximum(_largest_share(hardest_text), _largest_share(hardest_image)),
+  }
+  return terms["i2t"] + terms["t2i"], terms
+
+
+def _largest_share(index):
+  """Share of the most frequent value among `index`, [B] int in [0, B) -> []."""
+  counts = jnp.zeros(index.shape, jnp.int32).at[index].add(1)
+  return jnp.max(counts) / index.shape[0]

@@ -1,0 +1,144 @@
+"""Turns PyTorch weights of a backbone into ours.
+
+  python -m xmr.models.convert --kind=resnet152 --input=resnet152-394f9c45.pth --output=resnet152.safetensors
+
+Input: torchvision or timm weights, `.safetensors` or what torch.save wrote (needs the extra `convert`); for bert and
+mpnet a Hugging Face folder with config.json, model.safetensors and tokenizer.json. The output names our variables,
+"params/..." and "batch_stats/...", and keeps the source's name and SHA-256 in its metadata. Nothing in a file is ever
+executed.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+EFFICIENTNETS = ("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l")
+TF_EFFICIENTNETS = ("tf_efficientnetv2_s", "tf_efficientnetv2_m", "tf_efficientnetv2_l")
+IMAGE_KINDS = (*RESNETS, "vgg19", *EFFICIENTNETS, *TF_EFFICIENTNETS)
+TEXT_KINDS = ("bert", "mpnet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A backbone of images: our module, and how the tensors of each source are called."""
+
+  module: Callable  # () -> linen module called as (images, train=)
+  names: tuple  # functions from our path to the source's name, the likelier source first
+  ignored: tuple  # prefixes of the classifier
+
+
+def kind(name):
+  """The Kind of that name; UserError for another, with the list of known ones."""
+  from xmr.errors import UserError
+
+  if name in RESNETS:
+    from xmr.models import resnet
+
+    return Kind(lambda: resnet.ResNet(*resnet.RESNETS[name]), (resnet.torchvision_name,), ("fc.",))
+  if name == "vgg19":
+    from xmr.models import vgg
+
+    return Kind(vgg.VGG, (vgg.torchvision_name, vgg.timm_name), ("classifier.6.", "head.fc."))
+  if name in EFFICIENTNETS + TF_EFFICIENTNETS:
+    from functools import partial
+
+    from xmr.models import efficientnet
+
+    stages = efficientnet.STAGES[name[-1]]
+    source = efficientnet.torchvision_name if name in EFFICIENTNETS else efficientnet.timm_name
+    return Kind(lambda: efficientnet.EfficientNetV2(stages, name in TF_EFFICIENTNETS),
+                (partial(source, stages=stages),), ("classifier.",))
+  raise UserError(f"--kind is {name!r}; expected one of {', '.join(IMAGE_KINDS + TEXT_KINDS)}")
+
+
+def shapes(name):
+  """Shapes of the variables of an image backbone, {"params": nested, "batch_stats": nested}."""
+  import jax
+  import numpy as np
+
+  from xmr.models.torch_format import template
+
+  return template(kind(name).module(), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
+
+
+def image_variables(name, tensors, *, source):
+  """Our variables from the tensors of torchvision or timm.
+
+  Args:
+    name: one of IMAGE_KINDS.  tensors: {PyTorch name: array}.  source: path, for errors.
+  Returns:
+    {"params": nested NumPy float32, "batch_stats": nested}.
+  Raises:
+    UserError: missing, extra or misshapen tensors; names every one, or the kind that the file really holds.
+  """
+  from xmr.errors import UserError
+  from xmr.models.torch_format import compare, refuse
+
+  def attempts(name):
+    found, want = kind(name), shapes(name)
+    return [compare(want, tensors, name=naming, ignored=found.ignored) for naming in found.names]
+
+  results = attempts(name)
+  variables, problems = min(results, key=lambda result: len(result[1]))
+  if problems:
+    for other in IMAGE_KINDS:
+      if other != name and any(not found for _, found in attempts(other)):
+        raise UserError(f"{source}: holds {other}; --kind says {name}")
+    refuse(problems, source=source, kind=name)
+  return variables
+
+
+def convert(name, source, target):
+  """Converts one file or folder and writes the result.
+
+  Args:
+    name: one of IMAGE_KINDS and TEXT_KINDS.  source: path of the weights; a folder for TEXT_KINDS.
+    target: path of the .safetensors file to write.
+  Returns:
+    {"kind", "source", "sha256", "tensors"} as written into the metadata.
+  Raises:
+    UserError: unknown kind, unreadable source, or tensors that do not fit; nothing is written.
+  """
+  from xmr.errors import UserError
+  from xmr.models import torch_format, weights
+
+  source, target = pathlib.Path(source), pathlib.Path(target)
+  if target.suffix != ".safetensors":
+    raise UserError(f"--output is {target}; expected a name that ends in .safetensors")
+  if not target.parent.is_dir():
+    raise UserError(f"--output is {target}; the folder {target.parent} does not exist")
+  if name in TEXT_KINDS:
+    from xmr.models import transformer
+
+    found = transformer.read_architecture(source).kind
+    if found != name:
+      raise UserError(f"{source}: holds {found}; --kind says {name}")
+    transformer.Tokenizer(source)
+    variables, file = transformer.read_weights(source), source / "model.safetensors"
+  else:
+    kind(name)
+    variables, file = image_variables(name, torch_format.read_tensors(source), source=source), source
+  metadata = {"kind": name, "source": source.name, "sha256": torch_format.sha256(file)}
+  weights.save(target, variables, metadata)
+  return metadata | {"tensors": sum(1 for _ in torch_format.paths(variables))}
+
+
+def main(arguments=None):
+  """The command; prints what was converted."""
+  parser = argparse.ArgumentParser(
+    prog="python -m xmr.models.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--kind", required=True, help=", ".join(IMAGE_KINDS + TEXT_KINDS))
+  parser.add_argument("--input", required=True, help=".safetensors, .pth or .pt file; a Hugging Face folder for text")
+  parser.add_argument("--output", required=True, help="the .safetensors file to write")
+  options = parser.parse_args(arguments)
+  from xmr.errors import reported
+
+  with reported():
+    done = convert(options.kind, options.input, options.output)
+    print(f"{options.output}: {done['kind']}, {done['tensors']} tensors from {done['source']}, sha256 {done['sha256']}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,125 @@
+"""ResNet v1.5, layer by layer as in torchvision, so that its weights fit."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+# Blocks of the four stages, and whether a block is a bottleneck (1x1, 3x3, 1x1 with four times the channels).
+RESNETS = {
+  "resnet18": ((2, 2, 2, 2), False),
+  "resnet34": ((3, 4, 6, 3), False),
+  "resnet50": ((3, 4, 6, 3), True),
+  "resnet101": ((3, 4, 23, 3), True),
+  "resnet152": ((3, 8, 36, 3), True),
+}
+
+
+def _conv(channels, kernel, stride=1, *, dtype, name):
+  # Explicit padding: SAME pads a stride of 2 on the other side than PyTorch.
+  return nn.Conv(
+    channels, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False, dtype=dtype,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"), name=name,
+  )  # fmt: skip
+
+
+class Block(nn.Module):
+  """Residual block: relu(f(x) + shortcut(x)), the shortcut a strided 1x1 convolution where the shape changes.
+
+  Attributes:
+    width: channels inside; the output has 4 * width in a bottleneck, else width.
+    stride: of the first 3x3 convolution (v1.5: the second one of a bottleneck).  bottleneck: which of the two kinds.
+    norm: makes the BatchNorm layer of a name.  dtype: of the convolutions.
+  """
+
+  width: int
+  stride: int
+  bottleneck: bool
+  norm: Any
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    conv = functools.partial(_conv, dtype=self.dtype)
+    if self.bottleneck:
+      layers = ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1))
+    else:
+      layers = ((self.width, 3, self.stride), (self.width, 3, 1))
+    y = x
+    for i, (channels, kernel, stride) in enumerate(layers, start=1):
+      y = self.norm(name=f"bn{i}")(conv(channels, kernel, stride, name=f"conv{i}")(y))
+      if i < len(layers):
+        y = nn.relu(y)
+    if x.shape != y.shape:
+      x = self.norm(name="downsample_1")(conv(y.shape[-1], 1, self.stride, name="downsample_0")(x))
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """ResNet v1.5 without its classifier: the last map averaged over the grid, 512 or 2048 values per image.
+
+  Parameters and statistics carry torchvision's names with `_` before a number: layer1_0/conv1, layer2_0/downsample_0.
+  BatchNorm has eps 1e-5 and keeps 0.9 of its running statistics; torch's running variance is n / (n - 1) times the one
+  used for normalising, ours is the same one: n is B H W, so they differ by less than 1e-3 from B = 32 on.
+
+  Attributes:
+    blocks: number of blocks of the four stages.  bottleneck: the kind of block, see `RESNETS`.
+    width: channels of the stem, 64 as published.
+    batch_norm: "frozen": running statistics always. "released": batch statistics in training, and the running ones
+      move, whether or not the parameters are trained (VSE++ and IMC as released).
+    dtype: of the computation; parameters and statistics stay float32.  remat: recompute blocks in the backward pass.
+  References:
+    He et al., CVPR 2016, table 1; torchvision's resnet{18,34,50,101,152}, stride on the 3x3 convolution.
+  """
+
+  blocks: tuple
+  bottleneck: bool
+  width: int = 64
+  batch_norm: str = "frozen"
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  @property
+  def features(self):
+    return self.width * 2 ** (len(self.blocks) - 1) * (4 if self.bottleneck else 1)
+
+  @nn.compact
+  def __call__(self, images, *, train=False, grid=False):
+    """Computes image features.
+
+    Args:
+      images: [B, H, W, 3] float, ImageNet mean and deviation taken off.
+      train: batch statistics where batch_norm is "released" (update them with mutable=["batch_stats"]).
+      grid: return the map before the average.
+    Returns:
+      [B, features] float of `dtype`, or with grid [B, H / 32, W / 32, features] (7 x 7 for 224 pixels).
+    Raises:
+      ValueError: another shape, or an unknown batch_norm.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+      raise ValueError(f"images have shape {tuple(images.shape)}; expected [B, H, W, 3]")
+    if self.batch_norm not in ("frozen", "released"):
+      raise ValueError(f"batch_norm is {self.batch_norm!r}; expected frozen or released")
+    norm = functools.partial(
+      nn.BatchNorm, use_running_average=not (train and self.batch_norm == "released"),
+      momentum=0.9, epsilon=1e-5, dtype=self.dtype,
+    )  # fmt: skip
+    block = nn.remat(Block) if self.remat else Block
+    x = _conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
+    x = nn.relu(norm(name="bn1")(x))
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    for stage, count in enumerate(self.blocks):
+      for i in range(count):
+        stride = 2 if stage and i == 0 else 1
+        x = block(
+          self.width * 2**stage, stride, self.bottleneck, norm, self.dtype, name=f"layer{stage + 1}_{i}"
+        )(x)  # fmt: skip
+    return x if grid else x.mean((1, 2))
+
+
+def torchvision_name(path):
+  """Name of one of our variables, a path of modules and a leaf, in torchvision's state dict."""
+  *modules, leaf = path
+  leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+  return ".".join([*(module.replace("_", ".") for module in modules), leaf])

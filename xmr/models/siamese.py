@@ -1,0 +1,110 @@
+"""Scores of pairs: two texts (the siamese network that labels) and a text with an image (the retrieval network)."""
+
+import flax.linen as nn
+
+from xmr.models.graph import GraphEncoder
+
+
+class Siamese(nn.Module):
+  """Similarity of two texts: q(t, t') = sigmoid(z), z = w . (g(t) * g(t')) + b, with one encoder g for both sides.
+
+  A reconstruction: the paper names a siamese network of semantic similarity but its form could not be read; this is the
+  group's two-channel text network (yul_gcn) with shared weights.
+
+  Attributes:
+    encoder: GraphEncoder of dim D.  dropout: rate on the product, of D numbers, in training.
+  """
+
+  encoder: GraphEncoder
+  dropout: float = 0.0
+
+  def setup(self):
+    self.head = Head(self.encoder.dim, self.dropout)
+
+  def __call__(self, signal, laplacian, first, second, *, train=False):
+    """Logits of M pairs.
+
+    Args:
+      signal: [U, N] float32 texts.  laplacian: Laplacian of N words.
+      first, second: [M] int32, rows of `signal`.
+      train: True drops out, with rng "dropout".
+    Returns:
+      z: [M] float32; sigmoid(z) is the similarity.
+    """
+    embedding = self.encoder(signal, laplacian)
+    return self.head(embedding[first], embedding[second], train=train)
+
+  def encode(self, signal, laplacian):
+    """g(t): [U, N] -> [U, D]."""
+    return self.encoder(signal, laplacian)
+
+  def all_pairs(self, first, second):
+    """Logits of every pair of encoded texts: [U, D], [V, D] -> [U, V]."""
+    return self.head.fold(first) @ second.T + self.head.bias
+
+
+class PairScore(nn.Module):
+  """Score of a text and an image: s = w . (h_t * h_i) + b, h_t from the graph, h_i a linear layer of the image's features.
+
+  Linear, without a sigmoid, as the loss on means and variances wants it. At retrieval s = (w * h_t) . h_i + b: a dot
+  product of two embeddings and a constant, so similarity, top-k and MAP of kind "dot" apply.
+
+  Attributes:
+    text: GraphEncoder of dim D.  dropout: rate on h_t * h_i in training.
+
+  References:
+    GIN / SCKR, as released: FC 1024 on both sides, dropout 0.2 (yul_gcn) or 0.4 (SCKR).
+  """
+
+  text: GraphEncoder
+  dropout: float = 0.2
+
+  def setup(self):
+    self.image = nn.Dense(self.text.dim, kernel_init=nn.initializers.xavier_uniform())
+    self.head = Head(self.text.dim, self.dropout)
+
+  def __call__(self, signal, laplacian, image, text_of_pair, image_of_pair, *, train=False):
+    """Scores of M pairs.
+
+    Args:
+      signal: [U, N] float32 texts.  laplacian: Laplacian of N words.  image: [V, F] float32 features.
+      text_of_pair, image_of_pair: [M] int32, rows of `signal` and `image`.
+      train: True drops out, with rng "dropout".
+    Returns:
+      [M] float32.
+    Raises:
+      ValueError: shapes.
+    """
+    if image.ndim != 2:
+      raise ValueError(f"image has shape {image.shape}; expected (images, features)")
+    text, image = self.text(signal, laplacian), self.image(image)
+    return self.head(text[text_of_pair], image[image_of_pair], train=train)
+
+  def encode_text(self, signal, laplacian):
+    """w * h_t: [U, N] -> [U, D]."""
+    return self.head.fold(self.text(signal, laplacian))
+
+  def encode_image(self, image):
+    """h_i: [V, F] -> [V, D]."""
+    return self.image(image)
+
+
+class Head(nn.Module):
+  """w . dropout(x * y) + b of rows of D numbers."""
+
+  dim: int
+  dropout: float = 0.0
+
+  def setup(self):
+    # One-dimensional, as biases: config.optimizer.l2 leaves it alone, for a penalty here would shrink every score.
+    self.kernel = self.param("kernel", lambda key: nn.initializers.xavier_uniform()(key, (self.dim, 1))[:, 0])
+    self.bias = self.param("bias", nn.initializers.zeros, ())
+    self.drop = nn.Dropout(self.dropout)
+
+  def __call__(self, x, y, *, train=False):
+    """[M, D], [M, D] -> [M]."""
+    return self.drop(x * y, deterministic=not train) @ self.kernel + self.bias
+
+  def fold(self, x):
+    """w * x: [M, D] -> [M, D], so that a dot product with y is the score without its constant."""
+    return x * self.kernel

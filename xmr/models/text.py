@@ -1,0 +1,167 @@
+"""Encoders of word sequences: word vectors, an LSTM or GRU in one or two directions, and a readout."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmr.models import recurrent
+from xmr.models.cells import CELLS
+from xmr.models.features import dense
+from xmr.models.normalize import normalize
+
+READOUTS = ("last", "ends", "mean", "max")
+
+
+def _uniform(limit):
+  """Returns an initializer U(-limit, limit)."""
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+WORD_INITS = {
+  "xavier": nn.initializers.glorot_uniform(),
+  "uniform": _uniform(0.1),
+  "normal": nn.initializers.normal(1.0),
+}
+
+
+class Direction(nn.Module):
+  """Parameters of one direction, all U(-1/sqrt(H), 1/sqrt(H)) as PyTorch starts them; called without arguments.
+
+  Attributes:
+    features: of a word vector.  hidden: units H.  cell: "lstm" (gates i, f, g, o) or "gru" (r, z, n).
+  """
+
+  features: int
+  hidden: int
+  cell: str
+
+  @nn.compact
+  def __call__(self):
+    """Returns recurrent.Weights."""
+    init, columns = _uniform(self.hidden**-0.5), CELLS[self.cell].gates * self.hidden
+    return recurrent.Weights(
+      self.param("input_kernel", init, (self.features, columns)),
+      self.param("hidden_kernel", init, (self.hidden, columns)),
+      self.param("input_bias", init, (columns,)),
+      self.param("hidden_bias", init, (columns,)),
+    )
+
+
+class Recurrent(nn.Module):
+  """Encodes words: f(w) = n(readout(RNN(dropout(E[w])))).
+
+  With two directions a step's state is (forward + backward) / 2. Readouts, for a text of n words:
+  last: step n - 1 as released; there the backward state has read the last word alone, so one cell computes it.
+  ends: forward at step n - 1 and backward at step 0, averaged (the paper).  mean, max: over the n steps, per unit.
+  With one direction `last` and `ends` are the same. A text of no words is a row of zeros where there is no projection.
+
+  Attributes:
+    dim: width D of the joint space.
+    vocabulary_size: rows of the word embedding.
+    cell: "lstm" or "gru".  bidirectional: read in both directions, with separate parameters.
+    word_dim: of a word vector.
+    hidden: units per direction; 0 is dim. Another number than dim adds a linear projection to dim (not in the papers).
+    dropout: share of the word vectors' entries set to zero in training (0.4 as released, 0.5 in the paper, 0 in VSE++).
+    readout: "last", "ends", "mean" or "max".
+    word_init: without word_vectors: "xavier" (IMC 'bow'), "uniform" in [-0.1, 0.1] (VSE++) or "normal" N(0, 1).
+    word_vectors: [vocabulary_size, word_dim] float, initial word embedding (GloVe); it does not count in comparisons of
+      modules, which jit hashes.
+    normalize: "l2", "abs" or "none", see `normalize.normalize`.
+    dtype: of products; parameters, cell state and readout are float32.
+  References:
+    Chen et al., IMC, ICIP 2022, as released (`EncoderText`), whose unused projection is left out.
+    Faghri et al., VSE++, BMVC 2018, as released (one-directional GRU).
+  """
+
+  dim: int
+  vocabulary_size: int
+  cell: str = "lstm"
+  bidirectional: bool = True
+  word_dim: int = 300
+  hidden: int = 0
+  dropout: float = 0.4
+  readout: str = "last"
+  word_init: str = "xavier"
+  word_vectors: Any = dataclasses.field(default=None, compare=False, repr=False)
+  normalize: str = "l2"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, text, text_length, *, train=False):
+    """Encodes words.
+
+    Args:
+      text: [B, L] int, rows of the embedding; what stands from text_length on is not read.
+      text_length: [B] int, number of words.
+      train: True turns dropout on (rng "dropout").
+    Returns:
+      [B, D] float32.
+    Raises:
+      ValueError: a shape, type or attribute that does not fit.
+    """
+    self._check(text, text_length)
+    vectors = jnp.take(self._embedding(), text, axis=0, mode="clip")
+    vectors = nn.Dropout(self.dropout)(vectors, deterministic=not train)
+    hidden = self.hidden or self.dim
+    names = ("forward", "backward") if self.bidirectional else ("forward",)
+    weights = [Direction(self.word_dim, hidden, self.cell, name=name)() for name in names]
+    x = self._read(vectors, text_length, weights)
+    if hidden != self.dim:
+      x = dense(self.dim, dtype=self.dtype, name="projection")(x)
+    return normalize(x, self.normalize)
+
+  def _check(self, text, text_length):
+    if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
+      raise ValueError(f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an integer type")
+    if text_length.shape != text.shape[:1] or not jnp.issubdtype(text_length.dtype, jnp.integer):
+      found = f"text_length has shape {tuple(text_length.shape)} and type {text_length.dtype}"
+      raise ValueError(f"{found}; expected {tuple(text.shape[:1])} of an integer type")
+    if self.cell not in CELLS:
+      raise ValueError(f"cell is {self.cell!r}; expected one of {', '.join(CELLS)}")
+    if self.readout not in READOUTS:
+      raise ValueError(f"readout is {self.readout!r}; expected one of {', '.join(READOUTS)}")
+    if self.word_init not in WORD_INITS:
+      raise ValueError(f"word_init is {self.word_init!r}; expected one of {', '.join(WORD_INITS)}")
+
+  def _embedding(self):
+    """Returns the word embedding [V, word_dim]."""
+    shape = (self.vocabulary_size, self.word_dim)
+    if self.word_vectors is None:
+      return self.param("embedding", WORD_INITS[self.word_init], shape)
+    if self.word_vectors.shape != shape:
+      raise ValueError(f"word_vectors have shape {self.word_vectors.shape}; expected {shape}")
+    return self.param("embedding", lambda key: jnp.asarray(self.word_vectors, jnp.float32))
+
+  def _read(self, vectors, length, weights):
+    """Returns the readout [B, H] float32."""
+    options = {"cell": self.cell, "dtype": self.dtype}
+    if self.readout in ("last", "ends"):
+      states = [recurrent.final_state(vectors, length, weights[0], **options)]
+      if self.bidirectional and self.readout == "ends":
+        states.append(recurrent.final_state(vectors, length, weights[1], reverse=True, **options))
+      elif self.bidirectional:
+        last = jnp.maximum(length - 1, 0)[:, None, None]
+        word = jnp.take_along_axis(vectors, last, axis=1)[:, 0]
+        states.append(jnp.where(length[:, None] > 0, recurrent.single_step(word, weights[1], **options), 0))
+      return sum(state.astype(jnp.float32) for state in states) / len(states)
+    steps = [
+      recurrent.recurrent(vectors, length, w, reverse=reverse, **options)[0].astype(jnp.float32)
+      for w, reverse in zip(weights, (False, True), strict=False)
+    ]
+    steps = sum(steps) / len(steps)
+    if self.readout == "mean":
+      return jnp.sum(steps, axis=1) / jnp.maximum(length, 1)[:, None]
+    inside = (jnp.arange(steps.shape[1]) < length[:, None])[..., None]
+    return jnp.where(length[:, None] > 0, jnp.max(steps, axis=1, where=inside, initial=-jnp.inf), 0)
+
+
+TEXT_ENCODERS = {
+  "lstm": functools.partial(Recurrent, cell="lstm", bidirectional=False),
+  "bilstm": functools.partial(Recurrent, cell="lstm", bidirectional=True),
+  "gru": functools.partial(Recurrent, cell="gru", bidirectional=False),
+  "bigru": functools.partial(Recurrent, cell="gru", bidirectional=True),
+}

@@ -1,0 +1,196 @@
+"""Tensors out of PyTorch's files, and under which name each of our variables lies there. No file is ever executed."""
+
+import hashlib
+import pathlib
+import re
+import warnings
+
+import jax
+import numpy as np
+
+from xmr.errors import UserError
+
+
+def sha256(path):
+  """Hex digest of a file."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_safetensors(path):
+  with open(path, "rb") as file:
+    head = file.read(9)
+  # An eight-byte length and then a JSON object; the length of a real header is below 100 MB.
+  return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def _read_safetensors(path):
+  import safetensors
+
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return {name: _float(file, name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise UserError(f"{path}: not a whole safetensors file ({error}); download it again") from None
+
+
+def _float(file, name):
+  found = file.get_tensor(name)
+  # bfloat16 is no NumPy type of its own, and its kind is "V".
+  return found.astype(np.float32) if found.dtype.kind in "fV" else found
+
+
+def read_torch(path, *, containers=()):
+  """What torch.save wrote, tensors on the CPU, with PyTorch's weights_only reader: it builds plain containers only.
+
+  Args:
+    path: a zip (PyTorch 1.6 and later) or the older format.
+    containers: further classes that may be built; only classes that hold attributes and run nothing.
+  Returns:
+    the saved object.
+  Raises:
+    UserError: no such file, PyTorch is missing, the file is cut short, or it holds anything but plain containers.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"{path}: no such file")
+  try:
+    import torch
+  except ImportError:
+    raise UserError(f"{path}: reading a PyTorch file needs torch: pip install xmr[convert]") from None
+  try:
+    with torch.serialization.safe_globals(list(containers)), warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      return torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # A damaged file makes the reader raise anything.
+    raise UserError(f"{path}: {_reason(str(error))}") from None
+
+
+def _reason(message):
+  # PyTorch's own messages tell the user how to run the file's code.
+  if "TorchScript" in message:
+    return "is a TorchScript program, which is code; expected the tensors of its state_dict()"
+  refused = re.search(r"GLOBAL ([\w.]+)", message)
+  if refused:
+    return f"holds {refused[1]}, which is code; expected tensors in plain containers. Nothing was executed"
+  return "neither a whole safetensors file nor a whole PyTorch file: cut short, damaged, or something else"
+
+
+def arrays(state, *, source):
+  """A state dict as NumPy: {name: array}, floats as float32.
+
+  Raises:
+    UserError: `state` is no dict from names to tensors; says what it is, and names the first that is none.
+  """
+  if not isinstance(state, dict):
+    raise UserError(f"{source}: holds a {type(state).__name__}; expected a dict of tensors")
+  result = {}
+  for name, tensor in state.items():
+    if not isinstance(name, str) or not hasattr(tensor, "detach"):
+      raise UserError(f"{source}: entry {name!r} is a {type(tensor).__name__}; expected a tensor")
+    tensor = tensor.detach()
+    result[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+  return result
+
+
+def read_tensors(path):
+  """{name: NumPy array} of a .safetensors or PyTorch file of weights, told apart by content.
+
+  A training checkpoint is looked into for `state_dict` or `model`; the `module.` of DataParallel is taken off.
+
+  Args:
+    path: file.
+  Returns:
+    dict from name to array; floats are float32.
+  Raises:
+    UserError: no such file, cut short, or not plain tensors.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"{path}: no such file")
+  if _is_safetensors(path):
+    found = _read_safetensors(path)
+  else:
+    state = read_torch(path)
+    for key in ("state_dict", "model", "model_state_dict"):
+      if isinstance(state, dict) and isinstance(state.get(key), dict):
+        state = state[key]
+        break
+    found = arrays(state, source=path)
+  if not found:
+    raise UserError(f"{path}: holds no tensors")
+  if all(name.startswith("module.") for name in found):
+    found = {name.removeprefix("module."): value for name, value in found.items()}
+  return found
+
+
+def to_ours(value, leaf, shape):
+  """A PyTorch tensor in our layout: kernels [out, in, height, width] to [height, width, in, out], [out, in] to [in, out].
+
+  Args:
+    value: array.  leaf: name of our variable.  shape: of our variable.
+  Returns:
+    array of `shape`, or None where the tensor has another shape.
+  """
+  if leaf == "kernel" and value.ndim == 4 and len(shape) == 2:
+    # A fully connected layer stored as a convolution over the whole grid (timm's VGG).
+    value = value.reshape(value.shape[0], -1)
+  if leaf == "kernel":
+    value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+  return np.ascontiguousarray(value) if value.shape == tuple(shape) else None
+
+
+def _theirs(leaf, shape):
+  """Shape that our variable has in PyTorch."""
+  if leaf != "kernel":
+    return tuple(shape)
+  return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else tuple(reversed(shape))
+
+
+def paths(tree, prefix=()):
+  """(path, leaf) of every leaf of nested dicts."""
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from paths(value, (*prefix, key))
+    else:
+      yield (*prefix, key), value
+
+
+def template(module, *example, **kwargs):
+  """Shapes of a module's variables, {"params": ..., "batch_stats": ...}; nothing is computed."""
+  return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs, **kwargs), *example)
+
+
+def compare(shapes, tensors, *, name, ignored=()):
+  """Looks up each of our variables among PyTorch's tensors.
+
+  Args:
+    shapes: {"params": nested, "batch_stats": nested} of anything with .shape.
+    tensors: {PyTorch name: array}.
+    name: function from a path within the collection to the PyTorch name.
+    ignored: prefixes of PyTorch names that we have no use for; BatchNorm's step counter is always ignored.
+  Returns:
+    variables: nested like `shapes`, NumPy.  problems: list of str, one for each missing, extra or misshapen tensor.
+  """
+  variables, problems, used = {}, [], set()
+  for (collection, *path), want in paths(shapes):
+    theirs = name(tuple(path))
+    used.add(theirs)
+    if theirs not in tensors:
+      problems.append(f"missing {theirs} {_theirs(path[-1], want.shape)}")
+      continue
+    value = to_ours(tensors[theirs], path[-1], want.shape)
+    if value is None:
+      problems.append(f"{theirs} has shape {tensors[theirs].shape}, expected {_theirs(path[-1], want.shape)}")
+      continue
+    place = variables.setdefault(collection, {})
+    for key in path[:-1]:
+      place = place.setdefault(key, {})
+    place[path[-1]] = value.astype(np.float32)
+  for theirs in tensors:
+    if theirs not in used and not theirs.endswith("num_batches_tracked") and not theirs.startswith(tuple(ignored)):
+      problems.append(f"extra {theirs} {tensors[theirs].shape}")
+  return variables, problems
+
+
+def refuse(problems, *, source, kind):
+  """Raises UserError with all `problems` of compare()."""
+  raise UserError(f"{source}: does not fit {kind} in {len(problems)} tensors: " + "; ".join(problems))

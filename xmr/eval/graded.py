@@ -1,0 +1,334 @@
+"""Graded retrieval in four tasks: nDCG, alpha-nDCG, novelty, coverage and list diversity of the top-k lists."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmr.errors import UserError
+from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.similarity import top_k
+
+TASKS = ("i2t", "t2i", "i2i", "t2t")
+FORMS = ("released", "standard")
+BLOCK_BYTES = 1 << 26  # of relevance on the device at a time
+
+
+def graded(
+  image,
+  text,
+  image_of_text,
+  relevance,
+  *,
+  k=25,
+  alpha=0.5,
+  form="released",
+  kind="cosine",
+  include_self=True,
+  novelty="corrected",
+  coverage_of=None,
+):
+  """Scores the four retrieval tasks with graded relevance.
+
+  nDCG@k: DCG = sum_r (2^rel_r - 1) / log2(r + 1), divided by the DCG of the k most relevant items. Alpha-nDCG: a
+  further relevant item is worth less, g_r = rel_r (1 - alpha)^(rel_1 + .. + rel_{r-1}).
+    "released": M = sum_r (g_1 + .. + g_r) / log2(r + 1), and the score is mean(M) / mean(M of the ideal lists); t2t
+    counts only the last caption of each image; nDCG is averaged over queries whose nDCG is not zero.
+    "standard": M = sum_r g_r / log2(r + 1), divided by the query's own ideal (greedy: with one graded need per query
+    that is the order of relevance); both scores are averaged over queries that have anything relevant.
+  Relevant to an image are captions with its column, to a caption images with its row. i2i ranks images for an image and
+  scores the list once for each of the image's captions; t2t ranks captions for a caption by its image's column.
+
+  Args:
+    image: [N, D] float; text: [T, D] float, any number of captions per image.
+    image_of_text: [T] int, the image (0..N-1) of each caption.
+    relevance: [T, N] float in [0, 1], of caption t for image n.
+    k: length of a list; alpha: in [0, 1]; form: "released" or "standard", as above; kind: of similarity.
+    include_self: i2i and t2t rank the query itself too (released); False takes it out of lists and ideals.
+    novelty, coverage_of: see `self_information` and `coverage`.
+
+  Returns:
+    {"i2t/ndcg", "i2t/alpha_ndcg", "i2t/self_information", "i2t/coverage", "i2t/list_cosine", "t2i/ndcg", ...}: floats;
+    all but self_information (bits) lie in [0, 1].
+
+  Raises:
+    UserError: k exceeds a gallery; relevance has another shape, NaN or values outside [0, 1]; an image without a
+      caption; unknown form or novelty.
+
+  References:
+    Mallea et al., Discovery Science 2023, notebooks as released. Jarvelin and Kekalainen 2002 (nDCG). Clarke et al.,
+    SIGIR 2008 (alpha-nDCG).
+  """
+  metrics = graded_by(
+    image, text, image_of_text, {"": relevance}, k=k, alpha=alpha, form=form, kind=kind, include_self=include_self,
+    novelty=novelty, coverage_of=coverage_of,
+  )  # fmt: skip
+  return {name.removeprefix("/"): value for name, value in metrics.items()}
+
+
+def graded_by(
+  image,
+  text,
+  image_of_text,
+  relevances,
+  *,
+  k=25,
+  alpha=0.5,
+  form="released",
+  kind="cosine",
+  include_self=True,
+  novelty="corrected",
+  coverage_of=None,
+):
+  """Scores the four tasks by several relevances of the same lists; arguments and errors as of `graded`.
+
+  Args:
+    relevances: {name: [T, N] float in [0, 1]}, such as {"rouge_l": ..., "spice": ...}.
+
+  Returns:
+    {"NAME/i2t/ndcg", "NAME/i2t/alpha_ndcg", ... for each name, and once "i2t/self_information", "i2t/coverage",
+    "i2t/list_cosine", ...}.
+  """
+  image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
+  _check_options(alpha=alpha, form=form, novelty=novelty)
+  # Before the lists: they are the expensive part.
+  relevances = {
+    name: checked_relevance(relevance, n_texts=len(text), n_images=len(image), name=name or "relevance")
+    for name, relevance in relevances.items()
+  }
+  lists = ranked_lists(image, text, k=k, kind=kind, include_self=include_self)
+  metrics = {}
+  for name, relevance in relevances.items():
+    values = per_query(lists, image_of_text, relevance, alpha=alpha, form=form, include_self=include_self)
+    for task in TASKS:
+      metrics[f"{name}/{task}/ndcg"] = _mean_ndcg(values[task], form)
+      metrics[f"{name}/{task}/alpha_ndcg"] = _mean_alpha_ndcg(values[task], form, task, image_of_text)
+  for task in TASKS:
+    figures = list_metrics(
+      lists[task],
+      n_gallery=len(image) if task.endswith("i") else len(text),
+      image_of_text=image_of_text if task == "i2i" else None,
+      n_texts=len(text),
+      novelty=novelty,
+      coverage_of=coverage_of,
+    )
+    metrics |= {f"{task}/{name}": value for name, value in figures.items()}
+  return metrics
+
+
+def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
+  """Returns the k best items of every query in the four tasks: {"i2t": [N, k], "t2i": [T, k], "i2i", "t2t"} int.
+
+  Args:
+    image: [N, D] float; text: [T, D] float; kind: of similarity.
+    k: length of a list; include_self: i2i and t2t keep the query itself; False takes it out.
+
+  Raises:
+    UserError: k is below 1 or exceeds a gallery; the embeddings differ in width.
+  """
+  if np.ndim(image) != 2 or np.ndim(text) != 2 or np.shape(image)[1] != np.shape(text)[1]:
+    raise UserError(f"image has shape {np.shape(image)} and text {np.shape(text)}; expected [N, D] and [T, D]")
+  check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
+  lists = {}
+  for task, query, gallery in (("i2t", image, text), ("t2i", text, image), ("i2i", image, image), ("t2t", text, text)):
+    without_self = not include_self and query is gallery
+    best = np.asarray(top_k(query, gallery, k + without_self, kind=kind, text_query=query is text)[1])
+    lists[task] = _without_self(best) if without_self else best
+  return lists
+
+
+def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", include_self=True):
+  """Returns what each query scores, for means and for significance tests.
+
+  Args:
+    lists: of `ranked_lists`; image_of_text: [T] int; relevance: [T, N] float in [0, 1], both checked.
+    alpha, form, include_self: as in `graded`.
+
+  Returns:
+    {task: {"ndcg": [Q], "gain": [Q], "ideal": [Q], "relevant": [Q] bool}} in float64. Q is N for i2t and T for the
+    others (i2i: one row per caption of the query image). gain and ideal are the alpha-DCG of the list and of the ideal;
+    relevant is False where nothing is relevant to the query.
+  """
+  n_texts, n_images = relevance.shape
+  k = lists["i2t"].shape[1]
+  most = k if include_self else k + 1
+  of_text = _largest_in_rows(relevance, min(most, n_images))
+  of_image = _largest_in_rows(relevance.T, min(most, n_texts))
+  text, image = np.arange(n_texts)[:, None], np.arange(n_images)[:, None]
+  owner = image_of_text[:, None]
+
+  score = functools.partial(_scores, alpha=alpha, form=form)
+  ideal_of_text, ideal_of_image = score(of_text[:, :k]), score(of_image[:, :k])
+  if include_self:
+    ideal_i2i, ideal_t2t = ideal_of_text, tuple(x[image_of_text] for x in ideal_of_image)
+  else:
+    own = relevance[text, owner]
+    ideal_i2i, ideal_t2t = score(_without_value(of_text, own)), score(_without_value(of_image[image_of_text], own))
+  rows = {
+    "i2t": (relevance[lists["i2t"], image], ideal_of_image),
+    "t2i": (relevance[text, lists["t2i"]], ideal_of_text),
+    "i2i": (relevance[text, lists["i2i"][image_of_text]], ideal_i2i),
+    "t2t": (relevance[lists["t2t"], owner], ideal_t2t),
+  }
+  values = {}
+  for task, (found, (ideal_dcg, ideal_gain)) in rows.items():
+    dcg, gain = score(found)
+    relevant = ideal_dcg > 0
+    ndcg = np.divide(dcg, ideal_dcg, out=np.zeros_like(dcg), where=relevant)
+    values[task] = {"ndcg": ndcg, "gain": gain, "ideal": ideal_gain, "relevant": relevant}
+  return values
+
+
+def list_metrics(lists, *, n_gallery, n_texts, image_of_text=None, novelty="corrected", coverage_of=None):
+  """Returns self_information, coverage and list_cosine of the lists [Q, k] of one task; arguments as of the three."""
+  repeated = lists if image_of_text is None or novelty == "corrected" else lists[image_of_text]
+  return {
+    "self_information": self_information(repeated, n_texts=n_texts, novelty=novelty),
+    "coverage": coverage(lists, n_gallery=n_gallery, coverage_of=coverage_of),
+    "list_cosine": list_cosine(lists, n_gallery=n_gallery),
+  }
+
+
+def self_information(lists, *, n_texts=None, novelty="corrected"):
+  """Novelty: the mean of -log2(n(x) / Q) over the items x of all lists, n(x) being the number of lists that hold x.
+
+  Args:
+    lists: [Q, k] int.
+    novelty: "corrected", as above; "first": the form of the first printed tables, which takes the number of captions
+      for Q and 10 for k in every task (i2i: one list per caption).
+    n_texts: number of captions, for "first".
+
+  Returns:
+    Bits, 0 (all lists equal) to log2(Q).
+
+  References:
+    FullHN notebooks: "first" in plots.ipynb, "corrected" in the later ones.
+  """
+  queries, length = lists.shape if novelty == "corrected" else (n_texts, 10)
+  count = np.bincount(lists.ravel())
+  count = count[count > 0]
+  return float(-(count * np.log2(count / queries)).sum() / (queries * length))
+
+
+def coverage(lists, *, n_gallery, coverage_of=None):
+  """Returns the share of the gallery that is in any list [Q, k]; coverage_of: divide by this many items instead.
+
+  As released the divisor is the number of images in training and test together, in every task.
+  """
+  return len(np.unique(lists)) / (coverage_of or n_gallery)
+
+
+def list_cosine(lists, *, n_gallery):
+  """List diversity: the mean cosine of two different lists as binary vectors, i.e. the share of items that they share.
+
+  Through the counts n(x): sum_{a != b} |a and b| = sum_x n(x)^2 - Q k, so no Q x Q matrix appears.
+
+  Args:
+    lists: [Q, k] int of distinct items; n_gallery: number of items.
+
+  Returns:
+    0 (no two lists share an item) to 1 (all lists are equal); lower is more diverse. 0 for a single list.
+  """
+  queries, length = lists.shape
+  if queries < 2:
+    return 0.0
+  count = np.bincount(lists.ravel(), minlength=n_gallery).astype(np.float64)
+  return float((np.square(count).sum() - queries * length) / (length * queries * (queries - 1)))
+
+
+def checked_relevance(relevance, *, n_texts, n_images, name="relevance"):
+  """Returns relevance as a NumPy array if it is [T, N] floats in [0, 1]; raises UserError otherwise."""
+  relevance = np.asarray(relevance)
+  if relevance.shape != (n_texts, n_images):
+    expected = f"({n_texts}, {n_images}): one row per caption and one column per image"
+    raise UserError(f"{name} has shape {relevance.shape}; expected {expected}")
+  if relevance.dtype.kind not in "fiub":
+    raise UserError(f"{name} has type {relevance.dtype}; expected floats in [0, 1]")
+  low, high = relevance.min(initial=0), relevance.max(initial=0)  # both are NaN if any entry is
+  if not (low >= 0 and high <= 1):
+    bad = ~((relevance >= 0) & (relevance <= 1))
+    row, column = np.unravel_index(bad.argmax(), bad.shape)
+    raise UserError(f"{name}[{row}, {column}] is {relevance[row, column]} ({bad.sum()} such entries); expected [0, 1]")
+  return relevance if relevance.dtype.kind == "f" else relevance.astype(np.float32)
+
+
+def check_k(k, *, n_images, n_texts, include_self):
+  """Raises UserError where a list of k items is longer than a gallery."""
+  for name, size in (("images", n_images), ("captions", n_texts)):
+    most = size if include_self else size - 1
+    if not 1 <= k <= most:
+      without = "" if include_self else " without the query itself"
+      raise UserError(f"k is {k} but the gallery has {size} {name}; expected 1 to {most}{without}")
+
+
+def _check_options(*, alpha, form, novelty):
+  if form not in FORMS:
+    raise UserError(f"form is {form!r}; expected one of {', '.join(FORMS)}")
+  if novelty not in ("corrected", "first"):
+    raise UserError(f"novelty is {novelty!r}; expected corrected or first")
+  if not 0 <= alpha <= 1:
+    raise UserError(f"alpha is {alpha}; expected a number in [0, 1]")
+
+
+def _scores(relevance, *, alpha, form):
+  """DCG and alpha-DCG of lists: [Q, k] relevance in rank order -> two [Q] float64."""
+  relevance = relevance.astype(np.float64)
+  discount = 1 / np.log2(np.arange(relevance.shape[1]) + 2)
+  seen = np.cumsum(relevance, axis=1) - relevance
+  gain = relevance * np.power(1 - alpha, seen)
+  if form == "released":
+    gain = np.cumsum(gain, axis=1)
+  return np.expm1(relevance * np.log(2)) @ discount, gain @ discount
+
+
+def _mean_ndcg(values, form):
+  kept = values["ndcg"] != 0 if form == "released" else values["relevant"]
+  return float(values["ndcg"][kept].mean()) if kept.any() else 0.0
+
+
+def _mean_alpha_ndcg(values, form, task, image_of_text):
+  gain, ideal = values["gain"], values["ideal"]
+  if form == "standard":
+    kept = values["relevant"]
+    return float((gain[kept] / ideal[kept]).mean()) if kept.any() else 0.0
+  if task == "t2t":
+    # The released rankings sit in a dict keyed by image, where each caption overwrites the one before.
+    last = len(image_of_text) - 1 - np.unique(image_of_text[::-1], return_index=True)[1]
+    gain, ideal = gain[last], ideal[last]
+  return float(gain.sum() / ideal.sum()) if ideal.sum() > 0 else 0.0
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _largest(rows, k):
+  return jax.lax.top_k(rows, k)[0]
+
+
+def _largest_in_rows(matrix, k):
+  """The k largest entries of each row, descending: [Q, G] -> [Q, k] float32, in blocks of one shape."""
+  queries, width = matrix.shape
+  block = min(queries, max(1, BLOCK_BYTES // (4 * width)))
+  largest = np.empty((queries, k), np.float32)
+  for start in range(0, queries, block):
+    # The last block reaches back instead of being short, which would compile again.
+    rows = slice(min(start, queries - block), min(start, queries - block) + block)
+    largest[rows] = _largest(jnp.asarray(np.ascontiguousarray(matrix[rows], np.float32)), k)
+  return largest
+
+
+def _without_self(lists):
+  """Takes item q out of list q: [Q, k + 1] -> [Q, k]; a list that lacks it loses its last item."""
+  own = lists == np.arange(len(lists))[:, None]
+  place = np.where(own.any(axis=1), own.argmax(axis=1), lists.shape[1] - 1)
+  return _without_place(lists, place)
+
+
+def _without_value(values, value):
+  """Takes one entry equal to value [Q, 1] out of descending rows: [Q, k + 1] -> [Q, k]; if too small, the last goes."""
+  place = np.minimum((values > value).sum(axis=1), values.shape[1] - 1)
+  return _without_place(values, place)
+
+
+def _without_place(rows, place):
+  before = np.arange(rows.shape[1] - 1) < place[:, None]
+  return np.where(before, rows[:, :-1], rows[:, 1:])

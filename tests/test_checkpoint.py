@@ -1,0 +1,97 @@
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xmr import checkpoint, parallel
+from xmr.errors import UserError
+
+
+@pytest.fixture
+def trees():
+  mesh = parallel.mesh()
+  params = parallel.replicate(mesh, {"encoder": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}})
+  opt_state = parallel.replicate(mesh, optax.adam(1e-3).init(params))
+  batch_stats = parallel.replicate(mesh, {"norm": {"mean": np.full(3, 0.25, np.float32)}})
+  return params, {"step": parallel.replicate(mesh, np.int32(7)), "opt_state": opt_state, "batch_stats": batch_stats}
+
+
+@pytest.fixture
+def run(tmp_path, trees):
+  """A run folder with steps 5 (score 1), 7 (score 9, the best), 9 (score 9), 11 and 13 (not validated)."""
+  (tmp_path / "config.json").write_text("{}")
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  for step, score in ((5, 1.0), (7, 9.0), (9, 9.0), (11, None), (13, None)):
+    params = {"encoder": {"kernel": trees[0]["encoder"]["kernel"] + step}}
+    checkpoints.save(step, params=params, state=trees[1], run={"best": step}, score=score)
+  checkpoints.close()
+  return tmp_path
+
+
+def damage(folder):
+  for file in folder.rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+
+
+def test_the_two_newest_and_the_first_of_the_best_are_kept(run):
+  checkpoints = checkpoint.Checkpoints(run)
+  assert checkpoints.steps() == [7, 11, 13]
+  assert checkpoints.best() == 7
+  checkpoints.close()
+
+
+def test_latest_restores_every_leaf_and_its_structure(run, trees):
+  checkpoints = checkpoint.Checkpoints(run)
+  step, params, state, record = checkpoints.latest(*trees)
+  assert (step, record) == (13, {"best": 13})
+  np.testing.assert_array_equal(params["encoder"]["kernel"], np.arange(6.0).reshape(2, 3) + 13)
+  assert int(state["step"]) == 7
+  assert isinstance(state["opt_state"][0], optax.ScaleByAdamState)
+  checkpoints.close()
+
+
+@pytest.mark.parametrize("harm", [damage, lambda folder: (shutil.rmtree(folder), folder.mkdir())], ids=["truncated", "empty"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(run, trees, harm, capsys):
+  harm(run / "checkpoints" / "13")
+  checkpoints = checkpoint.Checkpoints(run)
+  assert checkpoints.latest(*trees)[0] == 11
+  assert "checkpoints/13 does not restore" in capsys.readouterr().err
+  assert (run / "unreadable" / "13").is_dir()
+  checkpoints.save(13, params=trees[0], state=trees[1], run={})
+  assert checkpoints.latest(*trees)[0] == 13
+  checkpoints.close()
+
+
+def test_load_gives_numpy_of_the_best_the_latest_or_a_given_step(run):
+  for wanted, step in (("best", 7), ("latest", 13), (11, 11)):
+    found, variables, record = checkpoint.load(run, wanted)
+    assert (found, record["best"]) == (step, step)
+    assert type(variables["params"]["encoder"]["kernel"]) is np.ndarray
+    np.testing.assert_array_equal(variables["params"]["encoder"]["kernel"], np.arange(6.0).reshape(2, 3) + step)
+    np.testing.assert_array_equal(variables["batch_stats"]["norm"]["mean"], np.full(3, 0.25))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, run):
+  with pytest.raises(UserError, match="is not the folder of a run: it has no config.json"):
+    checkpoint.load(tmp_path / "none")
+  with pytest.raises(UserError, match="has no checkpoint of step 6; it has 7, 11, 13"):
+    checkpoint.load(run, 6)
+  shutil.rmtree(run / "checkpoints")
+  with pytest.raises(UserError, match="has no checkpoints yet"):
+    checkpoint.load(run)
+
+
+def test_flat_names_do_not_depend_on_optimiser_classes(trees):
+  names = set(checkpoint.flatten(trees[1]))
+  assert "opt_state.0.mu.encoder.kernel" in names and "batch_stats.norm.mean" in names
+  assert json.dumps(sorted(names))
+
+
+def test_nest_undoes_flatten():
+  tree = {"a": {"b": jnp.ones(2), "c": {"d": jnp.zeros(1)}}}
+  assert checkpoint.nest(checkpoint.flatten(tree)).keys() == tree.keys()
+  assert checkpoint.nest({"a.c.d": 1}) == {"a": {"c": {"d": 1}}}

@@ -1,0 +1,48 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xmr.errors import UserError
+from xmr.journal import Journal, check_finite
+from xmr.monitor import Alarm
+from xmr.writers import Writer
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_its_captions():
+  terms = {"loss": np.float32("nan"), "gradient_norm": np.float32(1), "i2t": np.float32(3)}
+  with pytest.raises(UserError, match=r"step 7 is not finite .*loss nan.*text_id of its batch: \[4, 9\]"):
+    check_finite(7, np.array([4, 9]), terms)
+
+
+def test_a_step_before_the_last_is_checked_too(tmp_path):
+  writer = Writer(tmp_path, tensorboard=False, progress=False)
+  journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1)
+  for step, loss in ((1, 1.0), (2, float("inf")), (3, 1.0)):
+    journal.record(step, np.array([step]), {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(1)}, waited=0.0)
+  with pytest.raises(UserError, match="step 2 is not finite"):
+    journal.flush()
+  writer.close()
+
+
+def test_a_flush_writes_the_last_step_with_rate_and_seconds(tmp_path):
+  writer = Writer(tmp_path, tensorboard=False, progress=False)
+  journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1 * step)
+  for step in (1, 2):
+    journal.record(step, np.array([0]), {"loss": jnp.float32(step), "gradient_norm": jnp.float32(1)}, waited=0.25)
+  journal.flush()
+  journal.flush()
+  writer.close()
+  (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert (line["step"], line["epoch"], line["train/loss"]) == (2, 0.2, 2.0)
+  assert line["learning_rate"] == pytest.approx(0.1)
+  assert line["seconds/data"] == pytest.approx(0.25)
+
+
+def test_the_alarm_rings_once_after_patience_logs_in_a_row():
+  alarm = Alarm(share=0.5, patience=2)
+  shares = [0.9, 0.1, 0.9, 0.9, 0.9]
+  rung = [bool(alarm.check(step, {"same_hardest": share})) for step, share in enumerate(shares)]
+  assert rung == [False, False, False, True, False]
+  assert Alarm().check(0, {"loss": 1.0}) is None

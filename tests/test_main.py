@@ -1,0 +1,189 @@
+"""The main job through its real entry point, small: train, stop, kill, resume, score, and users' mistakes."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from xmr import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+  """One cache for all runs: scenes are rendered and steps compiled once."""
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(cache):
+  """Returns the command line of a small run on scenes, with pixels, augmentation and words."""
+
+  def build(workdir, *changes, config="configs/imc_scenes.py"):
+    small = {
+      "data.cache_dir": cache, "data.scenes.n_train": 40, "data.scenes.n_val": 10, "data.scenes.n_test": 10,
+      "batch_size": 16, "eval_batch_size": 16, "model.dim": 16, "model.text.word_dim": 8, "model.text.dropout": 0.4,
+      "epochs": 0.0, "steps": 12, "warmup.epochs": 0.0, "warmup.steps": 4, "evaluate.epochs": 0.0, "evaluate.steps": 6,
+      "checkpoint.steps": 5, "log.steps": 2, "log.tensorboard": False,
+    }  # fmt: skip
+    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    return [sys.executable, "-m", "xmr.main", f"--config={config}", f"--workdir={workdir}", *flags, *changes]
+
+  return build
+
+
+def environment():
+  return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def run(command, *, code=0):
+  done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+  assert done.returncode == code, done.stderr[-3000:]
+  return done
+
+
+def parameters(workdir):
+  _, variables, _ = checkpoint.load(workdir, 12)
+  return checkpoint.flatten(variables)
+
+
+def logged(workdir):
+  return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(first, second):
+  assert first.keys() == second.keys()
+  for name in first:
+    np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, cache):
+  """The folder of a run that nothing interrupted."""
+  return tmp_path_factory.mktemp("undisturbed") / "run"
+
+
+def test_one_command_trains_scores_and_draws(command, undisturbed):
+  done = run(command(undisturbed))
+  assert "rsum" in done.stdout and "retrieved.png" in done.stdout
+  results = json.loads((undisturbed / "results.json").read_text())
+  assert results["dataset"] == "scenes" and results["n_images"] == 10 and results["n_texts"] == 50
+  recalls = [results["metrics"][f"{d}/r{k}"] for d in ("i2t", "t2i") for k in (1, 5, 10)]
+  assert results["metrics"]["rsum"] == pytest.approx(sum(recalls))
+  assert (undisturbed / "retrieved.png").stat().st_size > 10_000
+  steps = [line["step"] for line in logged(undisturbed) if "train/loss" in line]
+  assert steps == sorted(set(steps)) and steps[-1] == 12
+  for name in ("train/i2t", "train/gradient_norm", "examples_per_second", "seconds/data", "learning_rate"):
+    assert name in logged(undisturbed)[0]
+
+
+def test_killed_runs_go_on_to_bit_identical_parameters(command, undisturbed, tmp_path):
+  if not (undisturbed / "results.json").exists():
+    run(command(undisturbed))
+  workdir = tmp_path / "run"
+  for kill_at in (3, 7):
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), **silent)
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+      lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
+      if any(f'"step": {step},' in line for line in lines for step in range(kill_at, 13)):
+        break
+      time.sleep(0.01)
+    process.kill()
+    process.wait()
+  run(command(workdir))
+  assert_same(parameters(workdir), parameters(undisturbed))
+  steps = [line["step"] for line in logged(workdir) if "train/loss" in line]
+  assert steps == [line["step"] for line in logged(undisturbed) if "train/loss" in line]
+
+
+def test_sigterm_saves_exits_cleanly_and_the_same_command_goes_on(command, undisturbed, tmp_path):
+  if not (undisturbed / "results.json").exists():
+    run(command(undisturbed))
+  workdir = tmp_path / "run"
+  process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+  deadline = time.time() + 240
+  while time.time() < deadline and not (workdir / "metrics.jsonl").exists():
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 0, errors
+  assert re.search(r"SIGTERM: saved step \d+ of 12; the same command goes on", errors)
+  assert not (workdir / "results.json").exists()
+  run(command(workdir))
+  assert_same(parameters(workdir), parameters(undisturbed))
+
+
+def test_eval_only_scores_without_training(command, undisturbed):
+  if not (undisturbed / "results.json").exists():
+    run(command(undisturbed))
+  before = (undisturbed / "results.json").read_text()
+  (undisturbed / "results.json").unlink()
+  run(command(undisturbed, "--eval_only"))
+  assert json.loads((undisturbed / "results.json").read_text())["metrics"] == json.loads(before)["metrics"]
+
+
+def test_a_folder_of_another_config_is_refused_with_what_differs(command, undisturbed):
+  if not (undisturbed / "results.json").exists():
+    run(command(undisturbed))
+  done = run(command(undisturbed, "--config.seed=3", "--config.loss.margin=0.3"), code=2)
+  assert done.stderr.strip().splitlines()[-1] == (
+    f"xmr: error: {undisturbed} holds a run of another config (config.loss.margin: None -> 0.3; config.seed: 0 -> 3); "
+    "give another --workdir"
+  )
+
+
+@pytest.mark.parametrize(
+  "change, found",
+  [
+    ("--config.epohcs=3", "epohcs"),
+    ("--config.loss.name=triplet", "loss.name is 'triplet'; expected one of"),
+    ("--config.loss.distance=l3", "l3"),
+    ("--config.loss.temperature=0.1", "loss imc has no parameter temperature"),
+    ("--config.data.name=flickr9k", "config.data.name is 'flickr9k'"),
+    ("--config.batch_size=1000", "1000"),
+    ("--config.model.text.name=bert", "config.model.text.name is 'bert'"),
+    ("--config.steps=nine", "steps"),
+    ("--confg=x", "confg"),
+    ("stray", "unexpected arguments stray"),
+  ],
+)
+def test_a_mistake_ends_with_one_line_and_status_2(command, tmp_path, change, found):
+  done = run(command(tmp_path / "run", change), code=2)
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("xmr: error: ") and found in last, done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_leaves_no_trace_that_stops_the_corrected_command(command, tmp_path):
+  workdir = tmp_path / "run"
+  run(command(workdir, "--config.batch_size=1000"), code=2)
+  assert not workdir.exists()
+  done = run(command(workdir, "--eval_only"), code=2)
+  assert "has no checkpoints; train first" in done.stderr and not workdir.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_captions(command, tmp_path):
+  done = run(command(tmp_path / "run", "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip=0"), code=2)
+  assert re.search(r"xmr: error: step \d+ is not finite .*text_id of its batch: \[", done.stderr), done.stderr
+
+
+def test_a_missing_dataset_prints_the_tree_that_is_expected(tmp_path):
+  flags = [f"--config.data.dir={tmp_path}/none", f"--workdir={tmp_path}/run", "--config=configs/imc_flickr.py"]
+  done = run([sys.executable, "-m", "xmr.main", *flags], code=2)
+  assert "dataset_flickr30k.json" in done.stderr and "images/" in done.stderr
+
+
+def test_help_needs_no_jax():
+  code = "import sys; from xmr import main; main.main(['main', '--help']); assert 'jax' not in sys.modules"
+  done = run([sys.executable, "-c", code])
+  assert "--config" in done.stdout and "--workdir" in done.stdout

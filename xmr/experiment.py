@@ -1,0 +1,228 @@
+"""Everything that a run is made of, built and checked from its config before anything is compiled."""
+
+import contextlib
+import dataclasses
+import fcntl
+import inspect
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmr import checkpoint, data, losses, models, optim, parallel
+from xmr import config as config_lib
+from xmr.data import pipeline
+from xmr.data import text as words
+from xmr.errors import UserError
+from xmr.models import weights
+from xmr.writers import write_json
+
+
+@dataclasses.dataclass
+class Experiment:
+  """The parts of a run."""
+
+  config: Any
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  splits: dict
+  vocabulary: Any  # None for text features
+  length: int | None  # words per caption in training batches
+  model: Any
+  variables: dict  # starting values, NumPy
+  loss: Any
+  warmup_loss: Any
+  transform: Any
+  rates: Any
+  steps_per_epoch: int
+  total_steps: int
+  warmup_steps: int
+
+  @property
+  def flat_config(self):
+    """The config as {"data.name": value}."""
+    return config_lib.flat(self.config)
+
+  def run_record(self, best):
+    """What a checkpoint says of its run beside the arrays."""
+    return {
+      "config": self.flat_config,
+      "vocabulary": None if self.vocabulary is None else json.loads(self.vocabulary.to_json()),
+      "best": best,
+    }
+
+  def train_batches(self, start):
+    """Returns the endless iterator of this process's training batches from a step on."""
+    data_config = self.config.data
+    return pipeline.train_batches(
+      self.splits["train"], batch_size=self.config.batch_size, seed=self.config.seed, start=start,
+      vocabulary=self.vocabulary, length=self.length, image_size=data_config.image_size, min_area=data_config.min_area,
+      one_caption_per_image=data_config.one_caption_per_image, shard_index=jax.process_index(),
+      shard_count=jax.process_count(), workers=data_config.workers, prefetch=data_config.prefetch,
+    )  # fmt: skip
+
+  @contextlib.contextmanager
+  def locked(self):
+    """Holds the run folder against a second process that would train in it."""
+    if jax.process_index():
+      yield
+      return
+    with (self.workdir / ".lock").open("w") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        raise UserError(f"another process is training in {self.workdir}") from None
+      yield
+
+
+def begun(workdir):
+  """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or to protect."""
+  folder = pathlib.Path(workdir) / "checkpoints"
+  return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def check_folder(config, workdir):
+  """Raises UserError where the folder holds a run of another config; every differing field is named."""
+  if not begun(workdir):
+    return
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.exists():
+    raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
+  try:
+    old = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is not JSON: {error}") from None
+  different = config_lib.differences(old, json.loads(json.dumps(config_lib.flat(config))))
+  if different:
+    raise UserError(f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir")
+
+
+def claim(config, workdir, vocabulary):
+  """Makes the run folder with config.json and vocabulary.json.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  if jax.process_index():
+    return
+  folder = pathlib.Path(workdir)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config_lib.flat(config))
+    if vocabulary is not None:
+      write_json(folder / "vocabulary.json", json.loads(vocabulary.to_json()))
+  except OSError as error:
+    raise UserError(f"cannot write the run folder {workdir}: {error.strerror}") from None
+
+
+def prepare(config, workdir):
+  """Builds and checks all parts of a run: config, run folder, loss, data, vocabulary, model, starting values, optimiser.
+
+  Args:
+    config: of a file in configs/.
+    workdir: folder of the run, made where it does not exist.
+  Returns:
+    Experiment.
+  Raises:
+    UserError: anything wrong, before a training step is compiled.
+  """
+  config_lib.validate(config)
+  mesh = parallel.mesh()
+  loss, warmup_loss = losses_of(config, mesh)
+  check_folder(config, workdir)
+  parallel.check_batch(mesh, config.batch_size, name="batch_size")
+  splits = data.load(config)
+  steps_per_epoch = pipeline.steps_per_epoch(
+    splits["train"], batch_size=config.batch_size, one_caption_per_image=config.data.one_caption_per_image
+  )
+  total_steps = config_lib.in_steps(config, steps_per_epoch, name="config.")
+  vocabulary, length, vectors = vocabulary_of(config, splits, workdir)
+  model = models.build(
+    config.model, vocabulary_size=None if vocabulary is None else len(vocabulary), word_vectors=vectors
+  )
+  variables = starting_values(config, model, splits["train"], vocabulary)
+  frozen = () if config.model.image.trainable else ("^image_encoder/backbone/",)
+  transform, rates = optim.make(
+    config.optimizer, variables["params"], steps_per_epoch=steps_per_epoch, total_steps=total_steps, frozen=frozen
+  )
+  claim(config, workdir, vocabulary)
+  return Experiment(
+    config=config, workdir=pathlib.Path(workdir), mesh=mesh, splits=splits, vocabulary=vocabulary, length=length,
+    model=model, variables=variables, loss=loss, warmup_loss=warmup_loss, transform=transform, rates=rates,
+    steps_per_epoch=steps_per_epoch, total_steps=total_steps,
+    warmup_steps=config_lib.in_steps(config.warmup, steps_per_epoch, name="config.warmup.", optional=True),
+  )  # fmt: skip
+
+
+def losses_of(config, mesh):
+  """Returns the loss of the run and that of its warm-up, which takes what parameters it shares."""
+  parameters = {key: value for key, value in config.loss.items() if key != "name"}
+  get = losses.get
+  if config.loss_form == "ring":
+    # What the name or its parameters lack is the same mistake in both forms.
+    losses.get(config.loss.name, **parameters)
+    get = losses.get_ring
+  loss, warmup = get(config.loss.name, **parameters), get(config.warmup.loss)
+  shared = inspect.signature(warmup).parameters
+  warmup = get(config.warmup.loss, **{key: value for key, value in parameters.items() if key in shared})
+  return (loss, warmup) if config.loss_form == "plain" else tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
+
+
+def vocabulary_of(config, splits, workdir):
+  """Returns (Vocabulary, words per caption, GloVe matrix or None), or three None for text features.
+
+  The vocabulary of a run that is already there is read, not counted again: an imported run brings its authors'.
+  """
+  if config.data.text != "words":
+    return None, None, None
+  path = pathlib.Path(workdir) / "vocabulary.json"
+  if begun(workdir) and path.exists():
+    vocabulary = data.Vocabulary.from_json(path.read_text())
+  else:
+    vocabulary = data.build_vocabulary(splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits)
+  length = config.data.max_length or splits["train"].max_length()
+  if not config.vocabulary.glove:
+    return vocabulary, length, None
+  path = os.path.join(config.data.dir, config.vocabulary.glove)
+  vectors, report = words.load_glove(path, vocabulary, seed=config.seed, missing=config.vocabulary.glove_missing)
+  if vectors.shape[1] != config.model.text.word_dim:
+    wanted = config.model.text.word_dim
+    raise UserError(f"{path} has vectors of {vectors.shape[1]} numbers; config.model.text.word_dim is {wanted}")
+  if jax.process_index() == 0:
+    print("GloVe: " + ", ".join(f"{key} {value}" for key, value in report.items()))
+  return vocabulary, length, vectors
+
+
+def starting_values(config, model, split, vocabulary):
+  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbone's weights filled in."""
+  example = next(pipeline.train_batches(split, batch_size=1, seed=0, vocabulary=vocabulary, length=4,
+                                        image_size=config.data.image_size))  # fmt: skip
+  initial = jax.jit(model.init)
+  variables = jax.device_get(initial(jax.random.key(config.seed), {k: jnp.asarray(v) for k, v in example.items()}))
+  if config.model.image.weights:
+    variables = weights.load_backbone(config.model.image.weights, variables)
+  if config.init:
+    _, other, _ = checkpoint.load(config.init)
+    variables = replace(variables, other, where=config.init)
+  return variables
+
+
+def replace(variables, other, *, where):
+  """Returns the variables with another run's values, of which every one must be there in the same shape.
+
+  Raises:
+    UserError: a parameter is missing or has another shape.
+  """
+  mine, theirs = checkpoint.flatten(variables), checkpoint.flatten(other)
+  wrong = [
+    f"{name} is {np.shape(theirs[name]) if name in theirs else 'missing'}, expected {np.shape(value)}"
+    for name, value in mine.items()
+    if np.shape(theirs.get(name)) != np.shape(value) or name not in theirs
+  ]
+  if wrong:
+    raise UserError(f"config.init: the run {where} does not fit this model: {'; '.join(wrong[:10])}")
+  return checkpoint.unflatten(theirs, variables)

@@ -1,0 +1,41 @@
+"""A run that is asked to stop (Ctrl-C, SIGTERM) ends after the step in progress, with a checkpoint."""
+
+import signal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+class Stop:
+  """Context in which the first SIGINT or SIGTERM only raises a flag; the second SIGINT interrupts as usual."""
+
+  def __init__(self, *, every=10):
+    """every: steps between two votes of several processes, which must agree on the step where they stop."""
+    self.every = every
+    self.signal = None
+
+  def __enter__(self):
+    self.old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self.old.items():
+      signal.signal(number, handler)
+
+  def _note(self, number, _):
+    self.signal = signal.Signals(number).name
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  @property
+  def reason(self):
+    """What asked for the stop."""
+    return self.signal or "another process"
+
+  def wanted(self, step):
+    """Returns whether to stop after this step; all processes return the same."""
+    if jax.process_count() == 1:
+      return self.signal is not None
+    if step % self.every:
+      return False
+    return bool(np.any(multihost_utils.process_allgather(np.array(self.signal is not None))))

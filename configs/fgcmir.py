@@ -1,0 +1,76 @@
+"""What the FG-CMIR configs share: the fields of the two stages, and the variants by name."""
+
+import ml_collections
+from ml_collections import config_dict
+
+from xmr.config import base_config
+from xmr.errors import UserError
+
+# Variant -> fields of config.loss.
+LOSSES = {
+  "base": {"name": "pairwise_similarity"},
+  "fine_grained": {"name": "fine_grained_similarity"},
+  "hardness": {"name": "fine_grained_similarity", "form": "h"},
+  "soft_targets": {"name": "fine_grained_similarity", "form": "soft_targets"},
+  "pair_margin": {"name": "fine_grained_similarity", "form": "pair_margin"},
+  "threshold": {"name": "fine_grained_similarity", "form": "threshold"},
+}
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def get_config(name, variant):
+  """Returns the config of a dataset: "" or a key of LOSSES, or "table" for all of them with five seeds.
+
+  Args:
+    name: of the dataset.  variant: as above.
+  """
+  variants = ("", *LOSSES, "table")
+  if variant not in variants:
+    raise UserError(f"variant {variant!r} is unknown; expected one of {', '.join(v or '(none)' for v in variants)}")
+  config = base_config()
+  with config.unlocked():
+    config.graph = graph = ml_collections.ConfigDict()
+    graph.min_count = 9  # words that occur more than 8 times, as the group
+    graph.neighbours = 8  # nearest words that are joined by an edge
+    graph.vectors = "word2vec"  # trained on the training texts, or a GloVe file, relative to data.dir
+    graph.dim = 50  # of word2vec
+    graph.epochs = 5  # of word2vec
+    graph.seed = 0  # of word2vec; not that of the run, so that seeds share one graph
+    graph.signal = "tfidf"  # count (the group) · log · tfidf
+    graph.order = 3  # K: terms of a Chebyshev convolution
+    graph.layers = 2
+    graph.bias = "node"  # node (SCKR) · shared · none
+    graph.start = "identity"  # of theta: identity · xavier (released; may start dead)
+    config.siamese = siamese = ml_collections.ConfigDict()
+    siamese.loss = "cross_entropy"  # cross_entropy (yul_gcn) · pairwise_similarity (Ktena)
+    siamese.steps = 300
+    siamese.every = 30  # steps between validations; the best by AUC is kept
+    siamese.dropout = 0.2  # on the product of two embeddings
+    config.pairs = pairs = ml_collections.ConfigDict()
+    pairs.scheme = "grid"  # grid · balanced · released (keras_gcn)
+    pairs.dropout = 0.0  # on the product of text and image
+    pairs.image_scale = "root_standard"  # none · standard · root_standard · unit
+    config.loss.threshold = config_dict.placeholder(float)  # hardness from which a pair counts, in the form of that name
+    config.table = ml_collections.ConfigDict({"variants": (), "seeds": ()})  # rows of a table; () is a single run
+  config.task = "fine_grained"
+  config.data.name = name
+  config.data.dir = f"data/{name}"
+  config.data.image = "features"
+  config.data.image_features = "raw_features.mat"
+  config.batch_size = 9216  # 96 texts with 96 images
+  config.epochs = 0.0
+  config.steps = 800
+  config.evaluate.epochs = 0.0
+  config.evaluate.steps = 50
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.schedule = "cosine"
+  config.optimizer.l2 = 5e-3  # as yul_gcn; without it the image side learns its 2,000 images by heart
+  config.log.tensorboard = False
+  config.loss.update(LOSSES.get(variant, LOSSES["fine_grained"]))
+  if variant == "table":
+    # Thirty trainings: fewer words and dimensions, so that two CPU cores do one in about a minute.
+    config.graph.min_count = 30
+    config.model.dim = 64
+    config.table.variants = tuple(LOSSES)
+    config.table.seeds = SEEDS
+  return config

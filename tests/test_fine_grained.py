@@ -1,0 +1,187 @@
+"""Both stages of FG-CMIR from a folder to results.json, stopped and resumed, and the parts in between."""
+
+import gzip
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import io
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from configs import fgcmir_wiki
+from xmr import fine_grained, fine_grained_report, fine_grained_table
+from xmr.data import labelled
+from xmr.errors import UserError
+from xmr.fine_grained_data import scale
+from xmr.semantic_matching import logistic_regression, semantic_matching
+
+WORDS = [f"word{i}" for i in range(24)]
+
+
+@pytest.fixture
+def make_config(tmp_path, monkeypatch):
+  """Writes a set of three categories that words and features tell apart; returns a function that makes its config."""
+  folder, rng = tmp_path / "source", np.random.default_rng(0)
+  folder.mkdir()
+  layout = labelled.LAYOUTS["wikipedia"]
+  monkeypatch.setitem(labelled.LAYOUTS, "wikipedia", labelled.Layout(layout.lists, {}, layout.source))
+  (folder / "categories.list").write_text("a\nb\nc\n")
+  features, rows = {}, []
+  for split, suffix, count in (("train", "tr", 60), ("test", "te", 18)):
+    label = np.arange(count) % 3
+    lines = (f"{split}{i}\t{split}-image{i}\t{c + 1}\n" for i, c in enumerate(label))
+    (folder / f"{split}set_txt_img_cat.list").write_text("".join(lines))
+    for i, c in enumerate(label):
+      own = rng.choice(WORDS[8 * c : 8 * c + 8], 12)
+      rows.append({"text_id": f"{split}{i}", "text": " ".join([*own, *rng.choice(WORDS, 6)])})
+    features |= {f"{m}_{suffix}": np.eye(6)[label] + rng.random((count, 6)) for m in "IT"}
+  with gzip.open(folder / "texts.jsonl.gz", "wt") as file:
+    file.writelines(json.dumps(row) + "\n" for row in rows)
+  io.savemat(folder / "raw_features.mat", features)
+  (folder / "vectors.txt").write_text("".join(f"{w} {' '.join(f'{x:.3f}' for x in rng.normal(size=4))}\n" for w in WORDS))
+
+  def make(variant="", **fields):
+    config = fgcmir_wiki.get_config(variant)
+    config.data.dir, config.data.cache_dir = str(folder), str(tmp_path / "cache")
+    config.graph.update({"vectors": "vectors.txt", "min_count": 2, "neighbours": 3})
+    config.model.dim, config.batch_size = 16, 144
+    config.steps, config.evaluate.steps, config.log.steps = 12, 6, 3
+    config.siamese.update({"steps": 9, "every": 3})
+    config.optimizer.learning_rate = 1e-2
+    config.log.progress = False
+    config.update(fields)
+    return config
+
+  return make
+
+
+class Asked:
+  """A Stop that is asked to stop at a step of one stage."""
+
+  reason = "test"
+
+  def __init__(self, step=None):
+    self.step = step
+
+  def wanted(self, step):
+    return step == self.step
+
+
+def scores_of(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(make_config, tmp_path, capsys):
+  results = fine_grained.train_and_evaluate(make_config(), tmp_path / "run")
+  written = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert written["metrics"] == results["metrics"]
+  assert results["metrics"]["map"] == (results["metrics"]["i2t/map"] + results["metrics"]["t2i/map"]) / 2
+  assert results["metrics"]["map"] > results["random"] + 0.1
+  assert {"semantic_matching", "semantic_matching_words"} <= set(results)
+  for file in ("precision_recall.png", "hardness.png", "hardness.md", "siamese/metrics.jsonl", "metrics.jsonl"):
+    assert (tmp_path / "run" / file).stat().st_size
+  assert (tmp_path / "run" / "hardness.md").read_text().count("- g = ") == 10
+  assert any("val/auc" in line for line in scores_of(tmp_path / "run" / "siamese"))
+  assert "semantic matching" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", [pytest.param("siamese", marks=pytest.mark.slow), "pairs"])
+def test_a_stopped_run_goes_on_to_the_same_end(make_config, tmp_path, stage):
+  config = make_config()
+  straight = fine_grained.run(config, tmp_path / "straight", Asked(), baselines=False)
+  # Stage 1 has 9 steps, so step 10 is of stage 2 alone.
+  assert fine_grained.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False) is None
+  assert (tmp_path / "run" / "checkpoints").exists() == (stage == "pairs")
+  resumed = fine_grained.run(config, tmp_path / "run", Asked(), baselines=False)
+  assert resumed["metrics"] == pytest.approx(straight["metrics"], abs=1e-6)
+  validated = [[line["step"] for line in scores_of(tmp_path / name) if "val/map" in line] for name in ("run", "straight")]
+  assert validated == [[6, 12], [6, 12]]
+
+
+@pytest.mark.slow
+def test_the_table_has_a_row_per_variant_and_a_test_against_base(make_config, tmp_path):
+  config = make_config("table")
+  with config.ignore_type():
+    config.table.update({"variants": ("base", "hardness"), "seeds": (0, 1)})
+  config.graph.min_count, config.model.dim, config.steps = 2, 16, 6
+  results = fine_grained.train_and_evaluate(config, tmp_path / "table")
+  assert set(results["rows"]) == {"base", "hardness"} and results["rows"]["base"]["map"]["n"] == 2
+  assert set(results["tests"]) == {"hardness"} and 0 <= results["tests"]["hardness"]["map"]["p"] <= 1
+  text = (tmp_path / "table" / "table.md").read_text()
+  assert "| base |" in text and "| semantic matching |" in text and "| random |" in text
+  assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "siamese"]
+  form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
+  assert form["loss.form"] == "h" and form["seed"] == 1
+
+
+def test_every_variant_of_the_table_is_the_config_of_that_name():
+  from configs import fgcmir
+
+  for variant, fields in fgcmir.LOSSES.items():
+    assert fine_grained_table.loss_fields(variant) == fields
+
+
+def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
+  similarity = jnp.asarray([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])
+  batch = {
+    "text": jnp.asarray([2, 0]), "item": jnp.asarray([1, 0, 2]), "text_of_pair": jnp.asarray([1, 1, 0, 0]),
+    "item_of_pair": jnp.asarray([1, 0, 0, 2]), "positive": jnp.asarray([True, True, False, True]),
+  }  # fmt: skip
+  np.testing.assert_allclose(fine_grained.hardness(similarity, batch), [0, 0.2, 0.3, 0], atol=1e-6)
+
+
+def test_area_under_roc_equals_scikit_learn_with_ties():
+  rng = np.random.default_rng(0)
+  scores, positive = rng.integers(0, 9, 200), rng.random(200) < 0.3
+  assert fine_grained.area_under_roc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+def test_logistic_regression_equals_scikit_learn():
+  rng = np.random.default_rng(0)
+  x, label = rng.normal(size=(90, 4)), rng.integers(0, 3, 90)
+  theirs = LogisticRegression(C=1 / (90 * 0.01), tol=1e-8, max_iter=1000).fit(x, label).predict_proba(x)
+  np.testing.assert_allclose(logistic_regression(x, label, l2=0.01)(x), theirs, atol=2e-3)
+
+
+def test_semantic_matching_is_perfect_where_both_classifiers_are():
+  label = {name: np.arange(12) % 3 for name in ("train", "val", "test")}
+  features = {name: np.eye(3)[x] * 5 for name, x in label.items()}
+  found = semantic_matching(features, features, label)
+  assert found["map"] == pytest.approx(1) and found["image_accuracy"] == 1
+
+
+def test_image_scales_use_the_training_part_alone():
+  rng = np.random.default_rng(0)
+  images = {name: rng.random((20, 3)) * (5 if name == "test" else 1) for name in ("train", "val", "test")}
+  found = scale(images, "root_standard")
+  np.testing.assert_allclose(found["train"].mean(axis=0), 0, atol=1e-6)
+  np.testing.assert_allclose(found["train"].std(axis=0), 1, atol=1e-5)
+  root = np.sqrt(images["train"])
+  np.testing.assert_allclose(found["test"], (np.sqrt(images["test"]) - root.mean(axis=0)) / root.std(axis=0), rtol=1e-4)
+
+
+def test_random_scores_give_the_share_of_relevant_items():
+  label = np.repeat(np.arange(10), 50)
+  assert fine_grained_report.random_map(label) == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
+    ("loss.name", "imc", "config.loss.name is 'imc'; expected pairwise_similarity or"),
+    ("loss.form", "other", "form"),
+    ("siamese.loss", "hinge", "config.siamese.loss is 'hinge'; expected one of cross_entropy"),
+    ("siamese.dropout", 1.0, "config.siamese.dropout is 1.0; expected from 0 to below 1"),
+    ("pairs.scheme", "all", "config.pairs.scheme is 'all'; expected one of"),
+    ("pairs.image_scale", "log", "config.pairs.image_scale is 'log'; expected one of"),
+    ("graph.bias", "edge", "config.graph.bias is 'edge'; expected one of"),
+  ],
+)
+def test_a_wrong_field_is_named_before_the_run_folder_exists(make_config, tmp_path, field, value, message):
+  config = make_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=message):
+    fine_grained.train_and_evaluate(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints").exists()

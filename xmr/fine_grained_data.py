@@ -1,0 +1,84 @@
+"""What both stages of FG-CMIR and their baselines read: signals of texts on the word graph, scaled image features, labels."""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmr import data
+from xmr.data import text_graph
+from xmr.errors import UserError
+from xmr.models.graph import Laplacian
+
+SCALES = ("none", "standard", "root_standard", "unit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A labelled set, ready for the device; every dict has the keys train, val and test.
+
+  Attributes:
+    splits: Split.  graph: TextGraph.  laplacian: Laplacian.
+    signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of all is pair i.
+  """
+
+  splits: dict
+  graph: text_graph.TextGraph
+  laplacian: Laplacian
+  signals: dict
+  images: dict
+  label: dict
+
+
+def load(config):
+  """Returns the Problem of a config; the graph comes from the texts of train and val, the official training split."""
+  section = config.graph
+  splits = data.load(config)
+  missing = {"train", "val", "test"} - set(splits)
+  if missing or any(split.label is None or split.image_features is None for split in splits.values()):
+    raise UserError(f"config.data.name={config.data.name}: expected train, val and test with categories and image features")
+  vectors = section.vectors
+  if vectors != "word2vec":
+    vectors = os.path.join(os.path.expanduser(config.data.dir), os.path.expanduser(vectors))
+  graph = text_graph.build(
+    splits["train"].tokens + splits["val"].tokens, min_count=section.min_count, neighbours=section.neighbours,
+    vectors=vectors, dim=section.dim, epochs=section.epochs, seed=section.seed, cache_dir=config.data.cache_dir,
+  )  # fmt: skip
+  print("words: " + ", ".join(f"{name} {value:,}" for name, value in graph.report.items()))
+  return Problem(
+    splits=splits,
+    graph=graph,
+    laplacian=jax.tree.map(jnp.asarray, Laplacian(graph.values, graph.columns, graph.starts)),
+    signals={
+      name: text_graph.signal(split.tokens, graph, kind=section.signal, names=split.image_names)
+      for name, split in splits.items()
+    },
+    images=scale({name: split.image_features for name, split in splits.items()}, config.pairs.image_scale),
+    label={name: split.label for name, split in splits.items()},
+  )
+
+
+def scale(images, kind):
+  """Image features in another scale; statistics are those of the training part alone.
+
+  standard: each column minus its mean, over its deviation.   root_standard: the same of sign(x) sqrt|x| (for histograms:
+  Arandjelovic and Zisserman, CVPR 2012).   unit: unit rows.
+
+  Args:
+    images: {split: [N, F] float}.  kind: as above, or "none".
+  Returns:
+    {split: [N, F] float32}.
+  """
+  if kind not in SCALES:
+    raise UserError(f"config.pairs.image_scale is {kind!r}; expected one of {', '.join(SCALES)}")
+  images = {name: np.asarray(x, np.float32) for name, x in images.items()}
+  if kind == "none":
+    return images
+  if kind == "unit":
+    return {name: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for name, x in images.items()}
+  if kind == "root_standard":
+    images = {name: np.sign(x) * np.sqrt(np.abs(x)) for name, x in images.items()}
+  mean, deviation = images["train"].mean(axis=0), images["train"].std(axis=0)
+  return {name: (x - mean) / np.where(deviation > 0, deviation, 1) for name, x in images.items()}

@@ -1,0 +1,151 @@
+"""What a run of FG-CMIR leaves in its folder: figures beside the baselines, curves, and what the labels look like."""
+
+import importlib.metadata
+import pathlib
+
+import numpy as np
+
+from xmr.config import flat
+from xmr.eval.average_precision import mean_average_precision, precision_recall
+from xmr.fine_grained import both_directions
+from xmr.fine_grained_data import Problem
+from xmr.semantic_matching import semantic_matching
+
+RELEASED_AT = 100  # R of AP@R in SCKR and keras_gcn
+LIBRARIES = ("jax", "flax", "optax", "numpy")
+
+
+def results(config, problem, embeddings, *, step, baselines=True):
+  """Returns what results.json holds of a run.
+
+  Args:
+    config, problem: of the run.  embeddings: {split: (image [T, D], text [T, D])}.  step: of the parameters scored.
+    baselines: measure semantic matching too.
+  Returns:
+    dict; MAPs in [0, 1]. Queries are the test split; the gallery is the test split, or as released the training split
+    (train and val), over all of it or the first 100.
+  """
+  image, text = embeddings["test"]
+  label = problem.label["test"]
+  parts = [embeddings["train"], embeddings["val"]]
+  gallery = (
+    np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]),
+    np.concatenate([problem.label["train"], problem.label["val"]]),
+  )  # fmt: skip
+  metrics = both_directions(image, text, label)
+  for prefix, where, at in (("at100/", None, RELEASED_AT), ("train/", gallery, None), ("train_at100/", gallery, RELEASED_AT)):
+    metrics |= {f"{prefix}{key}": value for key, value in both_directions(image, text, label, gallery=where, at=at).items()}
+  found = {
+    "dataset": config.data.name, "split": "test", "protocol": "MAP, relevant = same category; test against test unless named",
+    "n_images": len(image), "n_texts": len(text), "step": step, "similarity": "dot",
+    "ties": "other categories first", "metrics": metrics, "random": random_map(label), "words": problem.graph.report,
+    "loss": {key: value for key, value in flat(config.loss).items() if value is not None},
+    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}, "seed": config.seed,
+  }  # fmt: skip
+  return found | matching(problem) if baselines else found
+
+
+def matching(problem):
+  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: the baseline on the set's own text features (LDA),
+  where it has them, and on the words that the graph encoder reads."""
+  named = {"semantic_matching_words": problem.signals}
+  if problem.splits["train"].text_features is not None:
+    named["semantic_matching"] = {name: split.text_features for name, split in problem.splits.items()}
+  found = {name: semantic_matching(problem.images, text, problem.label) for name, text in named.items()}
+  return {"semantic_matching": found.get("semantic_matching", found["semantic_matching_words"]), **found}
+
+
+def random_map(label, *, seed=0):
+  """MAP of random scores on these labels: what nothing at all gives."""
+  rng = np.random.default_rng(seed)
+  query, gallery = rng.normal(size=(2, len(label), 16)).astype(np.float32)
+  return mean_average_precision(query, gallery, label, label, kind="dot")
+
+
+def draw(workdir, problem: Problem, embeddings, similarity):
+  """Writes precision_recall.png and, where there are labels, hardness.png and hardness.md."""
+  image, text = embeddings["test"]
+  label = problem.label["test"]
+  curves = {
+    "image query": precision_recall(image, text, label, label, kind="dot"),
+    "text query": precision_recall(text, image, label, label, kind="dot"),
+  }
+  workdir = pathlib.Path(workdir)
+  curves_figure(curves, share=float(np.mean(label[:, None] == label[None, :]))).savefig(workdir / "precision_recall.png")
+  if similarity is None:
+    return
+  label = problem.label["train"]
+  same = label[:, None] == label[None, :]
+  histogram(similarity, same).savefig(workdir / "hardness.png")
+  (workdir / "hardness.md").write_text(hard_examples(similarity, same, problem.splits["train"]))
+
+
+def curves_figure(curves, *, share):
+  """Draws interpolated precision at eleven levels of recall, and that of a random ranking; returns a matplotlib Figure.
+
+  Args:
+    curves: {name: [11] float}.  share: of relevant items.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(5, 4), dpi=110, facecolor="white")
+  axis = figure.subplots()
+  for (name, values), colour in zip(curves.items(), ("#0969da", "#bc4c00"), strict=False):
+    axis.plot(np.linspace(0, 1, len(values)), values, marker="o", markersize=3, color=colour, label=name)
+  axis.axhline(share, color="#6e7781", linewidth=0.8, linestyle="--", label="random")
+  axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, None))
+  axis.legend(frameon=False)
+  axis.spines[["top", "right"]].set_visible(False)
+  figure.tight_layout()
+  return figure
+
+
+def histogram(similarity, same):
+  """Draws how g spreads over positives (each text with itself left out) and negatives; returns a matplotlib Figure.
+
+  Args:
+    similarity: [T, T] g in [0, 1].  same: [T, T] bool, same category.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(6, 3.4), dpi=110, facecolor="white")
+  axis = figure.subplots()
+  apart = ~np.eye(len(same), dtype=bool)
+  for name, rows, colour in (("same category", same & apart, "#1a7f37"), ("other category", ~same, "#cf222e")):
+    values = similarity[rows]
+    axis.hist(
+      values, bins=50, range=(0, 1), weights=np.full(len(values), 1 / len(values)), alpha=0.55, color=colour,
+      label=f"{name}: mean {values.mean():.2f}",
+    )  # fmt: skip
+  axis.set(xlabel="g, similarity of the text with the image's own text", ylabel="share of pairs", xlim=(0, 1))
+  axis.legend(frameon=False)
+  axis.spines[["top", "right"]].set_visible(False)
+  figure.tight_layout()
+  return figure
+
+
+def hard_examples(similarity, same, split, *, count=5, words=40):
+  """Returns Markdown of the hardest positives (lowest g) and negatives (highest g), no text twice, with their words."""
+  lines = ["# Hardest training pairs", "", "g: similarity of the text with the image's own text (reconstructed label).", ""]
+  for title, allowed, sign in (
+    ("Positives (same category, lowest g)", same, 1), ("Negatives (other category, highest g)", ~same, -1),
+  ):  # fmt: skip
+    lines += [f"## {title}", ""]
+    allowed = np.triu(allowed, 1)
+    order = np.argsort(np.where(allowed, sign * similarity, np.inf), axis=None, kind="stable")
+    used, shown = set(), 0
+    for place in order[: np.count_nonzero(allowed)]:
+      first, second = divmod(int(place), len(same))
+      if used & {first, second}:
+        continue
+      used |= {first, second}
+      lines += [
+        f"- g = {similarity[first, second]:.3f}, categories {split.label[first] + 1} and {split.label[second] + 1}",
+        f"  - text: {' '.join(split.tokens[first][:words])}",
+        f"  - text of image {split.image_names[second]}: {' '.join(split.tokens[second][:words])}",
+      ]
+      shown += 1
+      if shown == count:
+        break
+    lines.append("")
+  return "\n".join(lines)

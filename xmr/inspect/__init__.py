@@ -1,0 +1,27 @@
+"""Looking into a run: load it, encode, search, draw. What is imported here waits until it is used, for --help's sake."""
+
+__all__ = ["Run", "load"]
+
+
+def load(workdir, step="best"):
+  """Loads a run for inspection, on any machine, without its training data.
+
+  Args:
+    workdir: folder of a run, or one that Run.export wrote.
+    step: "best" (highest validation score), "latest", or a number.
+  Returns:
+    Run.
+  Raises:
+    UserError: not a run folder, no checkpoint in it, not that step, or a config of another version.
+  """
+  from xmr.inspect import runs
+
+  return runs.load(workdir, step)
+
+
+def __getattr__(name):
+  if name == "Run":
+    from xmr.inspect import runs
+
+    return runs.Run
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

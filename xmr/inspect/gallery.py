@@ -1,0 +1,241 @@
+"""A folder of pictures as a gallery: encoded once, kept on disk, searched in milliseconds."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import uuid
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from xmr.errors import UserError
+from xmr.eval import similarity
+from xmr.inspect.runs import IMAGE_ENDINGS
+
+BLOCK = 256  # pictures encoded, and saved, at a time
+ROUNDING = 4e-6  # what a float32 sum of up to some thousand products may be off, relative to the norms
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+  """Pictures of a folder.
+
+  Attributes:
+    folder: pathlib.Path.
+    names: [N] paths relative to it, sorted.
+    embeddings: [N, D] float32.
+    skipped: [(name, reason)] of pictures that could not be read.
+    encoded: int, pictures that were not in the cache.
+  """
+
+  folder: pathlib.Path
+  names: list[str]
+  embeddings: np.ndarray
+  skipped: list[tuple[str, str]]
+  encoded: int
+
+
+def encode_folder(run, folder, *, cache_dir=None, progress=True):
+  """Encodes the pictures of a folder and its subfolders, those alone that the cache does not hold yet.
+
+  A picture is encoded again when its size or time of change is another. What is done is saved every BLOCK pictures, so
+  a command that was stopped goes on from there. Unreadable pictures are left out and listed, and tried anew each time.
+
+  Args:
+    run: xmr.inspect.Run on pixels.
+    folder: path.
+    cache_dir: folder that keeps embeddings; None: that of the run's config.
+    progress: show a progress line on standard error.
+  Returns:
+    Gallery.
+  Raises:
+    UserError: no folder, no readable picture in it, a run on features, or a cache that cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  keys = pictures_of(folder)
+  if not keys:
+    raise UserError(f"{folder} has no pictures; expected files that end in {', '.join(IMAGE_ENDINGS)}")
+  cache = _Cache(pathlib.Path(cache_dir or run.config.data.cache_dir).expanduser(), run, folder)
+  known = cache.read()
+  missing = [key for key in keys if key not in known]
+  skipped = []
+  with (
+    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    tqdm(total=len(missing), desc="encoding", unit="image", disable=not (progress and missing)) as bar,
+  ):
+    for begin in range(0, len(missing), BLOCK):
+      part = missing[begin : begin + BLOCK]
+      crops = list(pool.map(lambda key: _crop(run, folder / key[0]), part))
+      good = [(key, crop) for key, crop in zip(part, crops, strict=True) if not isinstance(crop, str)]
+      skipped += [(key[0], crop) for key, crop in zip(part, crops, strict=True) if isinstance(crop, str)]
+      if good:
+        x = run.encode_crops(np.stack([crop for _, crop in good]))
+        cache.write([key for key, _ in good], x)
+        known |= {key: row for (key, _), row in zip(good, x, strict=True)}
+      bar.update(len(part))
+  found = [key for key in keys if key in known]
+  if not found:
+    name, reason = skipped[0]
+    raise UserError(f"none of the {len(keys)} pictures in {folder} can be read; {name}: {reason}")
+  embeddings = np.stack([known[key] for key in found])
+  cache.tidy(found, embeddings)
+  return Gallery(folder, [key[0] for key in found], embeddings, skipped, len(missing) - len(skipped))
+
+
+def pictures_of(folder):
+  """Returns [(path relative to the folder, bytes, time of change in ns)] of its pictures, sorted by path."""
+  if not folder.is_dir():
+    raise UserError(f"--gallery: {folder} is not a folder")
+  found = []
+  for parent, _, names in os.walk(folder):
+    for name in names:
+      path = pathlib.Path(parent, name)
+      if name.lower().endswith(IMAGE_ENDINGS) and path.is_file():
+        status = path.stat()
+        found.append((path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns))
+  return sorted(found)
+
+
+def _crop(run, path):
+  """Returns [S, S, 3] uint8, or the reason (str) why there is none."""
+  if run.config.data.image == "features":
+    run.crop(path)
+  try:
+    return run.crop(path)
+  except UserError as error:
+    return str(error)
+
+
+class _Cache:
+  """Files of embeddings with the pictures that they belong to, in a folder of this run and gallery."""
+
+  def __init__(self, root, run, folder):
+    digest = hashlib.sha256(f"1 {folder.resolve()} {run.fingerprint}".encode("utf-8", "surrogateescape")).hexdigest()
+    self.folder, self.dim = root / "galleries" / digest[:32], run.config.model.dim
+    self.files, self.held = [], 0
+
+  def read(self):
+    """Returns {key: [D] float32} of all files; damaged ones are dropped."""
+    known = {}
+    for path in sorted(self.folder.glob("*.npz")):
+      try:
+        # An open file of ours: np.load leaves its own open when it fails.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+          keys, x = json.loads(bytes(saved["keys"])), saved["x"]
+        if x.shape != (len(keys), self.dim) or x.dtype != np.float32:
+          raise ValueError("another shape")
+      except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        path.unlink(missing_ok=True)
+        continue
+      self.files.append(path)
+      self.held += len(keys)
+      known |= {tuple(key): row for key, row in zip(keys, x, strict=True)}
+    return known
+
+  def write(self, keys, x):
+    """Saves some embeddings, whole or not at all."""
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      path = self.folder / f"{uuid.uuid4().hex}.npz"
+      temporary = path.with_suffix(".part")
+      with temporary.open("wb") as file:
+        np.savez(file, x=x, keys=np.frombuffer(json.dumps(keys).encode(), np.uint8))
+      temporary.replace(path)
+    except OSError as error:
+      raise UserError(f"cannot write {self.folder}: {error.strerror}; give another --cache_dir") from None
+    self.files.append(path)
+    self.held += len(keys)
+
+  def tidy(self, keys, x):
+    """Puts what is left of many files, or of pictures that are gone, into one."""
+    if len(self.files) > 1 or self.held > len(keys):
+      old = list(self.files)
+      self.write(keys, x)
+      for path in old:
+        path.unlink(missing_ok=True)
+
+
+class Index:
+  """Embeddings that answer one query at a time, fast.
+
+  "exact" scores every item: float32 products, and float64 for those too close to call; of equal scores the lowest index
+  comes first. "faiss" walks a graph (HNSW) of near neighbours: sublinear, approximate, worth it for millions of items.
+  """
+
+  def __init__(self, embeddings, *, kind="cosine", backend="exact"):
+    """embeddings: [N, D] float.  kind: cosine, dot or order.  backend: exact or faiss.
+
+    Raises:
+      UserError: unknown backend, faiss not installed, or faiss with order embeddings.
+    """
+    if backend not in ("exact", "faiss"):
+      raise UserError(f"--index is {backend!r}; expected exact or faiss")
+    self.kind, self.backend = kind, backend
+    self.rows = np.ascontiguousarray(embeddings, np.float32)
+    if kind == "cosine":
+      self.rows = _unit(self.rows)
+    if backend == "faiss":
+      self.graph = _graph(self.rows, kind)
+    elif kind == "order":
+      self.on_device = jnp.asarray(self.rows)
+    else:
+      self.slack = ROUNDING * (1.0 if kind == "cosine" else float(np.linalg.norm(self.rows, axis=1).max()))
+
+  def search(self, query, k, *, text_query=False):
+    """Returns (scores [k] float32, indices [k] int64) for one query [D]; k is cut to the number of items."""
+    query, k = np.asarray(query, np.float32).reshape(-1), min(k, len(self.rows))
+    if self.kind == "cosine":
+      query = _unit(query)
+    if self.backend == "faiss":
+      scores, found = self.graph.search(query[None], k)
+      return scores[0][found[0] >= 0], found[0][found[0] >= 0]
+    if self.kind == "order":
+      scores, slack = np.asarray(_order(query, self.on_device, text_query=text_query)), 0.0
+    else:
+      scores, slack = self.rows @ query, 2 * self.slack * float(np.linalg.norm(query))
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    near = np.flatnonzero(scores >= least - slack)
+    if self.kind != "order":
+      exact = self.rows[near].astype(np.float64) @ query.astype(np.float64)
+    else:
+      exact = scores[near]
+    best = np.lexsort((near, -exact))[:k]
+    return exact[best].astype(np.float32), near[best]
+
+
+def _unit(x):
+  norm = np.linalg.norm(x, axis=-1, keepdims=True)
+  return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+
+
+@jax.jit
+def _order_of_image(query, gallery):
+  return similarity(query[None], gallery, kind="order")[0]
+
+
+@jax.jit
+def _order_of_text(query, gallery):
+  return similarity(query[None], gallery, kind="order", text_query=True)[0]
+
+
+def _order(query, gallery, *, text_query):
+  return (_order_of_text if text_query else _order_of_image)(query, gallery)
+
+
+def _graph(rows, kind):
+  if kind == "order":
+    raise UserError("--index=faiss knows no order embeddings; expected --index=exact")
+  try:
+    import faiss
+  except ImportError:
+    raise UserError('--index=faiss needs the extra "serve": pip install "xmr[serve]"') from None
+  graph = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+  graph.hnsw.efConstruction, graph.hnsw.efSearch = 100, 128
+  graph.add(rows)
+  return graph

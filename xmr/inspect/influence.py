@@ -1,0 +1,66 @@
+"""How one field of a config moves a figure: the plots of the IMC paper (distances, lambda), for any field of a sweep."""
+
+import numpy as np
+
+COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#cf222e", "#57606a", "#9a6700", "#1b7c83")
+INK = "#1f2328"
+
+
+def figure(field, values, setting_of, stats, *, name="rsum"):
+  """Draws a figure of the results over the values of one field, a line (or group of bars) for each setting of the others.
+
+  Args:
+    field: of the config.  values: list of its texts; numbers are drawn as a line, words as bars.
+    setting_of: {name of a setting: {field: text}}.
+    stats: {name of a setting: {"mean", "deviation"}}; whiskers are one deviation over seeds.
+    name: of what is drawn.
+  Returns:
+    matplotlib Figure.
+  """
+  from matplotlib.figure import Figure
+
+  others = {}
+  for setting, fields in setting_of.items():
+    rest = " ".join(value for key, value in fields.items() if key != field)
+    others.setdefault(rest, {})[fields[field]] = stats[setting]
+  numbers = _numbers(values)
+  drawn = Figure(figsize=(5.4, 3.6), dpi=130, facecolor="white")
+  axis = drawn.subplots()
+  lowest, width = np.inf, 0.8 / len(others)
+  for place, (rest, found) in enumerate(others.items()):
+    kept = [value for value in values if value in found]
+    mean = np.array([found[value]["mean"] for value in kept])
+    deviation = np.nan_to_num([found[value]["deviation"] for value in kept])
+    lowest = min(lowest, (mean - deviation).min())
+    style = {"color": COLOURS[place % len(COLOURS)], "label": rest or None}
+    if numbers is not None:
+      x = [numbers[values.index(value)] for value in kept]
+      axis.errorbar(x, mean, yerr=deviation, marker="o", markersize=4, capsize=3, linewidth=1.5, **style)
+    else:
+      x = np.array([values.index(value) for value in kept]) + (place - (len(others) - 1) / 2) * width
+      axis.bar(x, mean, 0.9 * width, yerr=deviation, capsize=3, ecolor=INK, **style)
+  if numbers is None:
+    axis.set_xticks(range(len(values)), values)
+    top = axis.get_ylim()[1]
+    # Differences are small beside the whole: bars begin below the lowest, and the axis says where.
+    axis.set_ylim(max(0.0, lowest - 0.5 * (top - lowest) - 1), top)
+  elif min(numbers) > 0 and max(numbers) >= 8 * min(numbers):
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(numbers, values)
+  axis.set_xlabel(field, color=INK)
+  axis.set_ylabel(name, color=INK)
+  axis.grid(axis="y", color="#d0d7de", linewidth=0.6)
+  axis.set_axisbelow(True)
+  for side in ("top", "right"):
+    axis.spines[side].set_visible(False)
+  if len(others) > 1:
+    axis.legend(frameon=False, fontsize=7)
+  drawn.tight_layout()
+  return drawn
+
+
+def _numbers(values):
+  try:
+    return [float(value) for value in values]
+  except ValueError:
+    return None

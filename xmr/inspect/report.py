@@ -1,0 +1,252 @@
+"""Writes one page that shows what a run retrieves: python -m xmr.inspect.report --workdir=runs/imc [--compare=runs/mh].
+
+The page is WORKDIR/report.html (or --out=FILE). It needs no network and no other file.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from xmr.errors import UserError, reported
+
+QUERIES = 6  # of the qualitative study
+LISTED = 8  # worst queries, hubs, tied queries
+DEPTH = 10  # of the lists in which hubs are counted
+FAR = 3  # answers shown beside a failed query
+
+
+def report(workdir, *, compare=None, out=None, step="best", queries=QUERIES, seed=0, limit=None):
+  """Writes the page of a run.
+
+  Args:
+    workdir: folder of the run.  compare: folder of another run on the same split, or None.
+    out: file to write; None: workdir/report.html.
+    step: "best", "latest" or a number, of workdir; the other run shows its best.
+    queries: query images of the qualitative study, chosen by `seed`.
+    limit: captions that the page's search knows; None: page.SEARCHABLE.
+  Returns:
+    path of the page.
+  Raises:
+    UserError: no run, no checkpoints, missing data, two runs on different splits, a file that cannot be written.
+  """
+  from xmr.inspect import page
+
+  shown = [_Scored(workdir, step)]
+  if compare is not None:
+    shown.append(_Scored(compare, "best"))
+    from xmr.inspect import study
+
+    study.same_split(shown[0].split, shown[1].split, names=(workdir, compare))
+  context = _context(shown, queries=queries, seed=seed, limit=page.SEARCHABLE if limit is None else limit)
+  html = _fitted(context, shown[0])
+  path = pathlib.Path(out) if out else pathlib.Path(workdir) / "report.html"
+  try:
+    path.write_text(html, encoding="utf-8", errors="replace")
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror}") from None
+  return path
+
+
+class _Scored:
+  """A run with its test split, embeddings, results and the rank of every query."""
+
+  def __init__(self, workdir, step):
+    from xmr import data, inspect
+    from xmr.eval import protocol
+    from xmr.inspect import study
+
+    self.run = inspect.load(workdir, step)
+    self.config, self.name = self.run.config, pathlib.Path(workdir).resolve().name
+    self.split = data.load(self.config)[self.config.evaluate.split]
+    self.image, self.text = study.embeddings(self.run, self.split)
+    self.results = protocol.report(self.image, self.text, self.split, config=self.config, step=self.run.step)
+    self.results["metrics"] |= self._written()
+    self.outcomes = study.outcomes(self.image, self.text, self.split.image_of_text, kind=self.config.similarity)
+
+  def _written(self):
+    """Returns figures of results.json that are not computed here, such as graded ones, where it is of this step."""
+    try:
+      found = json.loads((self.run.workdir / "results.json").read_text())
+      same = (found["step"], found["split"]) == (self.run.step, self.split.name)
+      return {k: v for k, v in found["metrics"].items() if same and k not in self.results["metrics"]}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+      return {}
+
+
+def _context(shown, *, queries, seed, limit):
+  """Returns what the template shows, but for the thumbnails."""
+  import numpy as np
+
+  from xmr import config as config_lib
+  from xmr.inspect import charts, page, study
+
+  first = shown[0]
+  split, kind, image, text = first.split, first.config.similarity, first.image, first.text
+  spice = _spice(first.config)
+  relevance = study.Relevance(split, spice=spice)
+  rng = np.random.default_rng(seed)
+  rows = np.sort(rng.choice(len(image), min(queries, len(image)), replace=False))
+  lists = {
+    "t2i": study.neighbours(text, image, DEPTH, kind=kind, text_query=True),
+    "i2t": study.neighbours(image, text, DEPTH, kind=kind, text_query=False),
+  }
+  return {
+    "name": first.name, "results": first.results, "names": [run.name for run in shown],
+    "figures": _figures(shown), "charts": charts.charts([(run.name, run.run.metrics) for run in shown]),
+    "split": split, "clipped": page.clipped, "captions_of": relevance.captions,
+    "relevance_names": relevance.names, "spice": spice,
+    "studies": [
+      (run.name, study.qualitative(run.image, run.text, split, relevance, kind=run.config.similarity, rows=rows))
+      for run in shown
+    ],
+    "worst": {task: _failed(first, task, lists, study.worst(first.outcomes[task]["rank"], LISTED)) for task in lists},
+    "hubs": {
+      task: study.hubs(found, len(image if task == "t2i" else text), LISTED) for task, (_, found) in lists.items()
+    },
+    "depth": {task: found.shape[1] for task, (_, found) in lists.items()},
+    "tied": {task: _tied(first, task) for task in lists},
+    "lengths": study.by_length(np.array([len(tokens) for tokens in split.tokens]), first.outcomes["t2i"]["rank"]),
+    "differences": _differences(shown) if len(shown) > 1 else None,
+    "search": page.search_data(image, text, split, kind=kind, limit=limit),
+    "config": config_lib.flat(first.config), "seed": seed,
+  }  # fmt: skip
+
+
+def _spice(config):
+  if not config.evaluate.spice:
+    return ""
+  path = pathlib.Path(config.data.dir) / config.evaluate.spice
+  return str(path) if path.exists() else ""
+
+
+def _figures(shown):
+  """Returns rows (name, [value of each run], paired bootstrap of the difference or None) of the results table."""
+  from xmr.eval import significance
+
+  rows = []
+  for name, value in shown[0].results["metrics"].items():
+    values = [value, *(run.results["metrics"].get(name) for run in shown[1:])]
+    direction, _, figure = name.partition("/")
+    test = None
+    if len(shown) > 1 and direction in ("i2t", "t2i") and figure in ("r1", "r5", "r10"):
+      hits = [100.0 * (run.outcomes[direction]["rank"] < int(figure[1:])) for run in shown]
+      group = shown[0].split.image_of_text if direction == "t2i" else None
+      test = significance.paired_bootstrap(hits[1], hits[0], group=group, samples=2000)
+    rows.append((name, values, test))
+  return rows
+
+
+def _failed(run, task, lists, queries):
+  """Returns [{"row", "rank" from 1, "ties", "found": [answer]}] of some queries."""
+  from xmr.inspect import study
+
+  of, found = run.split.image_of_text, []
+  for row in queries:
+    scores, items = lists[task][0][row][:FAR], lists[task][1][row][:FAR]
+    right = [of[row] == item if task == "t2i" else of[item] == row for item in items]
+    found.append({
+      "row": int(row), "rank": int(run.outcomes[task]["rank"][row]) + 1, "ties": int(run.outcomes[task]["ties"][row]),
+      "found": [study.answer(*x) for x in zip(items, scores, right, strict=True)],
+    })  # fmt: skip
+  return found
+
+
+def _tied(run, task):
+  """Returns {"count", "rows": [(row, rank from 1, ties)]}, the queries with most ties first."""
+  import numpy as np
+
+  rank, ties = run.outcomes[task]["rank"], run.outcomes[task]["ties"]
+  rows = [row for row in np.argsort(-ties, kind="stable")[:LISTED] if ties[row]]
+  return {
+    "count": int(np.count_nonzero(ties)), "rows": [(int(row), int(rank[row]) + 1, int(ties[row])) for row in rows]
+  }
+
+
+def _differences(shown):
+  """Returns captions whose image the one run ranks much better than the other: [(row, rank, rank of the other)]."""
+  import numpy as np
+
+  # Of reciprocal ranks: from 1 to 5 matters, from 301 to 305 does not.
+  ranks = [run.outcomes["t2i"]["rank"] + 1 for run in shown]
+  gain = 1 / ranks[0] - 1 / ranks[1]
+  order = np.argsort(-gain, kind="stable")
+  sides = (order[:LISTED][gain[order[:LISTED]] > 0], order[::-1][:LISTED][gain[order[::-1][:LISTED]] < 0])
+  return [[(int(row), int(ranks[0][row]), int(ranks[1][row])) for row in side] for side in sides]
+
+
+def _fitted(context, run):
+  """Returns the page with as many thumbnails as fit."""
+  from xmr.inspect import page
+
+  bare = page.render("report.html.j2", **context, thumbnails={}, left=0)
+  rows = [row for row in _needed(context)] + context["search"]["images"]
+  made, left = page.thumbnails(
+    run.split, rows, folder=run.config.data.dir, budget=page.LIMIT - len(bare.encode("utf-8", "replace"))
+  )
+  return page.render("report.html.j2", **context, thumbnails=made, left=left)
+
+
+def _needed(context):
+  """Yields the images that stand on the page itself."""
+  for _, studies in context["studies"]:
+    for one in studies:
+      yield one["row"]
+      yield from (x["row"] for found in (one["i2i"], *(c["t2i"] for c in one["captions"])) for x in found)
+  for failed in context["worst"]["t2i"]:
+    yield context["split"].image_of_text[failed["row"]]
+    yield from (x["row"] for x in failed["found"])
+  yield from (failed["row"] for failed in context["worst"]["i2t"])
+  yield from (item for item, _ in context["hubs"]["t2i"]["items"])
+  for side in context["differences"] or ():
+    yield from (context["split"].image_of_text[row] for row, *_ in side)
+
+
+def parser():
+  """Returns the parser of the command line."""
+  made = argparse.ArgumentParser(
+    prog="python -m xmr.inspect.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False, exit_on_error=False,
+  )  # fmt: skip
+  made.add_argument("--workdir", metavar="DIR", help="folder of the run")
+  made.add_argument("--compare", metavar="DIR", help="folder of a second run on the same split")
+  made.add_argument("--out", metavar="FILE", help="where to write the page; WORKDIR/report.html unless given")
+  made.add_argument("--step", default="best", help='checkpoint: "best" (default), "latest" or a number')
+  made.add_argument("--queries", type=int, default=QUERIES, help=f"query images of the qualitative study ({QUERIES})")
+  made.add_argument("--seed", type=int, default=0, help="chooses those images (0)")
+  return made
+
+
+def main(argv):
+  """Runs one command line; raises SystemExit(2) for a user's mistake."""
+  with reported():
+    arguments = parsed(parser(), argv[1:])
+    if arguments.workdir is None:
+      raise UserError("--workdir is missing: python -m xmr.inspect.report --workdir=DIR")
+    if arguments.queries < 0:
+      raise UserError(f"--queries is {arguments.queries}; expected 0 or more")
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    path = report(
+      arguments.workdir, compare=arguments.compare, out=arguments.out, step=arguments.step, queries=arguments.queries,
+      seed=arguments.seed,
+    )  # fmt: skip
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def parsed(parser, argv):
+  """Returns parsed arguments; a mistake becomes a UserError."""
+
+  def refuse(message):
+    raise UserError(f"{message}; {parser.prog} --help shows what is expected")
+
+  parser.error = refuse
+  try:
+    return parser.parse_args(argv)
+  except argparse.ArgumentError as error:
+    refuse(str(error))
+
+
+if __name__ == "__main__":
+  main(sys.argv)

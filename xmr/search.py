@@ -1,0 +1,147 @@
+"""Searches a folder of pictures: python -m xmr.search --workdir=runs/imc --gallery=FOLDER "two dogs in snow".
+
+With --image=FILE the query is a picture. The folder is encoded once and kept; a stopped command goes on where it was.
+Prints rank, score and path, best first.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+from xmr.errors import UserError, reported
+
+
+def parser():
+  """Returns the parser of the command line."""
+  made = argparse.ArgumentParser(
+    prog="python -m xmr.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False, exit_on_error=False,
+  )  # fmt: skip
+  made.add_argument("query", nargs="?", help="a caption")
+  made.add_argument("--image", metavar="FILE", help="a picture to look for, instead of a caption")
+  made.add_argument("--workdir", metavar="DIR", help="folder of the run")
+  made.add_argument("--gallery", metavar="FOLDER", help="folder of pictures, with its subfolders")
+  made.add_argument("-k", type=int, default=10, help="answers (10)")
+  made.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
+  made.add_argument("--index", default="exact", help="exact (default) or faiss: approximate, for millions of pictures")
+  made.add_argument("--step", default="best", help='checkpoint: "best" (default), "latest" or a number')
+  made.add_argument("--cache_dir", metavar="DIR", help="where embeddings are kept; the run's data.cache_dir unless given")
+  return made
+
+
+def main(argv):
+  """Runs one command line; raises SystemExit(2) for a user's mistake."""
+  with reported():
+    arguments = parsed(parser(), argv[1:])
+    check(arguments)
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    search(arguments)
+
+
+def parsed(parser, argv):
+  """Returns parsed arguments; a mistake becomes a UserError."""
+
+  def refuse(message):
+    raise UserError(f"{message}; {parser.prog} --help shows what is expected")
+
+  parser.error = refuse
+  try:
+    return parser.parse_args(argv)
+  except argparse.ArgumentError as error:
+    refuse(str(error))
+
+
+def check(arguments):
+  """Raises UserError for what is wrong by itself."""
+  for name in ("workdir", "gallery"):
+    if getattr(arguments, name) is None:
+      raise UserError(f'--{name} is missing: python -m xmr.search --workdir=DIR --gallery=FOLDER "a caption"')
+  if (arguments.query is None) == (arguments.image is None):
+    found = "neither" if arguments.query is None else "both"
+    raise UserError(f"{found} of a caption and --image given; expected one of them")
+  if arguments.query is not None and not arguments.query.strip():
+    raise UserError("the query is empty; expected a caption")
+  if arguments.k < 1:
+    raise UserError(f"-k is {arguments.k}; expected 1 or more")
+
+
+def search(arguments):
+  """Answers one query: prints the ranking, and writes the page where one is asked for."""
+  from xmr import inspect
+  from xmr.inspect import gallery as galleries
+
+  run = inspect.load(arguments.workdir, arguments.step)
+  # The query first: what is wrong with it shows before a folder is encoded.
+  query = encoded(run, arguments)
+  gallery = galleries.encode_folder(run, arguments.gallery, cache_dir=arguments.cache_dir)
+  index = galleries.Index(gallery.embeddings, kind=run.config.similarity, backend=arguments.index)
+  begun = time.perf_counter()
+  scores, found = index.search(query, arguments.k, text_query=arguments.image is None)
+  seconds = time.perf_counter() - begun
+  for rank, (score, row) in enumerate(zip(scores, found, strict=True), 1):
+    print(f"{rank:4}  {score:7.4f}  {gallery.folder / gallery.names[row]}")
+  say(f"{len(gallery.names):,} pictures ({gallery.encoded:,} newly encoded), ranked in {1000 * seconds:.1f} ms")
+  if gallery.skipped:
+    say(f"skipped {len(gallery.skipped)} unreadable:")
+    for _, reason in gallery.skipped:
+      say(f"  {reason}")
+  if arguments.html:
+    say(f"wrote {write_page(run, arguments, gallery, scores, found)}")
+
+
+def say(text):
+  print(text, file=sys.stderr)
+
+
+def encoded(run, arguments):
+  """Returns [D] float32 of the query; words that the run does not know are told, and refused where there is no other."""
+  if arguments.image is not None:
+    return run.encode_image([arguments.image])[0]
+  if run.vocabulary is None:
+    raise UserError(f"{run.workdir} was trained on text features, not on words; expected --image, or a run on words")
+  unknown, words = run.unknown_words(arguments.query)
+  if len(unknown) == len(words):
+    known = len(run.vocabulary)
+    raise UserError(f"all words are unknown to the run ({', '.join(unknown)}); its vocabulary has {known:,} words")
+  if unknown:
+    say(f"unknown to the run, and read as one unknown word: {', '.join(unknown)}")
+  return run.encode_text([arguments.query])[0]
+
+
+def write_page(run, arguments, gallery, scores, found):
+  """Writes the answers as a page with thumbnails; returns its path."""
+  import base64
+
+  from xmr.inspect import page, runs
+
+  budget, items = page.LIMIT, []
+
+  def shown(path):
+    nonlocal budget
+    if budget <= 0:
+      return ""
+    encoded = base64.b64encode(runs.thumbnail(runs.opened(path), side=2 * page.THUMBNAIL)).decode()
+    budget -= len(encoded)
+    return encoded
+
+  query = shown(arguments.image) if arguments.image else ""
+  for score, row in zip(scores, found, strict=True):
+    name = gallery.names[row]
+    items.append({"name": name, "score": float(score), "thumbnail": shown(gallery.folder / name)})
+  html = page.render(
+    "search.html.j2", query=arguments.query or arguments.image, thumbnail=query, items=items, total=len(gallery.names),
+    folder=str(gallery.folder), run=run, skipped=gallery.skipped, bare=sum(not item["thumbnail"] for item in items),
+  )  # fmt: skip
+  path = pathlib.Path(arguments.html)
+  try:
+    path.write_text(html, encoding="utf-8", errors="replace")
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror}") from None
+  return path
+
+
+if __name__ == "__main__":
+  main(sys.argv)

@@ -1,0 +1,118 @@
+"""The formulas of the README's plan past one machine, against what the compiler says of eight devices; `-s` prints both.
+
+B rows of D floats per step on P devices. Compiled, never run.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+import test_mining
+
+from xmr import experiment, mining, parallel, train
+from xmr.config import base_config
+
+P, MIB = 8, 2**20
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
+COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+
+
+def compiled_loss(form, name, *, batch, dim):
+  """Returns loss and gradient of a batch, compiled for the eight devices."""
+  mesh, config = parallel.mesh(), base_config()
+  config.loss_form, config.loss.name = form, name
+  loss, _ = experiment.losses_of(config, mesh)
+  rows = jax.ShapeDtypeStruct((batch, dim), jnp.float32, sharding=parallel.sharded(mesh))
+  ids = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=parallel.sharded(mesh))
+
+  def value(image, text, image_id):
+    if form == "ring":
+      return loss(image, text, image_id)
+    return loss(image, text, match=image_id[:, None] == image_id[None, :])
+
+  # Gradients leave as they came, row by row.
+  out = ((parallel.replicated(mesh),) * 2, (parallel.sharded(mesh),) * 2)
+  return jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True), out_shardings=out).lower(rows, rows, ids).compile()
+
+
+def moved(compiled):
+  """Returns {kind: bytes of the results of its operations}, each counted once, in a loop too."""
+  total = {}
+  for result, kind in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", compiled.as_text()):
+    for type_, shape in re.findall(r"(\w+)\[([\d,]*)\]", result):
+      size = BYTES[type_]
+      for n in filter(None, shape.split(",")):
+        size *= int(n)
+      total[kind] = total.get(kind, 0) + size
+  return total
+
+
+def temporary(compiled):
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("batch, dim", [(4096, 512), (8192, 256)])
+@pytest.mark.parametrize("name", ["max_of_hinges", "info_nce"])
+def test_losses_take_the_memory_and_communication_of_the_plan(name, batch, dim):
+  plain, ring = (compiled_loss(form, name, batch=batch, dim=dim) for form in ("plain", "ring"))
+  rows, whole = 4 * batch * dim / P, 4 * batch * batch / P
+  block = whole / P
+  print(f"{name} B={batch} D={dim}: rows {rows / MIB:.1f}, B x B / P {whole / MIB:.1f}, block {block / MIB:.1f} MiB")
+  for form, compiled in (("plain", plain), ("ring", ring)):
+    gigaflops = compiled.cost_analysis()["flops"] / 1e9
+    sizes = {kind: f"{size / MIB:.1f}" for kind, size in moved(compiled).items()}
+    print(f"  {form}: temporary {temporary(compiled) / MIB:.1f} MiB, {gigaflops:.1f} GFLOP, moved {sizes} MiB")
+  # Plain: 2 to 4 of [B / P, B], and 1 to 5 of the gathered [B, D].
+  assert 2 * whole < temporary(plain) < 4.1 * whole + 5 * P * rows
+  # Ring: 1 to 4 of [B / P, B / P], and 2 to 5 of [B / P, D].
+  assert block + 2 * rows < temporary(ring) < 4.1 * block + 5 * rows + MIB
+  # Ring: texts go around once forward, texts with their gradient once backward: 3 rows per turn, P turns, 12 B D bytes.
+  permuted = moved(ring)["collective-permute"]
+  assert 3 * rows <= permuted < 3.2 * rows + MIB
+  assert not any(size > 2 * MIB for kind, size in moved(ring).items() if kind != "collective-permute")
+  # Plain: texts gathered, their gradients summed: [B, D] in, [B, D] out, at the least.
+  assert sum(moved(plain).values()) >= 2 * P * rows
+
+
+@pytest.mark.parametrize("name", ["max_of_hinges", "info_nce"])
+def test_the_ring_at_16384_rows_needs_a_seventh_of_the_memory(name):
+  plain, ring = (temporary(compiled_loss(form, name, batch=16_384, dim=1024)) for form in ("plain", "ring"))
+  print(f"{name} B=16,384 D=1,024 P=8: temporary per device {plain / MIB:.0f} MiB plain, {ring / MIB:.0f} MiB ring")
+  assert 7 * ring < plain
+
+
+def test_products_take_the_operations_of_the_plan():
+  batch, dim = 4096, 512
+  once = 2 * batch * batch * dim / P
+  plain, ring = (compiled_loss(form, "info_nce", batch=batch, dim=dim).cost_analysis()["flops"] for form in ("plain", "ring"))
+  # Plain: scores and two gradients. Ring: the scores once more in the backward pass; the compiler counts one turn of P.
+  assert 3 * once <= plain < 3.1 * once
+  assert 4 * once / P <= ring < 4.4 * once / P
+
+
+def compiled_mining(scope, images, block=256, width=64, dim=32):
+  """Returns (compiled train step, rows of the pool's texts) with exact mining over so many images, two captions each."""
+  split = test_mining.make_split(images=images, width=(width, width))
+  config = test_mining.make_config(mining__scope=scope, mining__block=block, model__dim=dim)
+  e = test_mining.make_experiment(split, config, P)
+  miner, pool, bank = mining.make(e)
+  state = train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
+  step = functools.partial(train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner)
+  batch = parallel.shard(e.mesh, test_mining.make_batch(split)[0])
+  return jax.jit(step, donate_argnums=0).lower(state, batch, pool).compile()
+
+
+@pytest.mark.parametrize("scope, of_bank", [("train", 0), ("bank", 1)])
+def test_mining_holds_its_rows_once_over_all_devices_and_blocks_beside_them(scope, of_bank):
+  width, dim = 64, 32
+  few, many = (compiled_mining(scope, images, width=width, dim=dim).memory_analysis() for images in (4096, 8192))
+  # Features, the bank, and three numbers (id, owner) per row at most; 4,096 more images, twice as many captions.
+  more = 3 * 4096 * 4 * (width + of_bank * dim) / P
+  grown = many.argument_size_in_bytes - few.argument_size_in_bytes
+  ids = 3 * 4096 * 4 * 4
+  print(f"{scope}: arguments grow by {grown:,} bytes per device, plan {more:,.0f} and ids; "
+        f"temporary {few.temp_size_in_bytes:,} -> {many.temp_size_in_bytes:,}")  # fmt: skip
+  assert more <= grown <= more + ids
+  assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 4096

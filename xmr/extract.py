@@ -1,0 +1,317 @@
+"""Writes a backbone's features of a dataset's images.
+
+  python -m xmr.extract --config=configs/vsepp_flickr.py --backbone=resnet152 --weights=resnet152.safetensors --out=DIR
+
+DIR/features.npy has a row per image id, as config.data.image_features expects, and DIR/manifest.json says what it is made
+of. The same command goes on where a killed one stopped. Weights come from python -m xmr.models.convert.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from xmr.errors import UserError, reported
+
+BLOCK = 256  # images per file of finished work
+AVERAGES = ("none", "flip", "ten_crop")
+
+
+def define_flags():
+  """Declares the command's flags; returns the holder of the config."""
+  holder = config_flags.DEFINE_config_file("config", None, "File of a config, or file:variant; its data section is read.")
+  flags.DEFINE_string("backbone", None, "Kind of network, as in xmr.models.convert.")
+  flags.DEFINE_string("weights", None, "safetensors file that xmr.models.convert wrote.")
+  flags.DEFINE_string("out", None, "Folder to write to.")
+  flags.DEFINE_enum("average", "none", AVERAGES, "Mean over the image and its mirror, or five crops and their mirrors.")
+  flags.DEFINE_bool("grid", False, "Write the last map, 7 x 7 for 224 pixels, instead of its mean.")
+  flags.DEFINE_enum("dtype", "float32", ("float32", "float16"), "Type of the numbers in the file.")
+  flags.DEFINE_integer("batch_size", 32, "Images at a time, over all devices and processes.")
+  flags.DEFINE_integer("threads", 4, "Threads of a process that decode images.")
+  return holder
+
+
+def views(image, *, size, resize, average):
+  """Crops of one image.
+
+  Args:
+    image: RGB PIL image.  size, resize: pixels of a crop's side and of the image's shorter side before it.
+    average: "none": the centre; "flip": and its mirror; "ten_crop": four corners and the centre, then their mirrors.
+  Returns:
+    [V, size, size, 3] uint8, V = 1, 2 or 10; the second half mirrors the first.
+  """
+  import numpy as np
+
+  from xmr.data.images import eval_crop
+
+  crops = [eval_crop(image, resize=resize, size=size)]
+  if average == "none":
+    return np.stack(crops)
+  if average == "ten_crop":
+    from PIL import Image
+
+    scale = resize / min(image.size)
+    width, height = (max(resize, int(side * scale)) for side in image.size)
+    whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    corners = [(0, 0), (0, width - size), (height - size, 0), (height - size, width - size)]
+    crops = [whole[top : top + size, left : left + size] for top, left in corners] + crops
+  crops = np.stack(crops)
+  return np.concatenate([crops, crops[:, :, ::-1]])
+
+
+@functools.cache
+def encoder(module, *, grid, scale):
+  """A compiled (variables, pixels [B, V, H, W, 3] uint8) -> [B, ...] float32, the mean over the V views.
+
+  Args:
+    module: backbone.  grid: keep the map.
+    scale: (mean, deviation) of pixels in [0, 1] that the weights expect, three numbers each.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  mean, deviation = (jnp.array(numbers, jnp.float32) for numbers in scale)
+
+  def encode(variables, pixels):
+    count = pixels.shape[1]
+    x = (pixels.reshape(-1, *pixels.shape[2:]).astype(jnp.float32) / 255 - mean) / deviation
+    x = module.apply(variables, x, grid=grid).astype(jnp.float32)
+    x = x.reshape(-1, count, *x.shape[1:])
+    if grid and count == 2:
+      # What a mirror shows on the left lies on the right.
+      x = jnp.stack([x[:, 0], x[:, 1, :, ::-1]], axis=1)
+    return x.mean(1)
+
+  return jax.jit(encode)
+
+
+def scale_of(kind):
+  """(mean, deviation) of pixels in [0, 1] for a kind of weights: TensorFlow's release maps them to -1..1."""
+  if kind.startswith("tf_"):
+    return (0.5,) * 3, (0.5,) * 3
+  from xmr.models import image
+
+  return image.MEAN, image.STD
+
+
+def load_weights(kind, path):
+  """The variables of a backbone from a converted file; UserError where it is of another kind."""
+  import safetensors
+
+  from xmr.models import convert, weights
+
+  wrapped = {name: {"image_encoder": {"backbone": tree}} for name, tree in convert.shapes(kind).items()}
+  loaded = weights.load_backbone(path, wrapped)
+  with safetensors.safe_open(path, framework="numpy") as file:
+    metadata = file.metadata() or {}
+  if metadata.get("kind", kind) != kind:
+    raise UserError(f"{path}: holds {metadata['kind']}; --backbone says {kind}")
+  return {name: tree["image_encoder"]["backbone"] for name, tree in loaded.items()}, metadata
+
+
+def images_of(config):
+  """All images of a dataset as [(id, encoded bytes' reader, name)] in order of their ids."""
+  from xmr import data
+
+  found = {}
+  for split in data.load(config).values():
+    if split.pixels is None:
+      raise UserError(f"config.data.image is {config.data.image!r}; features are extracted from \"pixels\"")
+    for row, number in enumerate(split.image_id):
+      found[int(number)] = (split.pixels, row, split.image_names[row])
+  return [(number, *found[number]) for number in sorted(found)]
+
+
+def claim(out, manifest):
+  """Makes the folder, or checks that it belongs to the same work; returns whether all of it is done.
+
+  Raises:
+    UserError: it holds other work; every field that differs is named.
+  """
+  from xmr.writers import write_json
+
+  path = pathlib.Path(out) / "manifest.json"
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+    except ValueError as error:
+      raise UserError(f"{path}: not a JSON file ({error})") from None
+    wrong = [f"{key}: {old.get(key)!r} -> {value!r}" for key, value in manifest.items() if old.get(key) != value]
+    if wrong:
+      raise UserError(f"{out} holds features made otherwise ({'; '.join(wrong)}); give another --out")
+    return bool(old.get("complete")) and (path.parent / "features.npy").exists()
+  try:
+    (path.parent / "blocks").mkdir(parents=True, exist_ok=True)
+    write_json(path, manifest | {"complete": False})
+  except OSError as error:
+    raise UserError(f"cannot write to {out}: {error.strerror}") from None
+  return False
+
+
+def write_array(path, array):
+  """Saves an array under its name only when all of it is on the disk."""
+  import numpy as np
+
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "wb") as file:
+    np.save(file, array, allow_pickle=False)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def finished(path, shape):
+  """Whether a block's file is there and whole."""
+  import numpy as np
+
+  try:
+    return np.load(path, mmap_mode="r", allow_pickle=False).shape == shape
+  except (OSError, ValueError, EOFError):
+    return False
+
+
+def assemble(out, items, shape, dtype):
+  """Joins the blocks into features.npy, rows by image id; rows without an image are zero. Removes the blocks."""
+  import numpy as np
+
+  temporary = out / ".features.npy"
+  table = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=(items[-1][0] + 1, *shape))
+  for start in range(0, len(items), BLOCK):
+    rows = [number for number, *_ in items[start : start + BLOCK]]
+    table[rows] = np.load(out / "blocks" / f"{start:08d}.npy", allow_pickle=False)
+  table.flush()
+  del table
+  temporary.replace(out / "features.npy")
+
+
+def extract(config, *, backbone, weights, out, average="none", grid=False, dtype="float32", batch_size=32, threads=4):
+  """Writes features.npy and manifest.json of all images of a dataset.
+
+  Args:
+    config: of a file in configs/; its data section is read.  backbone: one of convert.IMAGE_KINDS.
+    weights: converted safetensors file.  out: folder.  average, grid, dtype, batch_size, threads: as the flags.
+  Returns:
+    dict as in manifest.json.
+  Raises:
+    UserError: bad data, weights or settings, or a folder with other work.
+  """
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+  from tqdm import tqdm
+
+  from xmr import parallel
+  from xmr.data import images
+  from xmr.models import convert
+  from xmr.writers import write_json
+
+  if backbone not in convert.IMAGE_KINDS:
+    raise UserError(f"--backbone is {backbone!r}; expected one of {', '.join(convert.IMAGE_KINDS)}")
+  if grid and average == "ten_crop":
+    raise UserError("--grid and --average=ten_crop: the cells of ten crops show different places; use none or flip")
+  mesh, processes = parallel.mesh(), jax.process_count()
+  if batch_size < 1 or batch_size % mesh.size:
+    raise UserError(f"--batch_size is {batch_size}; expected a multiple of the {mesh.size} devices")
+  variables, metadata = load_weights(backbone, weights)
+  items = images_of(config)
+  module, scale = convert.kind(backbone).module(), scale_of(backbone)
+  size, resize = config.data.image_size, config.data.resize
+  shape = jax.eval_shape(
+    encoder(module, grid=grid, scale=scale), variables, jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8)).shape[1:]
+  manifest = {
+    "dataset": config.data.name, "images": len(items), "shape": [items[-1][0] + 1, *shape], "dtype": dtype,
+    "row": "image id", "backbone": backbone, "weights": pathlib.Path(weights).name, "source": metadata.get("source", ""),
+    "source_sha256": metadata.get("sha256", ""), "average": average, "grid": grid, "resize": resize, "crop": size,
+    "mean": list(scale[0]), "std": list(scale[1]),
+  }  # fmt: skip
+  out, first = pathlib.Path(out), jax.process_index() == 0
+  starts = list(range(0, len(items), BLOCK))
+  todo = np.zeros(len(starts), bool)
+  if first and not claim(out, manifest):
+    todo[:] = [not finished(out / "blocks" / f"{start:08d}.npy", (len(items[start : start + BLOCK]), *shape))
+               for start in starts]
+  if processes > 1:
+    todo = multihost_utils.broadcast_one_to_all(todo)
+  made = first and (out / "features.npy").exists() and not todo.any()
+  if made and json.loads((out / "manifest.json").read_text()).get("complete"):
+    return manifest | {"complete": True}
+  encode, variables = encoder(module, grid=grid, scale=scale), parallel.replicate(mesh, variables)
+  own = batch_size // processes
+
+  def pixels(item):
+    _, source, row, name = item
+    return views(images.decode(source[row], name=name), size=size, resize=resize, average=average)
+
+  wanted = [(start, min(start + BLOCK, len(items))) for start, missing in zip(starts, todo, strict=True) if missing]
+  work = [(start, begin) for start, stop in wanted for begin in range(start, stop, batch_size)]
+  began, count = time.perf_counter(), 0
+  with contextlib.ExitStack() as stack:
+    pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(threads))
+    bar = stack.enter_context(tqdm(
+      total=len(items), initial=len(items) - sum(stop - start for start, stop in wanted), unit="image",
+      disable=not first, file=sys.stderr, dynamic_ncols=True))
+
+    def load(place):
+      start, begin = place
+      batch = items[begin : min(begin + batch_size, start + BLOCK)]
+      padded = batch + batch[-1:] * (batch_size - len(batch))
+      mine = padded[own * jax.process_index() : own * (jax.process_index() + 1)]
+      return len(batch), [pool.submit(pixels, item) for item in mine]
+
+    done, ahead = [], [load(place) for place in work[:1]]
+    for number, (start, begin) in enumerate(work):
+      length, futures = ahead.pop()
+      # The next batch is decoded while the devices work on this one.
+      ahead += [load(place) for place in work[number + 1 : number + 2]]
+      batch = parallel.shard(mesh, {"pixels": np.stack([future.result() for future in futures])})
+      done.append(parallel.gather(encode(variables, batch["pixels"]))[:length].astype(dtype))
+      bar.update(length)
+      count += length
+      if begin + batch_size >= min(start + BLOCK, len(items)):
+        if first:
+          write_array(out / "blocks" / f"{start:08d}.npy", np.concatenate(done))
+        done = []
+  if first:
+    assemble(out, items, shape, dtype)
+    write_json(out / "manifest.json", manifest | {"complete": True})
+    for start in starts:
+      (out / "blocks" / f"{start:08d}.npy").unlink(missing_ok=True)
+    (out / "blocks").rmdir()
+    speed = count / max(time.perf_counter() - began, 1e-9)
+    print(f"{out / 'features.npy'}: {manifest['shape']} {dtype}, {count} images at {speed:.1f} images/s")
+  return manifest | {"complete": True}
+
+
+def main(argv):
+  """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
+  holder = define_flags()
+  if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
+    print(__doc__ + "\n" + flags.FLAGS.get_help(include_special_flags=False))
+    return
+  with reported():
+    try:
+      rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+      raise UserError(str(error).strip("'\"")) from None
+    if len(rest) > 1:
+      raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
+    values = flags.FLAGS
+    for name in ("config", "backbone", "weights", "out"):
+      if getattr(values, name) is None:
+        raise UserError(f"--{name} is missing: python -m xmr.extract --config= --backbone= --weights= --out=")
+    from xmr import parallel
+
+    parallel.initialize()
+    extract(holder.value, backbone=values.backbone, weights=values.weights, out=values.out, average=values.average,
+            grid=values.grid, dtype=values.dtype, batch_size=values.batch_size, threads=values.threads)
+
+
+if __name__ == "__main__":
+  main(sys.argv)

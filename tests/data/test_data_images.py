@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch_reference
 from PIL import Image
 
 from xmr.data import images
@@ -12,11 +13,10 @@ from xmr.errors import UserError
 
 @pytest.fixture(scope="module")
 def torchvision_transforms():
-  try:
-    from torchvision import transforms
-    from torchvision.transforms import functional  # noqa: F401
-  except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch.
-    pytest.skip(f"torchvision: {error}")
+  torch_reference.vision()
+  from torchvision import transforms
+  from torchvision.transforms import functional  # noqa: F401
+
   return transforms
 
 

@@ -18,9 +18,12 @@ from xmr.errors import UserError
 from xmr.models import convert, torch_format
 
 slow = pytest.mark.slow
-FAST = ["resnet18", "efficientnet_v2_s"]
-SLOW = ["resnet34", "resnet50", "resnet101", "resnet152", "vgg19", "efficientnet_v2_m", "efficientnet_v2_l"]
-TIMM_SLOW = ["resnet50", "vgg19", "tf_efficientnetv2_m", "tf_efficientnetv2_l"]
+FAST = ["resnet18"]
+SLOW = [
+  "resnet34", "resnet50", "resnet101", "resnet152", "vgg19",
+  "efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l",
+]  # fmt: skip
+TIMM_SLOW = ["tf_efficientnetv2_s", "resnet50", "vgg19", "tf_efficientnetv2_m", "tf_efficientnetv2_l"]
 
 
 def planted_faults(name):
@@ -60,7 +63,8 @@ def test_converted_torchvision_network_equals_pytorch(name):
   prove(name, reference.torchvision_model(name))
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnetv2_s"] + [pytest.param(name, marks=slow) for name in TIMM_SLOW])
+@slow
+@pytest.mark.parametrize("name", TIMM_SLOW)
 def test_converted_timm_network_equals_pytorch(name):
   prove(name, reference.timm_model(name))
 

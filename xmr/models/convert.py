@@ -83,7 +83,8 @@ def image_variables(name, tensors, *, source):
   results = attempts(name)
   variables, problems = min(results, key=lambda result: len(result[1]))
   if problems:
-    for other in IMAGE_KINDS:
+    # Another architecture differs in far more than a tenth; describing all others takes a while.
+    for other in IMAGE_KINDS if len(problems) > len(tensors) / 10 else ():
       if other != name and any(not found for _, found in attempts(other)):
         raise UserError(f"{source}: holds {other}; --kind says {name}")
     refuse(problems, source=source, kind=name)

@@ -64,3 +64,10 @@ def test_only_what_moves_no_done_step_may_change_on_resume():
     "config.epochs: 30.0 -> 40.0",
     "config.optimizer.schedule: 'step' -> 'cosine'",
   ]
+
+
+def test_a_number_that_is_not_finite_is_named():
+  config = config_lib.base_config()
+  config.loss.margin = float("nan")
+  with pytest.raises(UserError, match="config.loss.margin is nan; expected a finite number"):
+    config_lib.validate(config)

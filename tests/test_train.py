@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from xmr import losses, mining, models, parallel, train
+from xmr import experiment, losses, mining, models, parallel, train
 from xmr.config import base_config
 
 B, F, G = 16, 12, 10
@@ -66,11 +66,11 @@ def test_two_captions_of_one_image_are_negatives_only_as_released(model, batch):
 
 def test_negatives_of_the_batch_reach_losses_that_take_them(model, batch):
   ids = {"image_id": np.arange(B // 2), "text_id": np.arange(B), "image_features": None, "text_features": None}
-  experiment = types.SimpleNamespace(
+  parts = types.SimpleNamespace(
     config=base_config(), model=model, mesh=parallel.mesh(jax.devices()[:1]), vocabulary=None, loss=losses.get("hard_negative"),
     splits={"train": types.SimpleNamespace(**ids)},
   )  # fmt: skip
-  miner, pool, _ = mining.make(experiment)
+  miner, pool, _ = mining.make(parts)
   state = state_of(model, batch)
   _, mined = step_of(model, "hard_negative", miner=miner)(state, batch, pool)
   _, hinges = step_of(model, "max_of_hinges")(state, batch, None)
@@ -90,6 +90,25 @@ def test_randomness_is_a_function_of_seed_and_step(model, batch):
   assert loss(state, 0) == loss(state, 0)
   assert loss(state, 0) != loss(state, 1)
   assert loss(state, 0) != loss(state.replace(step=state.step + 1), 0)
+
+
+@pytest.mark.parametrize(
+  "name, value, message",
+  [
+    ("loss.distance", "l3", "distance is 'l3'; expected one of l1, l2, msd, cosine"),
+    ("loss.name", "pairwise_similarity", "loss pairwise_similarity takes scores, positive, which a dual encoder"),
+    ("loss.name", "aligned_full_hard_negative", "does not take the embeddings of a dual encoder: image has shape"),
+    ("warmup.loss", "triplet", "config.warmup.loss is 'triplet'; expected one of"),
+  ],
+)
+def test_a_loss_that_cannot_run_is_refused_before_the_warm_up(name, value, message):
+  from xmr.errors import UserError
+
+  config = base_config()
+  config.warmup.epochs = 1.0
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(UserError, match=message):
+    experiment.losses_of(config, parallel.mesh())
 
 
 def test_a_batch_that_does_not_split_over_the_devices_is_refused():

@@ -1,5 +1,6 @@
 """Every default of a run, and the checks that need nothing but the config."""
 
+import math
 import re
 
 import ml_collections
@@ -228,6 +229,9 @@ def validate(config):
   for key, choices in CHOICES.items():
     if values[key] not in choices:
       raise UserError(f"config.{key} is {values[key]!r}; expected one of {', '.join(choices)}")
+  for key, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"config.{key} is {value}; expected a finite number")
   for key in POSITIVE:
     if not values[key] > 0:
       raise UserError(f"config.{key} is {values[key]}; expected more than 0")

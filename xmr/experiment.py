@@ -162,6 +162,8 @@ def losses_of(config, mesh):
   """Returns the loss of the run and that of its warm-up, which takes what parameters it shares."""
   parameters = {key: value for key, value in config.loss.items() if key != "name"}
   get = losses.get
+  if config.warmup.loss not in losses.LOSSES:
+    raise UserError(f"config.warmup.loss is {config.warmup.loss!r}; expected one of {', '.join(sorted(losses.LOSSES))}")
   if config.loss_form == "ring":
     # What the name or its parameters lack is the same mistake in both forms.
     losses.get(config.loss.name, **parameters)
@@ -169,7 +171,31 @@ def losses_of(config, mesh):
   loss, warmup = get(config.loss.name, **parameters), get(config.warmup.loss)
   shared = inspect.signature(warmup).parameters
   warmup = get(config.warmup.loss, **{key: value for key, value in parameters.items() if key in shared})
+  for name, settings in ((config.loss.name, parameters), (config.warmup.loss, warmup.keywords)):
+    try_out(losses.get(name, **settings), name)
   return (loss, warmup) if config.loss_form == "plain" else tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
+
+
+def try_out(loss, name):
+  """Traces a loss on what a training step has for it: a wrong choice shows now, not when the warm-up is over.
+
+  Raises:
+    UserError: a parameter of the loss has a wrong value, or the loss takes tensors that no dual encoder makes.
+  """
+  rows, mask = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((4, 4), bool)
+  tensors = {
+    "image": rows, "text": rows, "match": mask, "image_negative": rows, "text_negative": rows,
+    "same_pair": jax.ShapeDtypeStruct((4,), jnp.float32),
+  }  # fmt: skip
+  given = getattr(loss, "keywords", {})
+  parameters = {key: value for key, value in inspect.signature(loss).parameters.items() if key not in given}
+  missing = [key for key, value in parameters.items() if value.default is value.empty and key not in tensors]
+  if missing:
+    raise UserError(f"loss {name} takes {', '.join(missing)}, which a dual encoder of images and texts does not make")
+  try:
+    jax.eval_shape(loss, **{key: tensors[key] for key in parameters if key in tensors})
+  except ValueError as error:
+    raise UserError(f"loss {name} does not take the embeddings of a dual encoder: {error}") from None
 
 
 def vocabulary_of(config, splits, workdir):

@@ -4,13 +4,16 @@ import argparse
 import json
 import os
 import pathlib
+import pickle
+import shlex
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from xmr import checkpoint, import_run
+from xmr import checkpoint, experiment, import_run
 from xmr import config as config_lib
 from xmr.errors import UserError
 
@@ -68,16 +71,130 @@ def test_a_vocabulary_of_another_model_writes_nothing(released, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_command_prints_the_command_that_scores(released, tmp_path):
-  files, *_ = released
-  command = [
-    sys.executable, "-m", "xmr.import_run", "--config=configs/vsepp_flickr.py", "--config.data.image_features=x.npy",
-    f"--workdir={tmp_path / 'run'}", *(f"--{name}={path}" for name, path in files.items()),
-  ]  # fmt: skip
+def sentence(number):
+  """One to four words, different for each number; one of the words is not in the vocabulary."""
+  return " ".join(("dog", "a", "cat")[int(digit)] for digit in np.base_repr(number, 3))
+
+
+def dataset(folder, *, n_test=9):
+  """Writes a set in Karpathy's layout of made pictures and captions of known words; returns the entries of split test."""
+  from PIL import Image
+
+  rng, images = np.random.default_rng(0), []
+  (folder / "images").mkdir(parents=True)
+  for imgid in range(n_test + 5):
+    pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((18, 18, 1))).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"images/{imgid}.png")
+    captions = [sentence(2 * imgid + k) for k in range(2)]
+    sentences = [{"raw": raw, "sentid": 2 * imgid + k, "imgid": imgid} for k, raw in enumerate(captions)]
+    split = "train" if imgid < 4 else "val" if imgid == 4 else "test"
+    images.append({"filename": f"{imgid}.png", "imgid": imgid, "split": split, "sentences": sentences})
+  (folder / "dataset_made.json").write_text(json.dumps({"images": images, "dataset": "made"}))
+  return images[5:]
+
+
+def recalls(image, text, owner):
+  """{"i2t/r1": per cent, ...} by sorting each query's scores."""
+  scores, found = image @ text.T, {}
+  for k in (1, 5):
+    found[f"i2t/r{k}"] = 100 * np.mean([(owner[np.argsort(-row)[:k]] == i).any() for i, row in enumerate(scores)])
+    found[f"t2i/r{k}"] = 100 * np.mean([owner[j] in np.argsort(-row)[:k] for j, row in enumerate(scores.T)])
+  return found
+
+
+def run_command(*arguments):
+  """Runs a module's command line in a process with one device."""
   environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-  assert done.returncode == 0, done.stderr[-2000:]
-  printed = done.stdout.split("score it: ")[1].split()
-  for part in ("xmr.main", "--config.model.dim=8", "--config.model.image.name=linear", "--eval_only",
-               "--config.data.image_features=x.npy"):  # fmt: skip
-    assert part in printed
+  return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+                        timeout=600)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["precomp", "full"])
+def test_a_released_checkpoint_is_scored_as_the_released_code_scores_it(kind, tmp_path):
+  torch = pytest.importorskip("torch")
+  import torch_reference as reference
+  from PIL import Image
+
+  torch.manual_seed(0)
+  shown = dataset(tmp_path / "data")
+  if kind == "full":
+    cnn = reference.torchvision_model("resnet18")
+    picture = np.stack([np.asarray(Image.open(tmp_path / f"data/images/{entry['filename']}")) for entry in shown])
+    picture = picture[:, 4:68, 4:68] / 255  # of 72 pixels: no resizing, the centre 64
+    scaled = ((picture - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
+    features = torch.nn.functional.normalize(torch.from_numpy(reference.features(cnn, scaled)))
+    state = {f"cnn.module.{name}": value for name, value in cnn.state_dict().items()}
+  else:
+    stored = np.random.default_rng(1).standard_normal((14, 20)).astype(np.float32)
+    np.save(tmp_path / "data/x.npy", stored)
+    features, state = torch.from_numpy(stored[5:]), {}
+  fc, embed = torch.nn.Linear(features.shape[1], 8), torch.nn.Embedding(len(WORDS), 5)
+  rnn = torch.nn.GRU(5, 8, batch_first=True)
+  state |= {f"fc.{name}": value for name, value in fc.state_dict().items()}
+  text_state = {f"embed.{name}": value for name, value in embed.state_dict().items()}
+  text_state |= {f"rnn.{name}": value for name, value in rnn.state_dict().items()}
+  options = argparse.Namespace(cnn_type="resnet18", finetune=kind == "full")
+  torch.save({"epoch": 3, "model": [state, text_state], "best_rsum": 300.5, "opt": options, "Eiters": 77},
+             tmp_path / "model_best.pth.tar", _use_new_zipfile_serialization=False)  # fmt: skip
+  (tmp_path / "vocab.pkl").write_bytes(pickled_vocabulary())
+
+  def encode(caption):
+    ids = [WORDS.index(word) if word in WORDS else 3 for word in ("<start>", *caption.split(), "<end>")]
+    return rnn(embed(torch.tensor([ids])))[0][0, -1]
+
+  with torch.no_grad():
+    image = torch.nn.functional.normalize(fc(features)).numpy()
+    captions = [sentence["raw"] for entry in shown for sentence in entry["sentences"]]
+    text = torch.nn.functional.normalize(torch.stack([encode(caption) for caption in captions])).numpy()
+  made = run_command(
+    "xmr.import_run", "--config=configs/vsepp_flickr.py", "--config.data.name=karpathy",
+    f"--config.data.dir={tmp_path / 'data'}", f"--config.data.cache_dir={tmp_path / 'cache'}",
+    "--config.data.image_size=64", "--config.data.resize=72", "--config.data.workers=0", "--config.eval_batch_size=9",
+    "--config.batch_size=2", "--config.log.tensorboard=False",
+    *(["--config.data.image_features=x.npy"] if kind == "precomp" else []),
+    f"--checkpoint={tmp_path / 'model_best.pth.tar'}", f"--vocabulary={tmp_path / 'vocab.pkl'}",
+    f"--workdir={tmp_path / 'run'}",
+  )  # fmt: skip
+  assert made.returncode == 0, made.stderr[-2000:]
+  command = shlex.split(made.stdout.split("score it: python -m ")[1])
+  scored = run_command(*command)
+  assert scored.returncode == 0, scored.stderr[-2000:]
+  metrics = json.loads((tmp_path / "run/results.json").read_text())["metrics"]
+  for name, value in recalls(image, text, np.arange(len(text)) // 2).items():
+    assert metrics[name] == pytest.approx(value), name
+  trained = run_command(*command[:-1])
+  assert trained.returncode == 2 and "was imported and has no optimiser to go on with" in trained.stderr
+
+
+def pickled_vocabulary():
+  """The bytes of a pickled `Vocabulary` of the released code, module vocab, made without the class being importable."""
+  module = types.ModuleType("vocab")
+  exec("class Vocabulary: pass", module.__dict__)
+  vocabulary = module.Vocabulary()
+  vocabulary.__dict__ |= {"word2idx": {word: i for i, word in enumerate(WORDS)}, "idx2word": dict(enumerate(WORDS)),
+                          "idx": len(WORDS)}  # fmt: skip
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, "vocab", module)
+    return pickle.dumps(vocabulary)
+
+
+def test_training_on_from_it_starts_with_its_weights_and_words(released, tmp_path):
+  files, image, text = released
+  dataset(tmp_path / "data")
+  np.save(tmp_path / "data/features.npy", np.zeros((14, 6), np.float32))
+  config = base()
+  config.data.update({"name": "karpathy", "dir": str(tmp_path / "data"), "cache_dir": str(tmp_path / "cache")})
+  config.batch_size = 8
+  changed = import_run.import_run(config, workdir=tmp_path / "run", **files)
+  assert config.model.text.name == "gru" and changed
+  with config.unlocked():
+    config.init = str(tmp_path / "run")
+    config.vocabulary.glove = "absent.txt"
+  begun = experiment.prepare(config, tmp_path / "next")
+  assert begun.vocabulary.words == WORDS
+  params = begun.variables["params"]
+  np.testing.assert_array_equal(params["image_encoder"]["projection"]["bias"], image["fc.bias"].numpy())
+  np.testing.assert_array_equal(params["text_encoder"]["embedding"], text["embed.weight"].numpy())
+  config.model.text.word_dim = 6
+  with pytest.raises(UserError, match="the run .* does not fit this model: .*embedding is .6, 5., expected .6, 6."):
+    experiment.prepare(config, tmp_path / "other")

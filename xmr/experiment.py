@@ -33,7 +33,7 @@ class Experiment:
   vocabulary: Any  # None for text features
   length: int | None  # words per caption in training batches
   model: Any
-  variables: dict  # starting values, NumPy
+  variables: dict  # starting values, NumPy; shapes alone where nothing is trained
   loss: Any
   warmup_loss: Any
   transform: Any
@@ -85,6 +85,11 @@ def begun(workdir):
   return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
+def imported(workdir):
+  """Returns whether a run folder was made of somebody else's checkpoint: it says of which."""
+  return (pathlib.Path(workdir) / "source.json").exists()
+
+
 def check_folder(config, workdir):
   """Raises UserError where the folder holds a run of another config; every differing field is named."""
   if not begun(workdir):
@@ -119,12 +124,13 @@ def claim(config, workdir, vocabulary):
     raise UserError(f"cannot write the run folder {workdir}: {error.strerror}") from None
 
 
-def prepare(config, workdir):
+def prepare(config, workdir, *, eval_only=False):
   """Builds and checks all parts of a run: config, run folder, loss, data, vocabulary, model, starting values, optimiser.
 
   Args:
     config: of a file in configs/.
     workdir: folder of the run, made where it does not exist.
+    eval_only: True where the run's checkpoint holds all values: neither GloVe nor pretrained weights are read.
   Returns:
     Experiment.
   Raises:
@@ -140,11 +146,11 @@ def prepare(config, workdir):
     splits["train"], batch_size=config.batch_size, one_caption_per_image=config.data.one_caption_per_image
   )
   total_steps = config_lib.in_steps(config, steps_per_epoch, name="config.")
-  vocabulary, length, vectors = vocabulary_of(config, splits, workdir)
+  vocabulary, length, vectors = vocabulary_of(config, splits, workdir, glove=not (eval_only or config.init))
   model = models.build(
     config.model, vocabulary_size=None if vocabulary is None else len(vocabulary), word_vectors=vectors
   )
-  variables = starting_values(config, model, splits["train"], vocabulary)
+  variables = starting_values(config, model, splits["train"], vocabulary, shapes_only=eval_only)
   frozen = () if config.model.image.trainable else ("^image_encoder/backbone/",)
   transform, rates = optim.make(
     config.optimizer, variables["params"], steps_per_epoch=steps_per_epoch, total_steps=total_steps, frozen=frozen
@@ -198,20 +204,21 @@ def try_out(loss, name):
     raise UserError(f"loss {name} does not take the embeddings of a dual encoder: {error}") from None
 
 
-def vocabulary_of(config, splits, workdir):
+def vocabulary_of(config, splits, workdir, *, glove=True):
   """Returns (Vocabulary, words per caption, GloVe matrix or None), or three None for text features.
 
-  The vocabulary of a run that is already there is read, not counted again: an imported run brings its authors'.
+  The vocabulary of a run that is already there, or of the one that this one starts from, is read, not counted again: an
+  imported run brings its authors'.
   """
   if config.data.text != "words":
     return None, None, None
-  path = pathlib.Path(workdir) / "vocabulary.json"
-  if begun(workdir) and path.exists():
+  path = pathlib.Path(workdir if begun(workdir) else config.init) / "vocabulary.json"
+  if (begun(workdir) or config.init) and path.exists():
     vocabulary = data.Vocabulary.from_json(path.read_text())
   else:
     vocabulary = data.build_vocabulary(splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits)
   length = config.data.max_length or splits["train"].max_length()
-  if not config.vocabulary.glove:
+  if not (glove and config.vocabulary.glove):
     return vocabulary, length, None
   path = os.path.join(config.data.dir, config.vocabulary.glove)
   vectors, report = words.load_glove(path, vocabulary, seed=config.seed, missing=config.vocabulary.glove_missing)
@@ -223,17 +230,20 @@ def vocabulary_of(config, splits, workdir):
   return vocabulary, length, vectors
 
 
-def starting_values(config, model, split, vocabulary):
+def starting_values(config, model, split, vocabulary, *, shapes_only=False):
   """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbone's weights filled in."""
   example = next(pipeline.train_batches(split, batch_size=1, seed=0, vocabulary=vocabulary, length=4,
                                         image_size=config.data.image_size))  # fmt: skip
-  initial = jax.jit(model.init)
-  variables = jax.device_get(initial(jax.random.key(config.seed), {k: jnp.asarray(v) for k, v in example.items()}))
+  inputs = jax.random.key(config.seed), {k: jnp.asarray(v) for k, v in example.items()}
+  if shapes_only or config.init:
+    variables = jax.eval_shape(model.init, *inputs)
+    if shapes_only:
+      return variables
+    _, other, _ = checkpoint.load(config.init)
+    return replace(variables, other, where=config.init)
+  variables = jax.device_get(jax.jit(model.init)(*inputs))
   if config.model.image.weights:
     variables = weights.load_backbone(config.model.image.weights, variables)
-  if config.init:
-    _, other, _ = checkpoint.load(config.init)
-    variables = replace(variables, other, where=config.init)
   return variables
 
 

@@ -19,7 +19,7 @@ from xmr.errors import UserError, reported
 
 
 def import_run(config, *, checkpoint, vocabulary, workdir):
-  """Writes config.json, vocabulary.json and one checkpoint.
+  """Writes config.json, vocabulary.json, source.json and one checkpoint.
 
   Args:
     config: of a file in configs/; its fields for the model are changed to what the weights need.
@@ -46,12 +46,14 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
   config.update_from_flattened_dict(settings)
   config_lib.validate(config)
   flat = config_lib.flat(config)
+  source = {"file": pathlib.Path(checkpoint).name, "sha256": report["sha256"]}
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(workdir / "config.json", flat)
   write_json(workdir / "vocabulary.json", words)
+  write_json(workdir / "source.json", source)
   step = int(report["step"] or 1)
   run = {"config": flat, "vocabulary": words, "best": {"score": report["rsum"], "step": step},
-         "source": {"file": pathlib.Path(checkpoint).name, "sha256": report["sha256"]}}  # fmt: skip
+         "source": source}  # fmt: skip
   saved = checkpoints_lib.Checkpoints(workdir)
   state = {"step": np.int32(step), "batch_stats": variables.get("batch_stats", {})}
   saved.save(step, params=variables["params"], state=state, run=run, score=report["rsum"])

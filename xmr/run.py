@@ -5,7 +5,7 @@ import jax
 from xmr import train
 from xmr.errors import UserError
 from xmr.eval import protocol
-from xmr.experiment import begun, prepare
+from xmr.experiment import begun, imported, prepare
 from xmr.inspect import plots
 
 
@@ -24,7 +24,9 @@ def run(config, workdir, *, eval_only=False):
     return
   if eval_only and not begun(workdir):
     raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")
-  experiment = prepare(config, workdir)
+  if not eval_only and imported(workdir):
+    raise UserError(f"{workdir} was imported and has no optimiser to go on with; train on from it with --config.init={workdir}")
+  experiment = prepare(config, workdir, eval_only=eval_only)
   if not eval_only and not train.train(experiment):
     return
   results, image, text = train.score(experiment)

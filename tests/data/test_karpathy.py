@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from xmr.data import build_vocabulary, karpathy, load
+from xmr.data import build_vocabulary, load, split_file
 from xmr.errors import UserError
 
 
@@ -145,7 +145,7 @@ def test_missing_folder_prints_the_expected_tree(data_config, tmp_path, name):
       load(data_config(name=name, dir=place))
     text = str(error.value)
     assert "caption_datasets.zip" in text and "images/" in text
-    assert f"{karpathy.KNOWN[name].counts['train']:,} train" in text
+    assert f"{split_file.KNOWN[name].counts['train']:,} train" in text
 
 
 def test_unknown_dataset_lists_the_known(data_config):
@@ -193,14 +193,14 @@ def test_coco_test_captions_alone_are_a_test_split(shared, data_config):
 
 def test_flickr30k_has_its_published_splits(shared):
   folder = shared / "data/flickr30k_text"
-  path = karpathy.find_json(str(folder), "flickr30k")
-  source = karpathy.read_json(path)
-  karpathy.check_counts(source, "flickr30k", path)
+  path = split_file.find_json(str(folder), "flickr30k")
+  source = split_file.read_json(path)
+  split_file.check_counts(source, "flickr30k", path)
   assert [source.rows_of(split).size for split in ("train", "val", "test")] == [29000, 1014, 1000]
 
 
 def test_published_counts_of_coco_with_restval():
-  known = karpathy.KNOWN["coco"].counts
+  known = split_file.KNOWN["coco"].counts
   assert known["train"] + known["restval"] == 113_287
 
 

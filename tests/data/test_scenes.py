@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from xmr.data import build_vocabulary, load, scenes
+from xmr.data import build_vocabulary, drawing, load
 
 
 def test_scenes_have_five_captions_each_and_ids_that_count_on(data_config):
@@ -19,23 +19,23 @@ def test_scenes_have_five_captions_each_and_ids_that_count_on(data_config):
 
 
 def test_scenes_do_not_depend_on_how_many_there_are():
-  few = [(scene.captions, scene.png()) for _, scene in scenes.scenes_of("train", {"train": 4, "val": 1, "test": 1})]
-  many = [(scene.captions, scene.png()) for _, scene in scenes.scenes_of("train", {"train": 40, "val": 9, "test": 9})]
+  few = [(scene.captions, scene.png()) for _, scene in drawing.scenes_of("train", {"train": 4, "val": 1, "test": 1})]
+  many = [(scene.captions, scene.png()) for _, scene in drawing.scenes_of("train", {"train": 40, "val": 9, "test": 9})]
   assert few == many[:4]
 
 
 def test_splits_differ():
   counts = {"train": 20, "val": 20, "test": 20}
-  captions = [tuple(scene.captions) for split in counts for _, scene in scenes.scenes_of(split, counts)]
+  captions = [tuple(scene.captions) for split in counts for _, scene in drawing.scenes_of(split, counts)]
   assert len(set(captions)) == 60
 
 
 def test_every_shape_is_drawn_in_its_colour_where_it_is_said_to_be():
-  for _, scene in scenes.scenes_of("train", {"train": 60}):
+  for _, scene in drawing.scenes_of("train", {"train": 60}):
     picture = np.asarray(Image.open(io.BytesIO(scene.png())), int)
     heights = []
     for kind, colour, radius, x, y in scene.shapes:
-      mine = np.abs(picture - scenes.COLOURS[colour]).sum(axis=2) < 20
+      mine = np.abs(picture - drawing.COLOURS[colour]).sum(axis=2) < 20
       rows, columns = np.nonzero(mine)
       assert abs(rows.mean() - y) < 4 and abs(columns.mean() - x) < 4
       assert 0.25 * radius**2 < mine.sum() < 3.6 * radius**2, kind
@@ -44,14 +44,14 @@ def test_every_shape_is_drawn_in_its_colour_where_it_is_said_to_be():
 
 
 def test_captions_name_every_shape_and_its_colour():
-  words = {kind: set(names) for kind, names in scenes.SHAPES.items()}
-  for _, scene in scenes.scenes_of("val", {"train": 0, "val": 60}):
+  words = {kind: set(names) for kind, names in drawing.SHAPES.items()}
+  for _, scene in drawing.scenes_of("val", {"train": 0, "val": 60}):
     assert len(scene.captions) == len(set(scene.captions)) == 5
     for caption in scene.captions:
       said = caption.lower().replace(",", " ").replace(".", " ").replace(":", " ").split()
       for kind, colour, *_ in scene.shapes:
         assert words[kind] & set(said)
-        assert set(scenes.COLOUR_WORDS.get(colour, (colour,))) & set(said)
+        assert set(drawing.COLOUR_WORDS.get(colour, (colour,))) & set(said)
 
 
 def test_no_caption_says_left_or_right(data_config):
@@ -62,5 +62,5 @@ def test_no_caption_says_left_or_right(data_config):
 
 def test_few_captions_of_the_default_test_split_fit_another_image():
   counts = {"train": 2000, "val": 200, "test": 500}
-  found = [frozenset(shape[:2] for shape in scene.shapes) for _, scene in scenes.scenes_of("test", counts)]
+  found = [frozenset(shape[:2] for shape in scene.shapes) for _, scene in drawing.scenes_of("test", counts)]
   assert len(set(found)) > 0.85 * len(found)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from xmr.data import images, karpathy, scenes
+from xmr.data import drawing, images, split_file
 
 tfds.disable_progress_bar()  # _generate_examples shows its own.
 _AHEAD = 256  # images in memory at a time while preparing
@@ -77,12 +77,12 @@ def _with_image(example):
 class Karpathy(CaptionedImages, skip_registration=True):
   """A folder in Karpathy's layout, given as the manual folder: a split file and images/."""
 
-  MANUAL_DOWNLOAD_INSTRUCTIONS = f"The split file of {karpathy.SPLIT_FILES} and the images in images/."
+  MANUAL_DOWNLOAD_INSTRUCTIONS = f"The split file of {split_file.SPLIT_FILES} and the images in images/."
 
   def _split_generators(self, dl_manager):
     folder = pathlib.Path(dl_manager.manual_dir)
-    source = karpathy.read_json(karpathy.find_json(str(folder), self.name))
-    rows = {split: source.rows_of(split) for split in karpathy.SPLITS}
+    source = split_file.read_json(split_file.find_json(str(folder), self.name))
+    rows = {split: source.rows_of(split) for split in split_file.SPLITS}
     return {
       split: self._generate_examples(split, len(places), self._examples(source, places, folder / "images"))
       for split, places in rows.items()
@@ -130,11 +130,11 @@ class Scenes(CaptionedImages, skip_registration=True):
     return {split: self._generate_examples(split, count, self._examples(split)) for split, count in self.counts.items()}
 
   def _examples(self, split):
-    for number, scene in scenes.scenes_of(split, self.counts):
+    for number, scene in drawing.scenes_of(split, self.counts):
       yield {
         "image": scene.png,
         "image_id": number,
-        "name": scenes.name_of(number),
-        "text_id": [scenes.CAPTIONS * number + k for k in range(scenes.CAPTIONS)],
+        "name": drawing.name_of(number),
+        "text_id": [drawing.CAPTIONS * number + k for k in range(drawing.CAPTIONS)],
         "text": scene.captions,
       }

@@ -21,7 +21,7 @@ def image_files(root, names):
 
   Args:
     root: folder of the images; may itself be a link.
-    names: [N] paths below root, as checked by karpathy.read_json.
+    names: [N] paths below root, as checked by split_file.read_json.
   Returns:
     [N] tuples (name, bytes, modification time in ns).
   Raises:

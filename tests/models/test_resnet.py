@@ -138,24 +138,26 @@ def test_released_batch_norm_uses_the_batch_and_moves_its_statistics():
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "released"])
-def test_recomputed_blocks_give_equal_gradients(batch_norm):
-  x = images()
-  variables = random_variables(small(), x)
+def test_recomputed_blocks_give_equal_gradients_in_less_memory(batch_norm):
+  x = images(rows=8, height=32, width=32)
+  plain = ResNet(blocks=(5,), bottleneck=True, width=4, batch_norm=batch_norm)
+  variables = random_variables(plain, x)
 
-  def gradient(module):
-    def loss(params):
+  def compiled(module):
+    def loss(params, x):
       y, updates = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
-      return (y**2).sum(), updates
+      return (y**2).sum(), updates["batch_stats"]
 
-    return jax.jit(jax.grad(loss, has_aux=True))
+    return jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"], x).compile()
 
-  plain, remat = gradient(small(batch_norm=batch_norm)), gradient(small(batch_norm=batch_norm, remat=True))
-  text = str(jax.make_jaxpr(remat)(variables["params"]))
-  assert "remat" in text or "checkpoint" in text
-  for a, b in zip(
-    jax.tree.leaves(plain(variables["params"])), jax.tree.leaves(remat(variables["params"])), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
+  plain, remat = compiled(plain), compiled(plain.clone(remat=True))
+  want, found = jax.device_get((plain(variables["params"], x), remat(variables["params"], x)))
+  assert jax.tree.structure(want) == jax.tree.structure(found)
+  # Some are zero but for rounding: biases in front of a batch's statistics.
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), want, found)
+  saved, kept = (program.memory_analysis().temp_size_in_bytes for program in (remat, plain))
+  assert saved < 0.8 * kept, (saved, kept)
 
 
 def test_bfloat16_computes_in_half_and_keeps_float32_state():

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 # Blocks of the four stages, and whether a block is a bottleneck (1x1, 3x3, 1x1 with four times the channels).
@@ -56,6 +57,33 @@ class Block(nn.Module):
     return nn.relu(x + y)
 
 
+def repeat(module, block, names, x):
+  """Applies equal blocks in a loop that keeps the input of each and recomputes the rest in the backward pass.
+
+  A loop, because XLA on CPUs merges recomputed operations with the first ones wherever it sees both; it also compiles one
+  block instead of all.
+
+  Args:
+    module: bound module whose variables hold those of each block under its name.
+    block: unbound module, x -> [like x].  names: of the blocks in their order.  x: [B, H, W, C].
+  Returns:
+    [B, H, W, C]; statistics that moved are put into the module's variables.
+  """
+  collections = [name for name in ("params", "batch_stats") if module.has_variable(name, names[0])]
+  each = [{collection: module.get_variable(collection, name) for collection in collections} for name in names]
+  mutable = ["batch_stats"] if module.is_mutable_collection("batch_stats") else []
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def step(x, variables):
+    return block.apply(variables, x, mutable=mutable)
+
+  x, moved = jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
+  for collection, stacked in moved.items():
+    for i, name in enumerate(names):
+      module.put_variable(collection, name, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+  return x
+
+
 class ResNet(nn.Module):
   """ResNet v1.5 without its classifier: the last map averaged over the grid, 512 or 2048 values per image.
 
@@ -68,7 +96,8 @@ class ResNet(nn.Module):
     width: channels of the stem, 64 as published.
     batch_norm: "frozen": running statistics always. "released": batch statistics in training, and the running ones
       move, whether or not the parameters are trained (VSE++ and IMC as released).
-    dtype: of the computation; parameters and statistics stay float32.  remat: recompute blocks in the backward pass.
+    dtype: of the computation; parameters and statistics stay float32.
+    remat: keep the inputs of blocks alone and recompute the rest in the backward pass.
   References:
     He et al., CVPR 2016, table 1; torchvision's resnet{18,34,50,101,152}, stride on the 3x3 convolution.
   """
@@ -105,16 +134,20 @@ class ResNet(nn.Module):
       nn.BatchNorm, use_running_average=not (train and self.batch_norm == "released"),
       momentum=0.9, epsilon=1e-5, dtype=self.dtype,
     )  # fmt: skip
-    block = nn.remat(Block) if self.remat else Block
     x = _conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
     x = nn.relu(norm(name="bn1")(x))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     for stage, count in enumerate(self.blocks):
-      for i in range(count):
-        stride = 2 if stage and i == 0 else 1
-        x = block(
-          self.width * 2**stage, stride, self.bottleneck, norm, self.dtype, name=f"layer{stage + 1}_{i}"
-        )(x)  # fmt: skip
+      block = functools.partial(Block, self.width * 2**stage, bottleneck=self.bottleneck, norm=norm, dtype=self.dtype)
+      names = [f"layer{stage + 1}_{i}" for i in range(count)]
+      first = nn.remat(Block) if self.remat else Block
+      first = functools.partial(first, *block.args, **block.keywords)
+      x = first(stride=2 if stage else 1, name=names[0])(x)
+      if self.remat and count > 1 and not self.is_initializing():
+        x = repeat(self, block(stride=1, parent=None), names[1:], x)
+        continue
+      for name in names[1:]:
+        x = block(stride=1, name=name)(x)
     return x if grid else x.mean((1, 2))
 
 

@@ -7,10 +7,10 @@ INK = "#1f2328"
 
 
 def figure(field, values, setting_of, stats, *, name="rsum"):
-  """Draws a figure of the results over the values of one field, a line (or group of bars) for each setting of the others.
+  """Draws a figure of the results over the values of one field, a line (or group of points) for each setting of the others.
 
   Args:
-    field: of the config.  values: list of its texts; numbers are drawn as a line, words as bars.
+    field: of the config.  values: list of its texts; numbers are joined by a line, words stand as points.
     setting_of: {name of a setting: {field: text}}.
     stats: {name of a setting: {"mean", "deviation"}}; whiskers are one deviation over seeds.
     name: of what is drawn.
@@ -26,24 +26,22 @@ def figure(field, values, setting_of, stats, *, name="rsum"):
   numbers = _numbers(values)
   drawn = Figure(figsize=(5.4, 3.6), dpi=130, facecolor="white")
   axis = drawn.subplots()
-  lowest, width = np.inf, 0.8 / len(others)
+  width = 0.5 / len(others)
   for place, (rest, found) in enumerate(others.items()):
     kept = [value for value in values if value in found]
     mean = np.array([found[value]["mean"] for value in kept])
     deviation = np.nan_to_num([found[value]["deviation"] for value in kept])
-    lowest = min(lowest, (mean - deviation).min())
-    style = {"color": COLOURS[place % len(COLOURS)], "label": rest or None}
+    style = {"color": COLOURS[place % len(COLOURS)], "label": rest or None, "marker": "o", "capsize": 3}
     if numbers is not None:
       x = [numbers[values.index(value)] for value in kept]
-      axis.errorbar(x, mean, yerr=deviation, marker="o", markersize=4, capsize=3, linewidth=1.5, **style)
+      axis.errorbar(x, mean, yerr=deviation, markersize=4, linewidth=1.5, **style)
     else:
       x = np.array([values.index(value) for value in kept]) + (place - (len(others) - 1) / 2) * width
-      axis.bar(x, mean, 0.9 * width, yerr=deviation, capsize=3, ecolor=INK, **style)
+      # Not bars: those would have to begin at zero, where no difference can be seen.
+      axis.errorbar(x, mean, yerr=deviation, markersize=7, linestyle="none", elinewidth=1.5, **style)
   if numbers is None:
     axis.set_xticks(range(len(values)), values)
-    top = axis.get_ylim()[1]
-    # Differences are small beside the whole: bars begin below the lowest, and the axis says where.
-    axis.set_ylim(max(0.0, lowest - 0.5 * (top - lowest) - 1), top)
+    axis.set_xlim(-0.5, len(values) - 0.5)
   elif min(numbers) > 0 and max(numbers) >= 8 * min(numbers):
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, values)

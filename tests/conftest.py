@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import subprocess
 
 # Before JAX starts: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,3 +32,33 @@ def golden(shared):
       return dict(arrays)
 
   return load
+
+
+class SmallDisk(type(pathlib.Path())):
+  """The folder of a file system of three megabytes."""
+
+  def fill(self, leave=0):
+    """Writes a file until the disk is full, and gives back some bytes of it."""
+    with (self / "filler").open("wb", buffering=0) as file:
+      with pytest.raises(OSError, match="No space left"):
+        while True:
+          file.write(bytes(4096))
+      file.truncate(max(0, file.tell() - leave))
+
+  def release(self):
+    """Makes room again."""
+    (self / "filler").unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A SmallDisk; tests that need it skip where it cannot be mounted."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  if shutil.which("mount") is None or os.geteuid():
+    pytest.skip("only root can mount a small file system")
+  done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True)
+  if done.returncode:
+    pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+  yield SmallDisk(folder)
+  subprocess.run(["umount", "-l", str(folder)], check=True)

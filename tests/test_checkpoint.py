@@ -1,5 +1,8 @@
 import json
+import pathlib
 import shutil
+import sys
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from xmr import checkpoint, parallel
 from xmr.errors import UserError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trees():
   mesh = parallel.mesh()
   params = parallel.replicate(mesh, {"encoder": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}})
@@ -19,16 +22,23 @@ def trees():
   return params, {"step": parallel.replicate(mesh, np.int32(7)), "opt_state": opt_state, "batch_stats": batch_stats}
 
 
-@pytest.fixture
-def run(tmp_path, trees):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, trees):
   """A run folder with steps 5 (score 1), 7 (score 9, the best), 9 (score 9), 11 and 13 (not validated)."""
-  (tmp_path / "config.json").write_text("{}")
-  checkpoints = checkpoint.Checkpoints(tmp_path)
+  folder = tmp_path_factory.mktemp("saved")
+  (folder / "config.json").write_text("{}")
+  checkpoints = checkpoint.Checkpoints(folder)
   for step, score in ((5, 1.0), (7, 9.0), (9, 9.0), (11, None), (13, None)):
     params = {"encoder": {"kernel": trees[0]["encoder"]["kernel"] + step}}
     checkpoints.save(step, params=params, state=trees[1], run={"best": step}, score=score)
   checkpoints.close()
-  return tmp_path
+  return folder
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+  """A copy of the run folder."""
+  return pathlib.Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 def damage(folder):
@@ -95,3 +105,29 @@ def test_nest_undoes_flatten():
   tree = {"a": {"b": jnp.ones(2), "c": {"d": jnp.zeros(1)}}}
   assert checkpoint.nest(checkpoint.flatten(tree)).keys() == tree.keys()
   assert checkpoint.nest({"a.c.d": 1}) == {"a": {"c": {"d": 1}}}
+
+
+@pytest.mark.parametrize("pages", [0, 1, 4, 9, 13, 20])
+def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(trees, small_disk, pages, capfd, monkeypatch):
+  # The disk is full at another file each time; the threads of the others go on, and fail, beside the first.
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  checkpoints = checkpoint.Checkpoints(small_disk)
+  checkpoints.save(2, params=trees[0], state=trees[1], run={"best": 2})
+  small_disk.fill(leave=4096 * pages)
+  running = set(threading.enumerate())
+  with pytest.raises(UserError, match="step 4 is not saved .* No space left on device; earlier checkpoints are intact"):
+    checkpoints.save(4, params=trees[0], state=trees[1], run={"best": 2}, score=1.0)
+  assert not [thread for thread in set(threading.enumerate()) - running if not thread.daemon]
+  assert capfd.readouterr().err == ""
+  small_disk.release()
+  assert checkpoints.latest(*trees)[0] == 2
+  checkpoints.close()
+
+
+def test_what_a_killed_save_left_is_not_taken_for_a_checkpoint(run, trees, capsys):
+  unfinished = run / "checkpoints" / "15.orbax-checkpoint-tmp"
+  shutil.copytree(run / "checkpoints" / "13", unfinished)
+  damage(unfinished)
+  checkpoints = checkpoint.Checkpoints(run)
+  assert checkpoints.latest(*trees)[0] == 13 and not unfinished.exists() and capsys.readouterr().err == ""
+  checkpoints.close()

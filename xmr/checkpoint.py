@@ -1,10 +1,13 @@
 """Checkpoints of a run by orbax: save, resume from the newest that restores, load anywhere for inspection."""
 
+import contextlib
 import json
+import logging
 import math
 import pathlib
 import shutil
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -13,6 +16,40 @@ import orbax.checkpoint as ocp
 from xmr.errors import UserError, disk_full
 
 managers = ocp.checkpoint_managers
+
+
+class SaidOnce(logging.Filter):
+  """Drops what the threads of a save log of a full disk, with a traceback for each file: `save` raises it once."""
+
+  def filter(self, record):
+    return not (record.exc_info and disk_full(record.exc_info[1]))
+
+
+for logger in ("absl", "asyncio"):
+  logging.getLogger(logger).addFilter(SaidOnce())
+
+
+@contextlib.contextmanager
+def last_words():
+  """Waits for the threads that a failed save leaves at work, and keeps what they say at their end from standard error."""
+  before, hook = threading.enumerate(), sys.unraisablehook
+
+  def without_late_answers(unraisable):
+    # tensorstore reports a write to an event loop that orbax has closed after the first failure.
+    if str(unraisable.exc_value) != "Event loop is closed":
+      hook(unraisable)
+
+  sys.unraisablehook = without_late_answers
+  try:
+    yield
+  except Exception:
+    for thread in set(threading.enumerate()) - set(before):
+      if not thread.daemon:
+        # Not thread.join: orbax's own raises the error of the thread.
+        threading.Thread.join(thread, timeout=30)
+    # The hook stays: answers may come later still.
+    raise
+  sys.unraisablehook = hook
 
 
 def flatten(tree):
@@ -80,8 +117,9 @@ class Checkpoints:
     )
     metrics = None if score is None or not math.isfinite(score) else {"score": float(score), "step": int(step)}
     try:
-      self.manager.save(step, args=arguments, metrics=metrics, force=True)
-      self.manager.wait_until_finished()
+      with last_words():
+        self.manager.save(step, args=arguments, metrics=metrics, force=True)
+        self.manager.wait_until_finished()
     except Exception as error:
       reason = disk_full(error)
       if reason is None:
@@ -142,10 +180,13 @@ def damaged(directory):
   """Returns the names of the steps with a metadata file that is no JSON."""
   names = []
   for path in sorted(directory.glob("[0-9]*/**/*METADATA")) + sorted(directory.glob("[0-9]*/metrics/metrics")):
+    step = path.relative_to(directory).parts[0]
     try:
-      json.loads(path.read_text())
+      # What was never whole has a longer name; the manager removes it.
+      if step.isdigit():
+        json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
-      names.append(path.relative_to(directory).parts[0])
+      names.append(step)
   return sorted(set(names))
 
 

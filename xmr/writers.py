@@ -62,9 +62,9 @@ class Writer:
       temporary.replace(path)
     self.file = path.open("a")
     if tensorboard:
-      from tensorboardX import SummaryWriter
+      from xmr.board import Board
 
-      self.board = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1)
+      self.board = Board(pathlib.Path(workdir) / "tensorboard", step=step)
     if progress:
       self.bar = tqdm(
         total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, file=sys.stderr,
@@ -81,19 +81,19 @@ class Writer:
     self.file.write(json.dumps({"step": int(step), **finite}) + "\n")
     self.file.flush()
     if self.board:
-      for name, value in values.items():
-        self.board.add_scalar(name, value, step)
+      self.board.scalars(step, values)
 
   def hparams(self, flat):
-    """Shows the config in TensorBoard."""
+    """Shows the config in TensorBoard: as a text, and beside the validation scores of other runs."""
     if self.active and self.board:
       rows = "\n".join(f"|{key}|`{value}`|" for key, value in flat.items())
-      self.board.add_text("config", f"|field|value|\n|-|-|\n{rows}", 0)
+      self.board.text(0, "config", f"|field|value|\n|-|-|\n{rows}")
+      self.board.hparams(flat, ("val/rsum", "val/i2t/r1", "val/t2i/r1"))
 
   def image(self, step, name, pixels):
     """Shows a picture [H, W, 3] uint8 in TensorBoard."""
     if self.active and self.board:
-      self.board.add_image(name, pixels, step, dataformats="HWC")
+      self.board.image(step, name, pixels)
 
   def progress(self, step, text):
     """Moves the progress line to a step."""

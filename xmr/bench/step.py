@@ -41,8 +41,8 @@ def start(batch, image, text, dim):
   return batches, kernels
 
 
-def ours(*, batch, image, text, dim):
-  """train.train_step as `fit` runs it: jitted, the state donated, one wait for several steps."""
+def built(rows, kernels, dim):
+  """Returns (step, variables, transform, mesh): train.train_step as `fit` runs it, jitted, the state donated."""
   import functools
 
   import jax
@@ -50,20 +50,27 @@ def ours(*, batch, image, text, dim):
   from xmr import losses, models, optim, parallel, train
   from xmr.config import base_config
 
-  batches, kernels = start(batch, image, text, dim)
   config = base_config().unlock()
   config.model.dim = dim
   config.model.image.name = config.model.text.name = "linear"
   config.model.image.input_norm = False
   model = models.build(config.model)
-  variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), batches[0]))
+  variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), rows))
   for side, kernel in kernels.items():
     variables["params"][f"{side}_encoder"]["projection"]["kernel"] = kernel
   transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=1000, total_steps=30000)
-  mesh = parallel.mesh()
-  step = jax.jit(
-    functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges")), donate_argnums=0
-  )
+  step = functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges"))
+  return jax.jit(step, donate_argnums=0), variables, transform, parallel.mesh()
+
+
+def ours(*, batch, image, text, dim):
+  """The step of a run, with one wait for several steps."""
+  import jax
+
+  from xmr import parallel, train
+
+  batches, kernels = start(batch, image, text, dim)
+  step, variables, transform, mesh = built(batches[0], kernels, dim)
   state = train.create_train_state(variables, transform, mesh=mesh)
 
   def run():

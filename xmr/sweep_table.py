@@ -89,8 +89,8 @@ def differences(found, metrics, *, samples=10000):
   Returns:
     rows of {"metric", "a", "b", "difference", "p_queries", "p_seeds", "survives"}: p of the sign-flip test with the captions
     of an image together, and of Welch's test over seeds, each adjusted by Holm among the comparisons of a metric; NaN
-    where a test cannot be made. A difference survives where every test that can be made
-    gives less than 0.05; with one seed that is the test over queries alone.
+    where a test cannot be made. A difference survives where every test that can be made gives less than 0.05; with one
+    seed that is the test over queries alone, and survives is None where that cannot be made either (rsum).
   """
   rows = []
   for metric in metrics:
@@ -109,7 +109,7 @@ def differences(found, metrics, *, samples=10000):
         row[key] = float(p)
     for row in family:
       made = [row[key] for key in ("p_queries", "p_seeds") if not np.isnan(row[key])]
-      row["survives"] = bool(made) and max(made) < LEVEL
+      row["survives"] = max(made) < LEVEL if made else None
     rows += family
   return rows
 
@@ -123,17 +123,20 @@ def markdown(summary, compared, metrics):
   lines += ["", "Mean ± standard deviation over seeds.", ""]
   if not compared:
     return "\n".join(lines)
-  survive = [row for row in compared if row["survives"]]
+  tested = [row for row in compared if row["survives"] is not None]
+  over = "queries and over seeds" if any(not np.isnan(row["p_seeds"]) for row in compared) else "queries alone: one seed"
+  survive = f"{sum(row['survives'] for row in tested)} of {len(tested)} differences"
   lines += [
-    f"{len(survive)} of {len(compared)} differences survive (p < {LEVEL} over queries and over seeds, adjusted by Holm):", "",
+    f"{survive} survive (p < {LEVEL} over {over}; adjusted by Holm):", "",
     "| metric | a | b | a - b | p over queries | p over seeds | survives |", "|---|---|---|---|---|---|---|",
   ]  # fmt: skip
+  words = {True: "yes", False: "no", None: "not tested"}
   for row in compared:
     p = [f"{row[key]:.4f}" if not np.isnan(row[key]) else "-" for key in ("p_queries", "p_seeds")]
     digits = 3 if row["metric"].endswith("ndcg") else 1
     lines.append(
       f"| {row['metric']} | {row['a']} | {row['b']} | {row['difference']:+.{digits}f} | {p[0]} | {p[1]} | "
-      f"{'yes' if row['survives'] else 'no'} |"
+      f"{words[row['survives']]} |"
     )
   return "\n".join([*lines, ""])
 

@@ -5,26 +5,18 @@ from ml_collections import config_dict
 
 from xmr.config import base_config
 from xmr.errors import UserError
+from xmr.fine_grained_variants import VARIANTS
 
-# Variant -> fields of config.loss.
-LOSSES = {
-  "base": {"name": "pairwise_similarity"},
-  "fine_grained": {"name": "fine_grained_similarity"},
-  "hardness": {"name": "fine_grained_similarity", "form": "h"},
-  "soft_targets": {"name": "fine_grained_similarity", "form": "soft_targets"},
-  "pair_margin": {"name": "fine_grained_similarity", "form": "pair_margin"},
-  "threshold": {"name": "fine_grained_similarity", "form": "threshold"},
-}
 SEEDS = (0, 1, 2, 3, 4)
 
 
 def get_config(name, variant):
-  """Returns the config of a dataset: "" or a key of LOSSES, or "table" for all of them with five seeds.
+  """Returns the config of a dataset: "" or a key of VARIANTS, or "table" for all of them with five seeds.
 
   Args:
     name: of the dataset.  variant: as above.
   """
-  variants = ("", *LOSSES, "table")
+  variants = ("", *VARIANTS, "table")
   if variant not in variants:
     raise UserError(f"variant {variant!r} is unknown; expected one of {', '.join(v or '(none)' for v in variants)}")
   config = base_config()
@@ -36,11 +28,12 @@ def get_config(name, variant):
     graph.dim = 50  # of word2vec
     graph.epochs = 5  # of word2vec
     graph.seed = 0  # of word2vec; not that of the run, so that seeds share one graph
-    graph.signal = "tfidf"  # count (the group) · log · tfidf
+    graph.signal = "tfidf"  # count (the group) · log · tfidf · features (with layers=0: the set's text features, no graph)
     graph.order = 3  # K: terms of a Chebyshev convolution
     graph.layers = 2
     graph.bias = "node"  # node (SCKR) · shared · none
     graph.start = "identity"  # of theta: identity · xavier (released; may start dead)
+    graph.dropout = 0.3  # on the convolved signal; the group has none
     config.siamese = siamese = ml_collections.ConfigDict()
     siamese.loss = "cross_entropy"  # cross_entropy (yul_gcn) · pairwise_similarity (Ktena)
     siamese.steps = 300
@@ -48,7 +41,8 @@ def get_config(name, variant):
     siamese.dropout = 0.2  # on the product of two embeddings
     config.pairs = pairs = ml_collections.ConfigDict()
     pairs.scheme = "grid"  # grid · balanced · released (keras_gcn)
-    pairs.dropout = 0.0  # on the product of text and image
+    pairs.dropout = 0.0  # on the product of text and image; 0.2 (yul_gcn), 0.4 (SCKR)
+    pairs.activation = "relu"  # of both fully connected layers: none (SCKR) · relu (keras_gcn) · tanh
     pairs.image_scale = "root_standard"  # none · standard · root_standard · unit
     config.loss.threshold = config_dict.placeholder(float)  # hardness from which a pair counts, in the form of that name
     config.table = ml_collections.ConfigDict({"variants": (), "seeds": ()})  # rows of a table; () is a single run
@@ -66,11 +60,11 @@ def get_config(name, variant):
   config.optimizer.schedule = "cosine"
   config.optimizer.l2 = 5e-3  # as yul_gcn; without it the image side learns its 2,000 images by heart
   config.log.tensorboard = False
-  config.loss.update(LOSSES.get(variant, LOSSES["fine_grained"]))
+  config.update_from_flattened_dict(VARIANTS.get(variant, VARIANTS["fine_grained"]))
   if variant == "table":
     # Thirty trainings: fewer words and dimensions, so that two CPU cores do one in about a minute.
     config.graph.min_count = 30
     config.model.dim = 64
-    config.table.variants = tuple(LOSSES)
+    config.table.variants = tuple(VARIANTS)
     config.table.seeds = SEEDS
   return config

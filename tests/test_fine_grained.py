@@ -15,7 +15,7 @@ from xmr import fine_grained, fine_grained_report, fine_grained_table
 from xmr.data import labelled
 from xmr.errors import UserError
 from xmr.fine_grained_data import scale
-from xmr.semantic_matching import logistic_regression, semantic_matching
+from xmr.semantic_matching import logistic_regression, posteriors, semantic_matching
 
 WORDS = [f"word{i}" for i in range(24)]
 
@@ -85,6 +85,27 @@ def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(make_con
   assert (tmp_path / "run" / "hardness.md").read_text().count("- g = ") == 10
   assert any("val/auc" in line for line in scores_of(tmp_path / "run" / "siamese"))
   assert "semantic matching" in capsys.readouterr().out
+  with np.load(tmp_path / "run" / "per_query.npz") as arrays:
+    assert arrays["i2t"].mean() == pytest.approx(results["metrics"]["i2t/map"])
+  metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+  again = fine_grained.train_and_evaluate(make_config(), tmp_path / "run", eval_only=True)
+  assert again["metrics"] == pytest.approx(results["metrics"], abs=1e-6)
+  assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+
+
+def test_eval_only_without_a_run_is_refused(make_config, tmp_path):
+  with pytest.raises(UserError, match="--eval_only: .*run has no checkpoints; train first"):
+    fine_grained.train_and_evaluate(make_config("base"), tmp_path / "run", eval_only=True)
+  assert not (tmp_path / "run").exists()
+
+
+def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
+  config = make_config("lda")
+  results = fine_grained.run(config, tmp_path / "run", Asked(), baselines=False)
+  assert results["words"] is None and results["metrics"]["map"] > results["random"]
+  config.graph.layers = 2
+  with pytest.raises(UserError, match="config.graph.signal=features .* expected config.graph.layers=0"):
+    fine_grained.load(config)
 
 
 @pytest.mark.parametrize("stage", [pytest.param("siamese", marks=pytest.mark.slow), "pairs"])
@@ -101,26 +122,46 @@ def test_a_stopped_run_goes_on_to_the_same_end(make_config, tmp_path, stage):
 
 
 @pytest.mark.slow
-def test_the_table_has_a_row_per_variant_and_a_test_against_base(make_config, tmp_path):
+def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp_path, monkeypatch):
   config = make_config("table")
   with config.ignore_type():
-    config.table.update({"variants": ("base", "hardness"), "seeds": (0, 1)})
+    config.table.update({"variants": ("base", "hardness", "lda"), "seeds": (0, 1)})
   config.graph.min_count, config.model.dim, config.steps = 2, 16, 6
   results = fine_grained.train_and_evaluate(config, tmp_path / "table")
-  assert set(results["rows"]) == {"base", "hardness"} and results["rows"]["base"]["map"]["n"] == 2
-  assert set(results["tests"]) == {"hardness"} and 0 <= results["tests"]["hardness"]["map"]["p"] <= 1
+  assert set(results["rows"]) == {"base", "hardness", "lda"} and results["rows"]["base"]["map"]["n"] == 2
+  assert set(results["tests"]) == {"hardness", "lda", "semantic_matching", "semantic_matching_words"}
+  for test in results["tests"].values():
+    assert test["map"]["low"] <= test["map"]["difference"] <= test["map"]["high"]
+    assert 0 < test["map"]["p"] <= test["map"]["p_holm"] <= 1
   text = (tmp_path / "table" / "table.md").read_text()
-  assert "| base |" in text and "| semantic matching |" in text and "| random |" in text
-  assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "siamese"]
+  assert all(f"| {row} |" in text for row in ("base", "hardness", "semantic matching, words", "random"))
+  assert "than base at 0.05 after Holm's adjustment" in text
+  assert all((tmp_path / "table" / file).stat().st_size for file in ("precision_recall.png", "hardness.png", "hardness.md"))
+  assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "lda", "siamese"]
   form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
   assert form["loss.form"] == "h" and form["seed"] == 1
+  monkeypatch.setattr(fine_grained, "run", None)  # Finished runs are read.
+  assert fine_grained.train_and_evaluate(config, tmp_path / "table")["rows"] == results["rows"]
 
 
-def test_every_variant_of_the_table_is_the_config_of_that_name():
-  from configs import fgcmir
+def test_paired_tests_see_a_row_that_is_better_on_every_query():
+  rng = np.random.default_rng(0)
+  base = [{"i2t": rng.random(40), "t2i": rng.random(40)} for _ in range(3)]
+  found = {"base": base, "fine_grained": [{name: x + 0.01 for name, x in run.items()} for run in base]}
+  rows = {name: fine_grained_table.mean_of(runs) for name, runs in found.items()}
+  rows["semantic_matching"] = {"i2t": rng.random(40), "t2i": rng.random(40)}
+  tests = fine_grained_table.tests(found, rows)
+  assert tests["fine_grained"]["map"]["difference"] == pytest.approx(0.01)
+  assert tests["fine_grained"]["map"]["p_holm"] < 0.01 and tests["fine_grained"]["map"]["p_seeds"] < 0.01
+  assert tests["semantic_matching"]["map"]["p"] > 0.01 and np.isnan(tests["semantic_matching"]["map"]["p_seeds"])
 
-  for variant, fields in fgcmir.LOSSES.items():
-    assert fine_grained_table.loss_fields(variant) == fields
+
+def test_an_unknown_row_of_the_table_is_named(make_config, tmp_path):
+  config = make_config("table")
+  with config.ignore_type():
+    config.table.variants = ("base", "other")
+  with pytest.raises(UserError, match="config.table.variants holds 'other'; expected some of base, fine_grained"):
+    fine_grained.train_and_evaluate(config, tmp_path / "table")
 
 
 def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
@@ -148,7 +189,7 @@ def test_logistic_regression_equals_scikit_learn():
 def test_semantic_matching_is_perfect_where_both_classifiers_are():
   label = {name: np.arange(12) % 3 for name in ("train", "val", "test")}
   features = {name: np.eye(3)[x] * 5 for name, x in label.items()}
-  found = semantic_matching(features, features, label)
+  found = semantic_matching(posteriors(features, features, label), label["test"])
   assert found["map"] == pytest.approx(1) and found["image_accuracy"] == 1
 
 
@@ -177,6 +218,8 @@ def test_random_scores_give_the_share_of_relevant_items():
     ("pairs.scheme", "all", "config.pairs.scheme is 'all'; expected one of"),
     ("pairs.image_scale", "log", "config.pairs.image_scale is 'log'; expected one of"),
     ("graph.bias", "edge", "config.graph.bias is 'edge'; expected one of"),
+    ("pairs.activation", "gelu", "config.pairs.activation is 'gelu'; expected one of none, relu, tanh"),
+    ("graph.dropout", -0.1, "config.graph.dropout is -0.1; expected from 0 to below 1"),
   ],
 )
 def test_a_wrong_field_is_named_before_the_run_folder_exists(make_config, tmp_path, field, value, message):

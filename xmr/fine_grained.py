@@ -4,80 +4,33 @@ The base system (graph of words, encoders, pairwise similarity loss) is that of 
 formula and the weighted loss are a RECONSTRUCTION from the paper's abstract: neither is public.
 """
 
-import dataclasses
 import functools
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from xmr import checkpoint, losses, optim
+from xmr import checkpoint, losses
 from xmr import config as config_lib
 from xmr.data.pairs import SCHEMES, Pairs
 from xmr.data.text_graph import SIGNALS
 from xmr.errors import UserError
 from xmr.eval.average_precision import mean_average_precision
-from xmr.experiment import check_folder, claim
-from xmr.fine_grained_data import SCALES, Problem, load
-from xmr.journal import Journal
-from xmr.models.graph import BIASES, STARTS, GraphEncoder
+from xmr.experiment import begun, check_folder, claim
+from xmr.fine_grained_data import FEATURES, SCALES, Problem, load
+from xmr.fine_grained_stage import Stage, fit
+from xmr.fine_grained_variants import BASE, FINE_GRAINED
+from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
 from xmr.models.siamese import PairScore, Siamese
 from xmr.stopping import Stop
-from xmr.train import TrainState, rest
-from xmr.writers import Writer, write_json
+from xmr.writers import write_arrays, write_json
 
-BASE = "pairwise_similarity"
 CHOICES = {
-  "siamese.loss": ("cross_entropy", BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES, "graph.signal": SIGNALS,
-  "graph.bias": BIASES, "graph.start": STARTS,
+  "siamese.loss": ("cross_entropy", BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES,
+  "graph.signal": (*SIGNALS, FEATURES), "graph.bias": BIASES, "graph.start": STARTS, "pairs.activation": tuple(ACTIVATIONS),
 }  # fmt: skip
 POSITIVE = ("graph.min_count", "graph.neighbours", "graph.order", "graph.dim", "siamese.steps", "siamese.every")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """One training: what is scored, by which loss, on which pairs, and what says how good it is."""
-
-  name: str
-  folder: pathlib.Path
-  pairs: Pairs
-  params: Any
-  scores: Callable  # (params, arrays, batch, key) -> [M] scores of the pairs
-  loss: Callable  # (scores, batch, arrays) -> (loss, terms)
-  arrays: dict  # on the device
-  validate: Callable  # params -> {"score": ..., named figures}
-  steps: int
-  every: int  # steps between validations
-
-
-def train_step(state, batch, arrays, *, scores, loss, transform, seed=0):
-  """One step of either stage: scores of pairs, loss, gradient, update.
-
-  Args:
-    state: TrainState.
-    batch: of Pairs.batch: text [U], item [V], text_of_pair, item_of_pair [M] int32, positive [M] bool.
-    arrays: dict of what rows refer to: signal [T, N], and in stage 2 image [T, F] and similarity [T, T].
-    scores: function (params, arrays, batch, key) -> [M] float32.
-    loss: function (scores, batch, arrays) -> (loss, terms).
-    transform: optax.GradientTransformation.  seed: int, of dropout.
-  Returns:
-    (TrainState, terms): terms a dict of [] float32.
-  """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-  def objective(params):
-    return loss(scores(params, arrays, batch, key), batch, arrays)
-
-  (value, terms), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-  updates, opt_state = transform.update(gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  terms = {"loss": value, **terms, "gradient_norm": optax.tree.norm(gradient), "parameter_norm": optax.tree.norm(params)}
-  return TrainState(state.step + 1, params, {}, opt_state), terms
 
 
 def hardness(similarity, batch):
@@ -103,11 +56,12 @@ def cross_entropy(scores, batch, arrays):
   return sum(parts) / 2, {"positive": parts[0], "negative": parts[1]}
 
 
-def train_and_evaluate(config, workdir):
+def train_and_evaluate(config, workdir, *, eval_only=False):
   """Runs both stages and scores the test split, or every row of config.table; goes on where an earlier start ended.
 
   Args:
     config: of configs/fgcmir_*.py.  workdir: folder of the run, or of the table.
+    eval_only: True scores the best checkpoints that are there, without training.
   Returns:
     The results, as in results.json; None where the run was stopped before its end.
   Raises:
@@ -118,8 +72,8 @@ def train_and_evaluate(config, workdir):
     if config.table.seeds:
       from xmr.fine_grained_table import run_table
 
-      return run_table(config, workdir, stop)
-    results = run(config, workdir, stop)
+      return run_table(config, workdir, stop, eval_only=eval_only)
+    results = run(config, workdir, stop, eval_only=eval_only)
   if results:
     figures = " · ".join(f"{name} {results['metrics'][name]:.3f}" for name in ("i2t/map", "t2i/map", "map"))
     matching = results["semantic_matching"]
@@ -143,38 +97,44 @@ def validate(config):
   bound, pair = loss_of(config), jnp.zeros(2)
   # The loss checks its own parameters when it is traced.
   jax.eval_shape(bound, pair, pair > 0, *([] if config.loss.name == BASE else [pair]))
-  for key in ("siamese.dropout", "pairs.dropout"):
+  for key in ("siamese.dropout", "pairs.dropout", "graph.dropout"):
     if not 0 <= values[key] < 1:
       raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
 
 
 def loss_of(config):
   """Returns the loss of stage 2 with its parameters bound: pairwise_similarity or fine_grained_similarity."""
-  names = (BASE, "fine_grained_similarity")
+  names = (BASE, FINE_GRAINED)
   if config.loss.name not in names:
     raise UserError(f"config.loss.name is {config.loss.name!r}; expected {' or '.join(names)} with config.task=fine_grained")
   return losses.get(config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"})
 
 
-def run(config, workdir, stop, *, siamese_dir=None, problem=None, baselines=True):
+def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None, baselines=True, eval_only=False):
   """One run of both stages; returns its results, or None where it was stopped.
 
   Args:
     config: validated.  workdir: of the run.  stop: Stop.
     siamese_dir: folder of stage 1, shared by runs of one seed; None: workdir/siamese.
-    problem: Problem, where several runs share one.  baselines: measure semantic matching too.
+    problem: Problem, where several runs share one.  programs: dict of compiled steps, where several runs share them.
+    baselines: measure semantic matching too, and draw.  eval_only: True trains nothing.
   """
   workdir = pathlib.Path(workdir)
+  siamese_dir = pathlib.Path(siamese_dir or workdir / "siamese")
   check_folder(config, workdir)
+  if eval_only:
+    for folder in (workdir, siamese_dir) if labelled(config) else (workdir,):
+      if not begun(folder):
+        raise UserError(f"--eval_only: {folder} has no checkpoints; train first, without it")
   claim(config, workdir, None)
   problem = problem or load(config)
   similarity = None
-  if config.loss.name != BASE:
-    similarity = label_similarity(config, problem, pathlib.Path(siamese_dir or workdir / "siamese"), stop)
+  if labelled(config):
+    similarity = label_similarity(config, problem, siamese_dir, stop, programs=programs, eval_only=eval_only)
     if similarity is None:
       return None
   stage, model = retrieval_stage(config, problem, workdir, similarity)
-  if not fit(stage, config, stop):
+  if not eval_only and not fit(stage, config, stop, programs=programs):
     return None
   from xmr import fine_grained_report
 
@@ -182,20 +142,28 @@ def run(config, workdir, stop, *, siamese_dir=None, problem=None, baselines=True
   embeddings = {name: embed(model, variables["params"], problem, name) for name in problem.signals}
   results = fine_grained_report.results(config, problem, embeddings, step=step, baselines=baselines)
   write_json(workdir / "results.json", results)
-  fine_grained_report.draw(workdir, problem, embeddings, similarity)
+  write_arrays(workdir / "per_query.npz", fine_grained_report.per_query(*embeddings["test"], problem.label["test"]))
+  if baselines:
+    fine_grained_report.draw(workdir, problem, embeddings, similarity)
   return results
+
+
+def labelled(config):
+  """Returns whether the loss of stage 2 takes fine-grained labels, so that stage 1 is needed."""
+  return config.loss.name != BASE
 
 
 def encoder(config):
   """Returns the GraphEncoder that config.graph and config.model.dim describe."""
   section = config.graph
   return GraphEncoder(
-    dim=config.model.dim, order=section.order, layers=section.layers, bias=section.bias, start=section.start
-  )
+    dim=config.model.dim, order=section.order, layers=section.layers, bias=section.bias, start=section.start,
+    activation=config.pairs.activation, dropout=section.dropout,
+  )  # fmt: skip
 
 
-def label_similarity(config, problem, folder, stop):
-  """Trains or resumes stage 1 and returns q of all pairs of training texts, [T, T] float32; None where stopped."""
+def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=False):
+  """Trains or resumes stage 1, or only reads it; returns q of all pairs of training texts, [T, T]; None where stopped."""
   alone = config.copy_and_resolve_references()
   # Stage 1 does not depend on the loss and length of stage 2: variants of one seed share its folder.
   with alone.ignore_type():
@@ -218,28 +186,30 @@ def label_similarity(config, problem, folder, stop):
       rngs={"dropout": key},
     )  # fmt: skip
 
-  def all_pairs(params, first, second):
-    encoded = [model.apply({"params": params}, x, problem.laplacian, method="encode") for x in (first, second)]
-    return jax.nn.sigmoid(model.apply({"params": params}, *encoded, method="all_pairs"))
-
-  all_pairs = jax.jit(all_pairs)
   same = problem.label["val"][:, None] == problem.label["val"][None, :]
   upper = np.triu_indices(len(same), 1)
 
   def validate(params):
-    value = area_under_roc(np.asarray(all_pairs(params, val, val))[upper], same[upper])
+    value = area_under_roc(np.asarray(_similarity(model, params, val, problem.laplacian))[upper], same[upper])
     return {"score": value, "auc": value}
 
   pairwise = losses.get(BASE)
   loss = cross_entropy if config.siamese.loss == "cross_entropy" else lambda s, batch, _: pairwise(s, batch["positive"])
   stage = Stage(
     "siamese", folder, pairs_of(config, problem, own=False), params, scores, loss,
-    {"signal": train, "laplacian": problem.laplacian}, validate, config.siamese.steps, config.siamese.every,
+    {"signal": train, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)}, validate,
+    config.siamese.steps, config.siamese.every,
   )  # fmt: skip
-  if not fit(stage, config, stop):
+  if not eval_only and not fit(stage, alone, stop, programs=programs):
     return None
   _, variables, _ = checkpoint.load(folder, "best")
-  return np.asarray(all_pairs(variables["params"], train, train))
+  return np.asarray(_similarity(model, variables["params"], train, problem.laplacian))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _similarity(model, params, signal, laplacian):
+  encoded = model.apply({"params": params}, signal, laplacian, method="encode")
+  return jax.nn.sigmoid(model.apply({"params": params}, encoded, encoded, method="all_pairs"))
 
 
 def retrieval_stage(config, problem, workdir, similarity):
@@ -247,7 +217,7 @@ def retrieval_stage(config, problem, workdir, similarity):
   model = PairScore(text=encoder(config), dropout=config.pairs.dropout)
   arrays = {
     "signal": jnp.asarray(problem.signals["train"]), "image": jnp.asarray(problem.images["train"]),
-    "laplacian": problem.laplacian,
+    "laplacian": problem.laplacian, "key": jax.random.key(config.seed),
   }  # fmt: skip
   if similarity is not None:
     arrays["similarity"] = jnp.asarray(similarity)
@@ -284,55 +254,6 @@ def pairs_of(config, problem, *, own):
   return Pairs(
     problem.label["train"], batch_size=config.batch_size, scheme=config.pairs.scheme, seed=config.seed, own=own
   )
-
-
-def fit(stage, config, stop):
-  """Runs a stage to its last step, from its newest checkpoint; returns False where a signal stopped it."""
-  transform, rates = optim.make(
-    config.optimizer, stage.params, steps_per_epoch=stage.pairs.steps_per_epoch, total_steps=stage.steps
-  )
-  checkpoints = checkpoint.Checkpoints(stage.folder)
-  state = TrainState(jnp.zeros((), jnp.int32), stage.params, {}, transform.init(stage.params))
-  restored, best = checkpoints.latest(state.params, rest(state)), {"score": None, "step": None}
-  if restored:
-    state, best = TrainState(params=restored[1], **restored[2]), restored[3]["best"]
-  start = int(state.step)
-  writer = Writer(
-    stage.folder, step=start, total=stage.steps, tensorboard=config.log.tensorboard, progress=config.log.progress
-  )
-  writer.say(f"{stage.name}: step {start} of {stage.steps}")
-  journal = Journal(writer, batch_size=config.batch_size, steps_per_epoch=stage.pairs.steps_per_epoch, rates=rates)
-  step_of = functools.partial(train_step, scores=stage.scores, loss=stage.loss, transform=transform, seed=config.seed)
-  run_step = jax.jit(step_of, donate_argnums=0)
-  try:
-    for step in range(start + 1, stage.steps + 1):
-      begun = time.perf_counter()
-      batch = stage.pairs.batch(step - 1)
-      state, terms = run_step(state, batch, stage.arrays)
-      journal.record(step, batch["text"], terms, waited=time.perf_counter() - begun)
-      stopping = step < stage.steps and stop.wanted(step)
-      validating = step % stage.every == 0 or step == stage.steps
-      if validating or stopping or step % config.log.steps == 0:
-        journal.flush()
-      score = None
-      if validating:
-        figures = stage.validate(state.params)
-        score = figures.pop("score")
-        if best["score"] is None or score > best["score"]:
-          best = {"score": score, "step": step}
-        writer.scalars(step, {f"val/{name}": value for name, value in figures.items()})
-        journal.score = f"val {score:.3f} best {best['score']:.3f} "
-      if validating or stopping:
-        record = {"config": config_lib.flat(config), "vocabulary": None, "best": best}
-        checkpoints.save(step, params=state.params, state=rest(state), score=score, run=record)
-        journal.restart()
-      if stopping:
-        writer.say(f"{stop.reason}: saved {stage.name} step {step} of {stage.steps}; the same command goes on from there")
-        return False
-    return True
-  finally:
-    writer.close()
-    checkpoints.close()
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from xmr.errors import UserError
 from xmr.models.graph import Laplacian
 
 SCALES = ("none", "standard", "root_standard", "unit")
+FEATURES = "features"  # graph.signal: the set's own text features, a baseline without words and graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,25 +21,55 @@ class Problem:
   """A labelled set, ready for the device; every dict has the keys train, val and test.
 
   Attributes:
-    splits: Split.  graph: TextGraph.  laplacian: Laplacian.
+    splits: Split.  graph: TextGraph, None where the signal is not words.  laplacian: Laplacian.
     signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of all is pair i.
   """
 
   splits: dict
-  graph: text_graph.TextGraph
+  graph: text_graph.TextGraph | None
   laplacian: Laplacian
   signals: dict
   images: dict
   label: dict
 
 
-def load(config):
-  """Returns the Problem of a config; the graph comes from the texts of train and val, the official training split."""
+def load(config, *, splits=None):
+  """Returns the Problem of a config; the graph comes from the texts of train and val, the official training split.
+
+  Args:
+    config: of the run.  splits: {name: Split}, where they have been read before.
+  """
   section = config.graph
-  splits = data.load(config)
+  splits = splits or data.load(config)
   missing = {"train", "val", "test"} - set(splits)
   if missing or any(split.label is None or split.image_features is None for split in splits.values()):
     raise UserError(f"config.data.name={config.data.name}: expected train, val and test with categories and image features")
+  graph = None
+  if section.signal == FEATURES:
+    if section.layers or splits["train"].text_features is None:
+      raise UserError(
+        f"config.graph.signal={FEATURES} is a baseline without a graph; expected config.graph.layers=0, and text features"
+      )
+    signals = scale({name: split.text_features for name, split in splits.items()}, "standard")
+    columns = signals["train"].shape[1]
+    laplacian = Laplacian(jnp.zeros(0), jnp.zeros(0, jnp.int32), jnp.zeros(columns + 1, jnp.int32))
+  else:
+    graph = graph_of(config, splits)
+    laplacian = jax.tree.map(jnp.asarray, Laplacian(graph.values, graph.columns, graph.starts))
+    signals = {
+      name: text_graph.signal(split.tokens, graph, kind=section.signal, names=split.image_names)
+      for name, split in splits.items()
+    }
+  return Problem(
+    splits=splits, graph=graph, laplacian=laplacian, signals=signals,
+    images=scale({name: split.image_features for name, split in splits.items()}, config.pairs.image_scale),
+    label={name: split.label for name, split in splits.items()},
+  )  # fmt: skip
+
+
+def graph_of(config, splits):
+  """Returns the TextGraph of the words of train and val."""
+  section = config.graph
   vectors = section.vectors
   if vectors != "word2vec":
     vectors = os.path.join(os.path.expanduser(config.data.dir), os.path.expanduser(vectors))
@@ -47,17 +78,7 @@ def load(config):
     vectors=vectors, dim=section.dim, epochs=section.epochs, seed=section.seed, cache_dir=config.data.cache_dir,
   )  # fmt: skip
   print("words: " + ", ".join(f"{name} {value:,}" for name, value in graph.report.items()))
-  return Problem(
-    splits=splits,
-    graph=graph,
-    laplacian=jax.tree.map(jnp.asarray, Laplacian(graph.values, graph.columns, graph.starts)),
-    signals={
-      name: text_graph.signal(split.tokens, graph, kind=section.signal, names=split.image_names)
-      for name, split in splits.items()
-    },
-    images=scale({name: split.image_features for name, split in splits.items()}, config.pairs.image_scale),
-    label={name: split.label for name, split in splits.items()},
-  )
+  return graph
 
 
 def scale(images, kind):

@@ -6,13 +6,14 @@ import pathlib
 import numpy as np
 
 from xmr.config import flat
-from xmr.eval.average_precision import mean_average_precision, precision_recall
+from xmr.eval.average_precision import average_precisions, mean_average_precision, precision_recall
 from xmr.fine_grained import both_directions
 from xmr.fine_grained_data import Problem
-from xmr.semantic_matching import semantic_matching
+from xmr.semantic_matching import posteriors, semantic_matching
 
 RELEASED_AT = 100  # R of AP@R in SCKR and keras_gcn
 LIBRARIES = ("jax", "flax", "optax", "numpy")
+COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#57606a", "#cf222e")
 
 
 def results(config, problem, embeddings, *, step, baselines=True):
@@ -38,7 +39,8 @@ def results(config, problem, embeddings, *, step, baselines=True):
   found = {
     "dataset": config.data.name, "split": "test", "protocol": "MAP, relevant = same category; test against test unless named",
     "n_images": len(image), "n_texts": len(text), "step": step, "similarity": "dot",
-    "ties": "other categories first", "metrics": metrics, "random": random_map(label), "words": problem.graph.report,
+    "ties": "other categories first", "metrics": metrics, "random": random_map(label),
+    "words": problem.graph.report if problem.graph else None,
     "loss": {key: value for key, value in flat(config.loss).items() if value is not None},
     "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}, "seed": config.seed,
   }  # fmt: skip
@@ -46,13 +48,26 @@ def results(config, problem, embeddings, *, step, baselines=True):
 
 
 def matching(problem):
-  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: the baseline on the set's own text features (LDA),
-  where it has them, and on the words that the graph encoder reads."""
+  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: figures of the baseline on the set's own text
+  features (LDA), where it has them, and on the words that the graph encoder reads."""
+  label = problem.label["test"]
+  found = {name: semantic_matching(posterior, label) for name, posterior in matching_posteriors(problem).items()}
+  return {"semantic_matching": found.get("semantic_matching", found["semantic_matching_words"]), **found}
+
+
+def matching_posteriors(problem):
+  """Returns {row of the table: posteriors of the test split} of semantic matching."""
   named = {"semantic_matching_words": problem.signals}
   if problem.splits["train"].text_features is not None:
     named["semantic_matching"] = {name: split.text_features for name, split in problem.splits.items()}
-  found = {name: semantic_matching(problem.images, text, problem.label) for name, text in named.items()}
-  return {"semantic_matching": found.get("semantic_matching", found["semantic_matching_words"]), **found}
+  return {name: posteriors(problem.images, text, problem.label) for name, text in named.items()}
+
+
+def per_query(image, text, label):
+  """Returns {"i2t", "t2i": [Q] average precision, "i2t_curve", "t2i_curve": [11] precision at levels of recall}."""
+  sides = {"i2t": (image, text), "t2i": (text, image)}
+  found = {name: average_precisions(*side, label, label, kind="dot") for name, side in sides.items()}
+  return found | {f"{name}_curve": precision_recall(*side, label, label, kind="dot") for name, side in sides.items()}
 
 
 def random_map(label, *, seed=0):
@@ -64,39 +79,44 @@ def random_map(label, *, seed=0):
 
 def draw(workdir, problem: Problem, embeddings, similarity):
   """Writes precision_recall.png and, where there are labels, hardness.png and hardness.md."""
-  image, text = embeddings["test"]
   label = problem.label["test"]
-  curves = {
-    "image query": precision_recall(image, text, label, label, kind="dot"),
-    "text query": precision_recall(text, image, label, label, kind="dot"),
-  }
   workdir = pathlib.Path(workdir)
-  curves_figure(curves, share=float(np.mean(label[:, None] == label[None, :]))).savefig(workdir / "precision_recall.png")
-  if similarity is None:
-    return
+  found = {"this run": per_query(*embeddings["test"], label)}
+  figure = curves_figure(found, share=float(np.mean(label[:, None] == label[None, :])))
+  figure.savefig(workdir / "precision_recall.png")
+  if similarity is not None:
+    draw_labels(workdir, problem, similarity)
+
+
+def draw_labels(workdir, problem, similarity):
+  """Writes what the labels of the training pairs look like: hardness.png and hardness.md."""
   label = problem.label["train"]
   same = label[:, None] == label[None, :]
-  histogram(similarity, same).savefig(workdir / "hardness.png")
-  (workdir / "hardness.md").write_text(hard_examples(similarity, same, problem.splits["train"]))
+  histogram(similarity, same).savefig(pathlib.Path(workdir) / "hardness.png")
+  (pathlib.Path(workdir) / "hardness.md").write_text(hard_examples(similarity, same, problem.splits["train"]))
 
 
-def curves_figure(curves, *, share):
-  """Draws interpolated precision at eleven levels of recall, and that of a random ranking; returns a matplotlib Figure.
+def curves_figure(rows, *, share):
+  """Draws interpolated precision at eleven levels of recall, image and text queries beside each other.
 
   Args:
-    curves: {name: [11] float}.  share: of relevant items.
+    rows: {name: with "i2t_curve" and "t2i_curve" [11] float}.  share: of relevant items, what a random ranking gives.
+  Returns:
+    matplotlib Figure.
   """
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(5, 4), dpi=110, facecolor="white")
-  axis = figure.subplots()
-  for (name, values), colour in zip(curves.items(), ("#0969da", "#bc4c00"), strict=False):
-    axis.plot(np.linspace(0, 1, len(values)), values, marker="o", markersize=3, color=colour, label=name)
-  axis.axhline(share, color="#6e7781", linewidth=0.8, linestyle="--", label="random")
-  axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, None))
-  axis.legend(frameon=False)
-  axis.spines[["top", "right"]].set_visible(False)
-  figure.tight_layout()
+  figure = Figure(figsize=(8, 3.6), dpi=110, facecolor="white", layout="constrained")
+  for axis, (key, title) in zip(
+    figure.subplots(1, 2, sharey=True), (("i2t_curve", "image query"), ("t2i_curve", "text query")), strict=True
+  ):
+    for (name, row), colour, marker in zip(rows.items(), COLOURS, "o^sDvP", strict=False):
+      axis.plot(np.linspace(0, 1, len(row[key])), row[key], marker=marker, markersize=3, color=colour, label=name)
+    axis.axhline(share, color="#6e7781", linewidth=0.8, linestyle="--", label="random")
+    axis.set(xlabel="recall", title=title, xlim=(0, 1), ylim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+  figure.axes[0].set_ylabel("precision")
+  figure.axes[1].legend(frameon=False, fontsize=8)
   return figure
 
 

@@ -1,78 +1,150 @@
-"""The table of FG-CMIR: every form of the labels with several seeds, semantic matching beside them, paired tests."""
+"""The table of FG-CMIR: every form of the labels with several seeds, baselines beside them, paired tests."""
 
+import json
 import pathlib
 
 import numpy as np
 
 from xmr import fine_grained, fine_grained_report
-from xmr.eval.significance import over_seeds, seed_difference
+from xmr.errors import UserError
+from xmr.eval.significance import holm, over_seeds, paired_bootstrap, paired_permutation, seed_difference
 from xmr.experiment import check_folder, claim
 from xmr.fine_grained_data import load
+from xmr.fine_grained_variants import VARIANTS
+from xmr.semantic_matching import semantic_matching
 from xmr.writers import write_json
 
-FIGURES = ("i2t/map", "t2i/map", "map")
-FORMS = {"hardness": "h"}  # variant -> form, where they differ
+FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
+BASELINES = {"semantic_matching": "semantic matching, LDA", "semantic_matching_words": "semantic matching, words"}
+TITLES = {"lda": "base loss, LDA instead of words"}
+DRAWN = ("base", "fine_grained", "lda", *BASELINES)
+LEVEL = 0.05
 
 
-def loss_fields(variant):
-  """Returns the fields of config.loss of a variant by name."""
-  if variant == "base":
-    return {"name": fine_grained.BASE}
-  form = {} if variant == "fine_grained" else {"form": FORMS.get(variant, variant)}
-  return {"name": "fine_grained_similarity", **form}
-
-
-def run_table(config, workdir, stop):
+def run_table(config, workdir, stop, *, eval_only=False):
   """Runs config.table.variants with config.table.seeds; finished runs are read, stage 1 is shared by a seed's variants.
 
   Args:
-    config: with a table.  workdir: gets seed<S>/<variant>, table.md and results.json.  stop: Stop.
+    config: with a table.  workdir: gets seed<S>/<variant>, table.md, results.json and the pictures.  stop: Stop.
+    eval_only: True scores the checkpoints that are there.
   Returns:
-    {"rows": {variant: {figure: over_seeds}}, "tests": {variant: {figure: seed_difference to base}}, "semantic_matching"};
-    None where it was stopped.
+    {"rows": {variant: {figure: over_seeds}}, "tests": {variant: {figure: difference to base}}, baselines}; None where it
+    was stopped.
   """
   workdir = pathlib.Path(workdir)
   check_folder(config, workdir)
+  configs = {(v, seed): single(config, v, seed) for seed in config.table.seeds for v in config.table.variants}
+  for one in configs.values():
+    fine_grained.validate(one)
   claim(config, workdir, None)
-  rows = [(variant, seed) for seed in config.table.seeds for variant in config.table.variants]
-  configs = {row: _single(config, *row) for row in rows}
-  for single in configs.values():
-    fine_grained.validate(single)
-  problem, found = load(config), {}
-  for (variant, seed), single in configs.items():
+  problems, programs, found = {}, {}, {}
+  splits = None
+  for (variant, seed), one in configs.items():
+    signal = one.graph.signal
+    if signal not in problems:
+      problems[signal] = load(one, splits=splits)
+      splits = problems[signal].splits
     folder = workdir / f"seed{seed}"
-    result = fine_grained.run(
-      single, folder / variant, stop, siamese_dir=folder / "siamese", problem=problem, baselines=False
-    )
+    result = None if eval_only else finished(one, folder / variant)
+    result = result or fine_grained.run(
+      one, folder / variant, stop, siamese_dir=folder / "siamese", problem=problems[signal], programs=programs,
+      baselines=False, eval_only=eval_only,
+    )  # fmt: skip
     if result is None:
       return None
-    found.setdefault(variant, []).append(result["metrics"])
-    print(f"seed {seed} {variant}: " + " · ".join(f"{name} {result['metrics'][name]:.3f}" for name in FIGURES), flush=True)
-  values = {v: {name: [metrics[name] for metrics in rows] for name in FIGURES} for v, rows in found.items()}
+    with np.load(folder / variant / "per_query.npz") as arrays:
+      found.setdefault(variant, []).append(dict(arrays))
+    figures = " · ".join(f"{title} {result['metrics'][name]:.3f}" for name, title in FIGURES.items())
+    print(f"seed {seed} {variant}: {figures}", flush=True)
+  problem = problems[config.graph.signal]
+  label = problem.label["test"]
+  posteriors = fine_grained_report.matching_posteriors(problem)
+  rows = {variant: mean_of(runs) for variant, runs in found.items()}
+  rows |= {name: fine_grained_report.per_query(p["image"], p["text"], label) for name, p in posteriors.items()}
   results = {
     "dataset": config.data.name, "seeds": list(config.table.seeds),
-    "rows": {v: {name: over_seeds(x) for name, x in row.items()} for v, row in values.items()},
-    "tests": {
-      v: {name: seed_difference(x, values["base"][name], paired=True) for name, x in row.items()}
-      for v, row in values.items() if v != "base" and "base" in values
-    },
-    "random": fine_grained_report.random_map(problem.label["test"]),
-    **fine_grained_report.matching(problem),
+    "rows": {v: {f: over_seeds(x) for f, x in over(runs).items()} for v, runs in found.items()},
+    "tests": tests(found, rows) if "base" in found else {},
+    "random": fine_grained_report.random_map(label),
+    "baselines": {name: semantic_matching(p, label) for name, p in posteriors.items()},
   }  # fmt: skip
   write_json(workdir / "results.json", _plain(results))
+  share = float(np.mean(label[:, None] == label[None, :]))
+  drawn = {TITLES.get(name, BASELINES.get(name, name)): rows[name] for name in DRAWN if name in rows}
+  fine_grained_report.curves_figure(drawn, share=share).savefig(workdir / "precision_recall.png")
+  draw_labels(configs, workdir, problem, stop)
   text = markdown(results)
   (workdir / "table.md").write_text(text)
   print(text)
   return results
 
 
-def _single(config, variant, seed):
-  single = config.copy_and_resolve_references()
-  with single.ignore_type():
-    single.table.update({"variants": (), "seeds": ()})
-    single.loss.update({key: None for key in ("form", "name")} | loss_fields(variant))
-    single.seed = seed
-  return single
+def finished(config, folder):
+  """Returns the results of a run that is done, or None; UserError where the folder holds another config's."""
+  check_folder(config, folder)
+  if not (folder / "per_query.npz").exists():
+    return None
+  return json.loads((folder / "results.json").read_text())
+
+
+def single(config, variant, seed):
+  """Returns the config of one run of a table; UserError for an unknown variant."""
+  if variant not in VARIANTS:
+    raise UserError(f"config.table.variants holds {variant!r}; expected some of {', '.join(VARIANTS)}")
+  one = config.copy_and_resolve_references()
+  with one.ignore_type():
+    one.table.update({"variants": (), "seeds": ()})
+    one.loss.form = None
+    one.update_from_flattened_dict(VARIANTS[variant])
+    one.seed = seed
+  return one
+
+
+def draw_labels(configs, workdir, problem, stop):
+  """Draws the labels of the first seed, where a variant of the table has any."""
+  for (_, seed), one in configs.items():
+    if fine_grained.labelled(one):
+      similarity = fine_grained.label_similarity(one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True)
+      fine_grained_report.draw_labels(workdir, problem, similarity)
+      return
+
+
+def mean_of(runs):
+  """Returns the arrays of several seeds' per_query.npz, averaged."""
+  return {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
+
+
+def over(runs):
+  """Returns {figure: [S] MAP of each seed}."""
+  sides = {f"{side}/map": np.array([run[side].mean() for run in runs]) for side in ("i2t", "t2i")}
+  return sides | {"map": (sides["i2t/map"] + sides["t2i/map"]) / 2}
+
+
+def tests(found, rows):
+  """Paired differences of every row to base, over queries and over seeds.
+
+  Args:
+    found: {variant: one dict of per_query.npz per seed}, with "base".
+    rows: {variant or baseline: arrays averaged over seeds}.
+  Returns:
+    {row: {figure: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over test pairs), "p_holm"
+    (of all rows of that figure), "p_seeds" (Student's, paired by seed; NaN for a baseline)}}}. The mean of a test pair is
+    that of its image query and its text query.
+  """
+  names = [name for name in rows if name != "base"]
+  result = {name: {} for name in names}
+  of_query = {n: {"i2t/map": r["i2t"], "t2i/map": r["t2i"], "map": (r["i2t"] + r["t2i"]) / 2} for n, r in rows.items()}
+  seeds = {name: over(runs) for name, runs in found.items()}
+  for figure in FIGURES:
+    for name in names:
+      pair = of_query[name][figure], of_query["base"][figure]
+      test = paired_bootstrap(*pair) | {"p": paired_permutation(*pair)["p"], "p_seeds": np.nan}
+      if name in seeds:
+        test["p_seeds"] = seed_difference(seeds[name][figure], seeds["base"][figure], paired=True)["p"]
+      result[name][figure] = test
+    for name, adjusted in zip(names, holm([result[name][figure]["p"] for name in names]), strict=True):
+      result[name][figure]["p_holm"] = float(adjusted)
+  return result
 
 
 def _plain(value):
@@ -87,18 +159,40 @@ def _plain(value):
 def markdown(results):
   """Returns the table as Markdown: MAP of image query, text query and mean, and the paired difference to base."""
   lines = [
-    f"MAP on {results['dataset']}, test against test, {len(results['seeds'])} seeds: mean ± deviation; difference of the mean "
-    "column to base with Student's p over paired seeds",
-    "", "| loss | image query | text query | mean | difference | p |", "|---|---|---|---|---|---|",
+    f"# FG-CMIR on {results['dataset']}", "",
+    f"MAP in percent, test against test, {len(results['seeds'])} seeds: mean ± deviation. Difference of the mean column to "
+    "base with its 95 % interval over test pairs (bootstrap), p of a permutation over test pairs, Holm's over all rows, and "
+    "Student's p over paired seeds.",
+    "", f"| row | {' | '.join(FIGURES.values())} | difference to base | p | p, Holm | p, seeds |", "|---|" + "---|" * 7,
   ]  # fmt: skip
   for variant, row in results["rows"].items():
-    cells = [f"{row[name]['mean']:.3f} ± {row[name]['deviation']:.3f}" for name in FIGURES]
-    test = results["tests"].get(variant, {}).get("map")
-    cells.append(f"{test['difference']:+.4f} | {test['p']:.3f}" if test else "|")
-    lines.append(f"| {variant} | {' | '.join(cells)} |")
-  for name, title in (("semantic_matching", "semantic matching"), ("semantic_matching_words", "semantic matching, words")):
-    cells = [f"{results[name][key]:.3f}" for key in FIGURES]
-    lines.append(f"| {title} | {' | '.join(cells)} | | |")
-  chance = f"{results['random']:.3f}"
-  lines.append(f"| random | {' | '.join([chance] * 3)} | | |")
-  return "\n".join(lines) + "\n"
+    cells = [f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['deviation']:.1f}" for name in FIGURES]
+    lines.append(f"| {TITLES.get(variant, variant)} | {' | '.join(cells)} | {_test(results, variant)} |")
+  for name, figures in results["baselines"].items():
+    cells = [f"{100 * figures[key]:.1f}" for key in FIGURES]
+    lines.append(f"| {BASELINES[name]} | {' | '.join(cells)} | {_test(results, name)} |")
+  chance = f"{100 * results['random']:.1f}"
+  lines.append(f"| random | {chance} | {chance} | {chance} | | | | |")
+  lines += ["", *verdicts(results), "", "Pictures: precision_recall.png, hardness.png; hardest pairs: hardness.md", ""]
+  return "\n".join(lines)
+
+
+def _test(results, name):
+  test = results["tests"].get(name, {}).get("map")
+  if test is None:
+    return "| | |"
+  seeds = f"{test['p_seeds']:.3f}" if np.isfinite(test["p_seeds"]) else ""
+  interval = f"{100 * test['difference']:+.2f} ({100 * test['low']:+.2f} to {100 * test['high']:+.2f})"
+  return f"{interval} | {test['p']:.4f} | {test['p_holm']:.4f} | {seeds}"
+
+
+def verdicts(results):
+  """Returns a sentence per row that differs from base: does the mean column survive Holm's adjustment?"""
+  lines = []
+  for name, row in results["tests"].items():
+    test = row["map"]
+    word = "better" if test["difference"] > 0 else "worse"
+    title = TITLES.get(name, BASELINES.get(name, name))
+    verdict = f"significantly {word}" if test["p_holm"] <= LEVEL else f"not significantly {word}"
+    lines.append(f"- {title}: {verdict} than base at {LEVEL:g} after Holm's adjustment")
+  return lines

@@ -20,7 +20,7 @@ def run(config, workdir, *, eval_only=False):
   if config.task == "fine_grained":
     from xmr import fine_grained
 
-    fine_grained.train_and_evaluate(config, workdir)
+    fine_grained.train_and_evaluate(config, workdir, eval_only=eval_only)
     return
   if eval_only and not begun(workdir):
     raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")

@@ -33,8 +33,8 @@ def logistic_regression(features, label, *, l2):
   return lambda rows: special.softmax(rows @ w[:-1] + w[-1], axis=1)
 
 
-def semantic_matching(image, text, label):
-  """MAP of two logistic regressions whose posteriors are compared by their dot product.
+def posteriors(image, text, label):
+  """Posteriors of the test split by a classifier per modality.
 
   The penalty of each is the one with the best accuracy on the validation part.
 
@@ -42,20 +42,27 @@ def semantic_matching(image, text, label):
     image, text: {"train", "val", "test": [N, F] float}, row i of both is pair i.
     label: {"train", "val", "test": [N] int}.
   Returns:
-    {"i2t/map", "t2i/map", "map", "image_accuracy", "text_accuracy"} of the test split, in [0, 1].
-  References:
-    Rasiwasia et al., ACM MM 2010.
+    {"image", "text": [N, C] float64} of the test split.
   """
-  posterior, accuracy = {}, {}
+  found = {}
   for name, features in (("image", image), ("text", text)):
     models = [logistic_regression(features["train"], label["train"], l2=l2) for l2 in STRENGTHS]
     scores = [np.mean(model(features["val"]).argmax(axis=1) == label["val"]) for model in models]
-    posterior[name] = models[int(np.argmax(scores))](features["test"])
-    accuracy[name] = float(np.mean(posterior[name].argmax(axis=1) == label["test"]))
-  test = label["test"]
-  i2t = mean_average_precision(posterior["image"], posterior["text"], test, test, kind="dot")
-  t2i = mean_average_precision(posterior["text"], posterior["image"], test, test, kind="dot")
-  return {
-    "i2t/map": i2t, "t2i/map": t2i, "map": (i2t + t2i) / 2,
-    "image_accuracy": accuracy["image"], "text_accuracy": accuracy["text"],
-  }  # fmt: skip
+    found[name] = models[int(np.argmax(scores))](features["test"])
+  return found
+
+
+def semantic_matching(posterior, label):
+  """MAP of two classifiers whose posteriors are compared by their dot product.
+
+  Args:
+    posterior: of `posteriors`.  label: [N] int, of the test split.
+  Returns:
+    {"i2t/map", "t2i/map", "map", "image_accuracy", "text_accuracy"}, in [0, 1].
+  References:
+    Rasiwasia et al., ACM MM 2010.
+  """
+  i2t = mean_average_precision(posterior["image"], posterior["text"], label, label, kind="dot")
+  t2i = mean_average_precision(posterior["text"], posterior["image"], label, label, kind="dot")
+  accuracy = {f"{name}_accuracy": float(np.mean(p.argmax(axis=1) == label)) for name, p in posterior.items()}
+  return {"i2t/map": i2t, "t2i/map": t2i, "map": (i2t + t2i) / 2, **accuracy}

@@ -107,6 +107,13 @@ def test_npy_features_take_the_place_of_those_in_the_mat(source):
   np.testing.assert_array_equal(splits["val"].image_features, matrix[splits["val"].image_id])
 
 
+def test_npy_features_of_the_wrong_length_are_refused(source):
+  folder, _, config = source
+  np.save(folder / "fc7.npy", np.zeros((25, 5), np.float32))
+  with pytest.raises(UserError, match="25.*26|26.*25"):
+    load(config(image_features="fc7.npy"))
+
+
 def edit(folder, file, old, new):
   text = (folder / file).read_text()
   assert old in text

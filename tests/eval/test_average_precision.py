@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score
 
 from xmr.errors import UserError
 from xmr.eval import mean_average_precision
-from xmr.eval.average_precision import average_precision, precision_recall
+from xmr.eval.average_precision import average_precision, average_precisions, precision_recall
 
 
 def example(seed=0, queries=30, items=80, width=16, categories=5):
@@ -34,6 +34,8 @@ def test_equals_scikit_learn_without_ties():
   expected = np.mean([average_precision_score(gallery_label == q, s) for q, s in zip(query_label, scores, strict=True)])
   found = mean_average_precision(query, gallery, query_label, gallery_label, kind="dot")
   assert isinstance(found, float) and found == pytest.approx(expected, abs=1e-12)
+  each = average_precisions(query, gallery, query_label, gallery_label, kind="dot")
+  assert each.shape == (len(query),) and each.mean() == pytest.approx(expected, abs=1e-12)
   unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
   cosine = mean_average_precision(query, gallery, query_label, gallery_label)
   assert cosine == pytest.approx(mean_average_precision(*unit, query_label, gallery_label, kind="dot"), abs=1e-12)

@@ -51,6 +51,16 @@ def test_score_is_a_dot_product_of_two_embeddings_and_a_constant(drawn):
   np.testing.assert_array_equal(found, np.argsort(-np.asarray(scores), axis=1))
 
 
+def test_few_pairs_of_many_rows_score_as_in_the_grid(drawn):
+  texts, images = drawn
+  model = PairScore(text=GraphEncoder(dim=8, activation="relu"))
+  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *[jnp.arange(4)] * 2)["params"])}
+  grid = [x.ravel() for x in jnp.meshgrid(jnp.arange(6), jnp.arange(4), indexing="ij")]
+  everything = model.apply(variables, texts, GRAPH, images, *grid).reshape(6, 4)
+  few = model.apply(variables, texts, GRAPH, images, jnp.asarray([5, 0]), jnp.asarray([1, 3]))
+  np.testing.assert_allclose(few, everything[jnp.asarray([5, 0]), jnp.asarray([1, 3])], rtol=1e-5)
+
+
 def test_dropout_acts_in_training_alone(drawn):
   texts, images = drawn
   model = PairScore(text=GraphEncoder(dim=64), dropout=0.5)

@@ -28,11 +28,13 @@ def mean_average_precision(query, gallery, query_label, gallery_label, *, at=Non
   References:
     SCKR, Yu et al., and keras_gcn, as released (R = 100); all R: scikit-learn `average_precision_score`, trec_eval `map`.
   """
-  total, n = 0.0, 0
-  for relevant in _relevance_in_order(query, gallery, query_label, gallery_label, kind=kind):
-    total += average_precision(relevant, at=at).sum()
-    n += len(relevant)
-  return float(total / n)
+  return float(np.mean(average_precisions(query, gallery, query_label, gallery_label, at=at, kind=kind)))
+
+
+def average_precisions(query, gallery, query_label, gallery_label, *, at=None, kind="cosine"):
+  """Average precision of each query, [Q] float64: what `mean_average_precision` averages, for paired tests."""
+  blocks = _relevance_in_order(query, gallery, query_label, gallery_label, kind=kind)
+  return np.concatenate([average_precision(relevant, at=at) for relevant in blocks])
 
 
 def average_precision(relevant, *, at=None):

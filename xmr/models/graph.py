@@ -10,6 +10,7 @@ from jax.experimental import sparse
 
 STARTS = ("identity", "xavier")
 BIASES = ("node", "shared", "none")
+ACTIVATIONS = {"none": lambda x: x, "relu": nn.relu, "tanh": jnp.tanh}
 
 
 class Laplacian(NamedTuple):
@@ -70,10 +71,11 @@ def chebyshev(laplacian, x, theta):
 class GraphEncoder(nn.Module):
   """Text encoder: `layers` Chebyshev convolutions of one filter with ReLU, flattened, then a linear layer to `dim`.
 
-  h = W relu(conv(... relu(conv(x) + b) ...)) + c
+  h = a(W relu(conv(... relu(conv(x) + b) ...)) + c)
 
   Attributes:
     dim: D of the result.  order: K, terms of a convolution.  layers: number of convolutions; 0 is a linear bag of words.
+    activation: a: "none" (SCKR), "relu" (keras_gcn) or "tanh".  dropout: rate on the convolved signal in training.
     bias: "node" (one per word, SCKR), "shared" (one per layer) or "none", of a convolution.
     start: "identity": theta = (1, 0, 0), so that a layer starts as the signal itself; "xavier" (released): a filter that
       starts negative leaves a ReLU of one filter without gradient, and nothing is learned.
@@ -87,23 +89,27 @@ class GraphEncoder(nn.Module):
   layers: int = 2
   bias: str = "node"
   start: str = "identity"
+  activation: str = "none"
+  dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, signal, laplacian):
+  def __call__(self, signal, laplacian, *, train=False):
     """Encodes B texts.
 
     Args:
       signal: [B, N] float32, one number per word of the graph (its count).
       laplacian: Laplacian of N nodes.
+      train: True drops out, with rng "dropout".
     Returns:
       [B, D] float32.
     Raises:
-      ValueError: the signal's width is not the number of nodes, or an unknown bias or start.
+      ValueError: the signal's width is not the number of nodes, or an unknown bias, start or activation.
     """
     nodes = laplacian.starts.shape[0] - 1
     if signal.ndim != 2 or signal.shape[1] != nodes:
       raise ValueError(f"signal has shape {signal.shape}; expected (texts, {nodes}) for a graph of {nodes} words")
-    for name, value, known in (("bias", self.bias, BIASES), ("start", self.start, STARTS)):
+    choices = (("bias", self.bias, BIASES), ("start", self.start, STARTS), ("activation", self.activation, ACTIVATIONS))
+    for name, value, known in choices:
       if value not in known:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
     x = signal.T
@@ -113,7 +119,8 @@ class GraphEncoder(nn.Module):
         size = nodes if self.bias == "node" else 1
         x = x + self.param(f"bias_{layer}", nn.initializers.zeros, (size,))[:, None]
       x = nn.relu(x)
-    return nn.Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="fc")(x.T)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x.T)
+    return ACTIVATIONS[self.activation](nn.Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="fc")(x))
 
   def _theta(self, key):
     if self.start == "identity":

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from xmr.models.graph import GraphEncoder
+from xmr.models.graph import ACTIVATIONS, GraphEncoder
 
 
 class Siamese(nn.Module):
@@ -31,8 +31,8 @@ class Siamese(nn.Module):
     Returns:
       z: [M] float32; sigmoid(z) is the similarity.
     """
-    embedding = self.encoder(signal, laplacian)
-    return self.head(embedding[first], embedding[second], train=train)
+    embedding = self.encoder(signal, laplacian, train=train)
+    return self.head(embedding, embedding, first, second, train=train)
 
   def encode(self, signal, laplacian):
     """g(t): [U, N] -> [U, D]."""
@@ -50,7 +50,7 @@ class PairScore(nn.Module):
   product of two embeddings and a constant, so similarity, top-k and MAP of kind "dot" apply.
 
   Attributes:
-    text: GraphEncoder of dim D.  dropout: rate on h_t * h_i in training.
+    text: GraphEncoder of dim D; its activation is that of h_i too.  dropout: rate on h_t * h_i in training.
 
   References:
     GIN / SCKR, as released: FC 1024 on both sides, dropout 0.2 (yul_gcn) or 0.4 (SCKR).
@@ -77,8 +77,8 @@ class PairScore(nn.Module):
     """
     if image.ndim != 2:
       raise ValueError(f"image has shape {image.shape}; expected (images, features)")
-    text, image = self.text(signal, laplacian), self.image(image)
-    return self.head(text[text_of_pair], image[image_of_pair], train=train)
+    text, image = self.text(signal, laplacian, train=train), self.encode_image(image)
+    return self.head(text, image, text_of_pair, image_of_pair, train=train)
 
   def encode_text(self, signal, laplacian):
     """w * h_t: [U, N] -> [U, D]."""
@@ -86,11 +86,11 @@ class PairScore(nn.Module):
 
   def encode_image(self, image):
     """h_i: [V, F] -> [V, D]."""
-    return self.image(image)
+    return ACTIVATIONS[self.text.activation](self.image(image))
 
 
 class Head(nn.Module):
-  """w . dropout(x * y) + b of rows of D numbers."""
+  """w . dropout(x * y) + b of pairs of rows of D numbers."""
 
   dim: int
   dropout: float = 0.0
@@ -101,9 +101,12 @@ class Head(nn.Module):
     self.bias = self.param("bias", nn.initializers.zeros, ())
     self.drop = nn.Dropout(self.dropout)
 
-  def __call__(self, x, y, *, train=False):
-    """[M, D], [M, D] -> [M]."""
-    return self.drop(x * y, deterministic=not train) @ self.kernel + self.bias
+  def __call__(self, x, y, first, second, *, train=False):
+    """Scores of M pairs of rows: x [U, D], y [V, D], first and second [M] int32 -> [M]."""
+    if (train and self.dropout) or len(x) * len(y) > 4 * len(first):
+      return self.drop(x[first] * y[second], deterministic=not train) @ self.kernel + self.bias
+    # A grid of pairs is one product of matrices: [M, D] is never held.
+    return (self.fold(x) @ y.T + self.bias)[first, second]
 
   def fold(self, x):
     """w * x: [M, D] -> [M, D], so that a dot product with y is the score without its constant."""

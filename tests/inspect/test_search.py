@@ -48,10 +48,11 @@ def test_only_new_and_changed_pictures_are_encoded_again(run, gallery, tmp_path)
   (folder / "00.png").unlink()
   again = galleries.encode_folder(run, folder, cache_dir=tmp_path, progress=False)
   assert again.encoded == 1 and again.names[0] == "01.png" and len(again.names) == 11
-  # 03 comes from the cache, 04 is its copy now.
+  # 03 comes from the cache. 04 is its copy now, and encoded alone: equal to the bit to itself alone, to 03 but for rounding,
+  # as other numbers of pictures are other programs.
   np.testing.assert_array_equal(again.embeddings[2], first.embeddings[3])
-  np.testing.assert_allclose(again.embeddings[3], again.embeddings[2], atol=1e-6)
-  assert np.abs(first.embeddings[4] - first.embeddings[3]).max() > 1e-3
+  np.testing.assert_array_equal(again.embeddings[3], run.encode_image([folder / "03.png"])[0])
+  assert (again.embeddings[3] != first.embeddings[4]).any()
   assert len(list(tmp_path.glob("galleries/*/*.npz"))) == 1
 
 

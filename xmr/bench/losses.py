@@ -7,9 +7,9 @@ BAND = {"lower": 0.05, "upper": 0.5}
 # Matrix products that a loss cannot do without, in 2 B^2 D: scores forward; its gradient in both factors for SH, for MH none
 # (two rows per query); the distances and their gradient for each modality of the cosine constraint.
 PRODUCTS = {"sh": 3, "mh": 1, "imc_cosine": 1 + 2 * 2}
-# L1: subtract, absolute value, add forward; compare and add, twice, backward: vector instructions, of which each takes the
-# place of a fused multiply-add.
-L1_INSTRUCTIONS = 3 + 4
+# L1: subtract, absolute value, add forward, for half of the pairs; compare and add, twice, backward: vector instructions, of
+# which each takes the place of a fused multiply-add.
+L1_INSTRUCTIONS = 3 / 2 + 4
 L1_TEMPORARY_MB = 48
 
 

@@ -4,12 +4,14 @@ import io
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+import small_run
 from PIL import Image
 from variables import random_variables
 
@@ -204,3 +206,34 @@ def test_a_damaged_image_is_named(config, backbone, tmp_path, monkeypatch):
   monkeypatch.setattr(extract, "images_of", lambda config: [(i, source, i, f"{i}.jpg") for i in range(8)])
   with pytest.raises(UserError, match="1.jpg"):
     run(config, backbone, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes_and_a_mistake_ends_both(config, tmp_path):
+  write_weights(tmp_path / "resnet18.safetensors", resnet.ResNet(*resnet.RESNETS["resnet18"]))
+  flags = {
+    "config": "configs/imc_scenes.py", "config.data.cache_dir": config.data.cache_dir, "config.data.image_size": SIZE,
+    "config.data.resize": RESIZE, "config.data.scenes.n_train": 12, "config.data.scenes.n_val": 4,
+    "config.data.scenes.n_test": 4, "backbone": "resnet18", "weights": tmp_path / "resnet18.safetensors", "batch_size": 8,
+  }  # fmt: skip
+  command = [sys.executable, "-m", "xmr.extract", *(f"--{key}={value}" for key, value in flags.items())]
+  small_run.run([*command, f"--out={tmp_path / 'one'}"])
+
+  def both(*extra):
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      place = f"127.0.0.1:{free.getsockname()[1]}"
+    logs = [tmp_path / f"{index}.log" for index in range(2)]
+    started = [
+      small_run.start([*command, *extra], log=log, devices=2, XMR_COORDINATOR=place, XMR_PROCESSES="2", XMR_PROCESS=str(i))
+      for i, log in enumerate(logs)
+    ]
+    return [process.wait(timeout=600) for process in started], [log.read_text() for log in logs]
+
+  codes, printed = both(f"--out={tmp_path / 'two'}")
+  assert codes == [0, 0], printed
+  assert "20 images at " in printed[0] and "20 images at " not in printed[1]
+  one, two = (np.load(tmp_path / f"{name}/features.npy", allow_pickle=False) for name in ("one", "two"))
+  np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4)
+  codes, printed = both(f"--out={tmp_path / 'two'}", "--average=flip")
+  assert all(codes) and "holds features made otherwise" in printed[0], printed

@@ -3,7 +3,8 @@
   python -m xmr.extract --config=configs/vsepp_flickr.py --backbone=resnet152 --weights=resnet152.safetensors --out=DIR
 
 DIR/features.npy has a row per image id, as config.data.image_features expects, and DIR/manifest.json says what it is made
-of. The same command goes on where a killed one stopped. Weights come from python -m xmr.models.convert.
+of. The same command goes on where a killed one stopped. Weights come from python -m xmr.models.convert. Several processes
+share the images where XMR_COORDINATOR=HOST:PORT, XMR_PROCESSES and XMR_PROCESS are set for each, or under srun.
 """
 
 import concurrent.futures
@@ -309,8 +310,9 @@ def main(argv):
     from xmr import parallel
 
     parallel.initialize()
-    extract(holder.value, backbone=values.backbone, weights=values.weights, out=values.out, average=values.average,
-            grid=values.grid, dtype=values.dtype, batch_size=values.batch_size, threads=values.threads)
+    with parallel.together(), reported():
+      extract(holder.value, backbone=values.backbone, weights=values.weights, out=values.out, average=values.average,
+              grid=values.grid, dtype=values.dtype, batch_size=values.batch_size, threads=values.threads)
 
 
 if __name__ == "__main__":

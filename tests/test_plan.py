@@ -107,7 +107,8 @@ def compiled_mining(scope, images, block=256, width=64, dim=32):
 @pytest.mark.parametrize("scope, of_bank", [("train", 0), ("bank", 1)])
 def test_mining_holds_its_rows_once_over_all_devices_and_blocks_beside_them(scope, of_bank):
   width, dim = 64, 32
-  few, many = (compiled_mining(scope, images, width=width, dim=dim).memory_analysis() for images in (4096, 8192))
+  compiled = [compiled_mining(scope, images, width=width, dim=dim) for images in (4096, 8192)]
+  few, many = (each.memory_analysis() for each in compiled)
   # Features, the bank, and three numbers (id, owner) per row at most; 4,096 more images, twice as many captions.
   more = 3 * 4096 * 4 * (width + of_bank * dim) / P
   grown = many.argument_size_in_bytes - few.argument_size_in_bytes
@@ -116,3 +117,7 @@ def test_mining_holds_its_rows_once_over_all_devices_and_blocks_beside_them(scop
         f"temporary {few.temp_size_in_bytes:,} -> {many.temp_size_in_bytes:,}")  # fmt: skip
   assert more <= grown <= more + ids
   assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 4096
+  # What moves does not grow with the rows: queries, the best answer of each device, and the rows that are picked.
+  first, second = (moved(each) for each in compiled)
+  print(f"{scope}: moved {first} bytes")
+  assert first == second

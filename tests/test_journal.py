@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +47,28 @@ def test_the_alarm_rings_once_after_patience_logs_in_a_row():
   rung = [bool(alarm.check(step, {"same_hardest": share})) for step, share in enumerate(shares)]
   assert rung == [False, False, False, True, False]
   assert Alarm().check(0, {"loss": 1.0}) is None
+
+
+def test_the_progress_line_has_epoch_terms_rsum_and_best(tmp_path):
+  lines = []
+  writer = Writer(tmp_path, tensorboard=False, progress=False)
+  writer.progress = lambda step, text: lines.append((step, text))
+  journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1)
+  terms = {"i2t": jnp.float32(1), "loss": jnp.float32(3), "t2i": jnp.float32(2), "gradient_norm": jnp.float32(1)}
+  for scores in ({}, {"best": 210.0}, {"rsum": 200.0, "best": 210.0}):
+    journal.scores = scores
+    journal.record(5, np.array([0]), terms, waited=0.0)
+    journal.flush()
+  writer.close()
+  assert [step for step, _ in lines] == [5, 5, 5]
+  begin, rate = "epoch 0.5 loss 3 i2t 1 t2i 2", r" \d+/s"
+  for (_, text), scores in zip(lines, ("", " best 210", " rsum 200 best 210"), strict=True):
+    assert re.fullmatch(begin + scores + rate, text)
+
+
+def test_the_bar_shows_steps_and_the_time_left(tmp_path, capsys):
+  writer = Writer(tmp_path, tensorboard=False, total=40, step=10)
+  writer.progress(20, "epoch 1.0 loss 2")
+  writer.close()
+  shown = capsys.readouterr().err.split("\r")[-1]
+  assert re.search(r" 50%\|.*\| 20/40 \[\d\d:\d\d<.*\] epoch 1.0 loss 2", shown), shown

@@ -112,7 +112,7 @@ def fit(stage, config, stop, *, programs=None):
         if best["score"] is None or score > best["score"]:
           best = {"score": score, "step": step}
         writer.scalars(step, {f"val/{name}": value for name, value in figures.items()})
-        journal.score = f"val {score:.3f} best {best['score']:.3f} "
+        journal.scores = {"val": score, "best": best["score"]}
       if validating or stopping:
         record = {"config": config_lib.flat(config), "vocabulary": None, "best": best}
         checkpoints.save(step, params=state.params, state=rest(state), score=score, run=record)

@@ -16,7 +16,7 @@ class Journal:
     """writer: Writer.  batch_size: captions per step.  steps_per_epoch: int.  rates: learning rate of a step."""
     self.writer, self.batch_size, self.steps_per_epoch, self.rates = writer, batch_size, steps_per_epoch, rates
     self.alarm = Alarm()
-    self.score = ""
+    self.scores = {}  # shown on the progress line: the last validation, the best so far
     self.restart()
 
   def restart(self):
@@ -50,8 +50,11 @@ class Journal:
     warning = self.alarm.check(step, terms)
     if warning:
       self.writer.say(warning)
-    shown = " ".join(f"{name} {value:.4g}" for name, value in terms.items() if not name.endswith("_norm"))
-    self.writer.progress(step, f"epoch {epoch:.1f} {shown} {self.score}{rate:.0f}/s")
+    shown = [("epoch", f"{epoch:.1f}")]
+    # Loss first, whatever the names of its terms.
+    shown += [(name, f"{terms[name]:.4g}") for name in sorted(terms, key=lambda x: x != "loss") if not name.endswith("_norm")]
+    shown += [(name, f"{value:.4g}") for name, value in self.scores.items()]
+    self.writer.progress(step, " ".join(" ".join(pair) for pair in shown) + f" {rate:.0f}/s")
     self.restart()
 
 

@@ -137,6 +137,8 @@ def fit(experiment, stop):
   )  # fmt: skip
   writer.say(f"from step {start} of {e.total_steps}") if start else writer.hparams(e.flat_config)
   journal = Journal(writer, batch_size=config.batch_size, steps_per_epoch=e.steps_per_epoch, rates=e.rates)
+  if best["score"] is not None:
+    journal.scores = {"best": best["score"]}
   profiler = Profiler(config.profile, e.workdir, start=start)
   step_of = functools.partial(
     train_step, model=e.model, transform=e.transform, miner=miner, match=config.match, seed=config.seed
@@ -207,7 +209,7 @@ def validate(experiment, state, best, writer, journal):
     writer.image(step, "val/retrieved", plots.pixels(figure))
   mark = " (best)" if best["step"] == step else ""
   writer.say(f"epoch {step / experiment.steps_per_epoch:.2f}, step {step}: {protocol.line(metrics)}{mark}")
-  journal.score = f"rsum {score:.1f} best {best['score']:.1f} "
+  journal.scores = {"rsum": score, "best": best["score"]}
   return score, best
 
 

@@ -68,7 +68,7 @@ class Writer:
     if progress:
       self.bar = tqdm(
         total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, file=sys.stderr,
-        bar_format="{l_bar}{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+        bar_format="{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}",
       )  # fmt: skip
 
   def scalars(self, step, values):
@@ -98,7 +98,7 @@ class Writer:
   def progress(self, step, text):
     """Moves the progress line to a step."""
     if self.bar is not None:
-      self.bar.set_postfix_str(text, refresh=False)
+      self.bar.set_description_str(text, refresh=False)
       self.bar.update(step - self.bar.n)
 
   def say(self, text):

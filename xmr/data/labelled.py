@@ -51,18 +51,18 @@ class Pairs:
 
 
 def tree(name):
-  """Returns the folder that a set needs, as text for errors and documentation."""
+  """Returns the folder that a set needs, a file a line, readable on one line too: so a command prints it."""
   layout = LAYOUTS[name]
-  lists = "".join(f"  {file:28} rows: text id <tab> image id <tab> category from 1\n" for file in layout.lists.values())
+  files = {file: "text id <tab> image id <tab> category from 1" for file in layout.lists.values()}
   if "" in layout.lists:
-    lists += f"  {'split.list':28} rows: text id <tab> train, val or test; every pair once\n"
-  return (
-    f"{name}: {layout.source}\n{lists}"
-    f"  {'categories.list':28} one name a line, in the order of their numbers\n"
-    f'  {TEXTS:28} rows: {{"text_id": ..., "text": ...}} and, if given, "category": name\n'
-    f"  {FEATURES:28} I_tr, I_te [pairs, F] of images, T_tr, T_te [pairs, G] of texts, as the lists (optional), or\n"
-    f"  {'config.data.image_features':28} .npy [all pairs, F], rows as the lists, train before test (VGG19 fc7: F = 4096)"
-  )
+    files["split.list"] = "text id <tab> train, val or test; every pair once"
+  files |= {
+    "categories.list": "a name a line, in the order of their numbers",
+    TEXTS: '{"text_id": ..., "text": ...} a line and, if given, "category": name',
+    FEATURES: "optional: I_tr, I_te [pairs, F] of images, T_tr, T_te [pairs, G] of texts, rows as the lists",
+    "config.data.image_features": ".npy [all pairs, F], rows as the lists, train before test (VGG19 fc7: F = 4096)",
+  }
+  return f"{name} ({layout.source}) with" + ",".join(f"\n  {file} ({content})" for file, content in files.items())
 
 
 def load(config):

@@ -73,8 +73,11 @@ def undisturbed(tmp_path_factory, cache):
 
 def test_one_command_trains_scores_and_draws(command, undisturbed):
   done = run(command(undisturbed))
-  assert "rsum" in done.stdout and "retrieved.png" in done.stdout
   results = json.loads((undisturbed / "results.json").read_text())
+  *_, wrote, parameters_in, next_command = done.stdout.splitlines()
+  assert "rsum" in done.stdout and wrote == f"wrote {undisturbed / 'results.json'}, {undisturbed / 'retrieved.png'}"
+  assert parameters_in == f"parameters: {undisturbed / 'checkpoints' / str(results['step'])}"
+  assert next_command == f"look inside: python -m xmr.inspect.report --workdir={undisturbed}"
   assert results["dataset"] == "scenes" and results["n_images"] == 10 and results["n_texts"] == 50
   recalls = [results["metrics"][f"{d}/r{k}"] for d in ("i2t", "t2i") for k in (1, 5, 10)]
   assert results["metrics"]["rsum"] == pytest.approx(sum(recalls))

@@ -40,6 +40,7 @@ def run(config, workdir, *, eval_only=False):
     figure.savefig(experiment.workdir / "retrieved.png")
     made.append("retrieved.png")
   print("wrote " + ", ".join(str(experiment.workdir / name) for name in made))
+  print(f"parameters: {experiment.workdir / 'checkpoints' / str(results['step'])}")
   if config.log.tensorboard:
     print(f"curves: tensorboard --logdir {experiment.workdir}/tensorboard")
   print(f"look inside: python -m xmr.inspect.report --workdir={experiment.workdir}")

@@ -258,7 +258,8 @@ def _core_backward(static, residuals, gradients):
   d_steps, d_final = gradients
   rows, width = plan.order.shape[1], states.shape[-1]
   sizes, slots = _sizes(rows), gates.shape[1]
-  hidden = weights.hidden_kernel.astype(dtype)
+  # Turned once: a product that contracts the columns takes a quarter longer, in every step.
+  hidden = weights.hidden_kernel.astype(dtype).T
   d_final = jnp.take_along_axis(d_final.reshape(shards, rows, width), plan.order[..., None], axis=1).astype(jnp.float32)
   if sequence:
     d_steps = _pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
@@ -285,7 +286,7 @@ def _core_backward(static, residuals, gradients):
       dz, passed, dc_next = kind.backward(saved, h, c, dh, dc)
       active = (t < plan.length[:, :size])[..., None]
       dz = jnp.where(active, dz, 0).astype(dtype)
-      dh_next = _dot_transposed(kind.to_hidden(dz), hidden)
+      dh_next = _dot(kind.to_hidden(dz), hidden)
       if passed is not None:
         dh_next = dh_next + passed
       return jnp.where(active, dh_next, dh), jnp.where(active, dc_next, dc), _write(d_gates, dz, slot)

@@ -98,7 +98,7 @@ def opened(browser, written):
   yield driver
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=120):
   end = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < end, "waited in vain"

@@ -10,6 +10,7 @@ from xmr import search
 from xmr.errors import UserError
 from xmr.eval import top_k
 from xmr.inspect import gallery as galleries
+from xmr.inspect import report
 
 
 def ask(*arguments):
@@ -156,6 +157,15 @@ def test_a_mistake_ends_with_one_line(arguments, expected, capsys):
     ask(*arguments)
   error = capsys.readouterr().err.strip()
   assert stopped.value.code == 2 and error.startswith("xmr: error: ") and expected in error and "\n" not in error
+
+
+def test_a_run_without_checkpoints_ends_every_command_with_one_line(tmp_path, capsys):
+  (tmp_path / "config.json").write_text("{}")
+  for command, arguments in ((search, [f"--gallery={tmp_path}", "a"]), (report, [])):
+    with pytest.raises(SystemExit) as stopped:
+      command.main(["command", f"--workdir={tmp_path}", *arguments])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"xmr: error: {tmp_path} has no checkpoints yet\n"
 
 
 def test_mistakes_that_need_the_run_end_with_one_line(flags, gallery, tmp_path, capsys):

@@ -2,16 +2,16 @@
 
 import csv
 import json
-import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
-import time
+import types
 
 import numpy as np
 import pytest
+import small_run
 
 from xmr import sweep
 
@@ -139,27 +139,27 @@ def test_help_needs_no_jax():
   assert "--grid" in done.stdout
 
 
+@pytest.mark.parametrize("stopping, outcome", [([signal.SIGTERM], "stopped"), ([], "status -15: Killed early")])
+def test_a_run_that_the_signal_ends_before_it_can_save_is_no_failure(stopping, outcome, monkeypatch, tmp_path):
+  def start(command, *, stdout, **_):
+    stdout.write("Killed early\n")
+    return types.SimpleNamespace(wait=lambda: -signal.SIGTERM, terminate=lambda: None)
+
+  monkeypatch.setattr(sweep.subprocess, "Popen", start)
+  cell = types.SimpleNamespace(folder=tmp_path, source="configs/imc_scenes.py", changes={})
+  assert sweep.train(cell, [], stopping).startswith(outcome)
+
+
 @pytest.mark.slow
 def test_a_real_sweep_stops_at_a_signal_and_goes_on(tmp_path):
-  small = {
-    "data.cache_dir": tmp_path / "cache", "data.scenes.n_train": 20, "data.scenes.n_val": 5, "data.scenes.n_test": 5,
-    "batch_size": 8, "model.dim": 8, "model.text.word_dim": 8, "epochs": 0.0, "steps": 4, "warmup.epochs": 0.0,
-    "evaluate.epochs": 0.0, "evaluate.steps": 4, "log.tensorboard": False, "log.steps": 1,
-  }  # fmt: skip
-  flags = [f"--config.{key}={value}" for key, value in small.items()]
-  rest = "--grid", "loss.weight=0.5,1", *flags
-  argv = [sys.executable, "-m", *command(tmp_path / "sweep", *rest, config="configs/imc_scenes.py")]
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  process = subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-  deadline = time.time() + 300
-  while time.time() < deadline and not (tmp_path / "sweep/loss.weight=0.5/seed=0/config.json").exists():
-    time.sleep(0.05)
+  flags = small_run.arguments(small_run.write_data(tmp_path / "data"), tmp_path / "sweep")
+  argv = [sys.executable, "-m", "xmr.sweep", *flags, "--grid", "loss.margin=0.1,0.2"]
+  process = small_run.start(argv, log=tmp_path / "log")
+  small_run.wait_for((tmp_path / "sweep/loss.margin=0.1/seed=0/config.json").exists, process=process)
   process.send_signal(signal.SIGTERM)
-  _, error = process.communicate(timeout=300)
-  assert process.returncode == 0 and "the same command goes on" in error
+  assert process.wait(300) == 0
+  assert (tmp_path / "log").read_text().endswith("stopped: the same command goes on from there\n")
   assert not (tmp_path / "sweep/table.md").exists()
-  done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-  assert done.returncode == 0, done.stderr
-  assert "[2/2] loss.weight=1 seed=0: rsum" in done.stderr or "[1/1]" in done.stderr
-  assert "| loss.weight=0.5 | 1 |" in done.stdout
-  assert (tmp_path / "sweep/loss.weight=1/seed=0/queries.npz").exists()
+  printed = small_run.run(argv)
+  assert "loss.margin=0.2 seed=0: rsum" in printed and "| loss.margin=0.1 | 1 |" in printed
+  assert (tmp_path / "sweep/table.md").exists() and (tmp_path / "sweep/loss.margin=0.2/seed=0/queries.npz").exists()

@@ -232,6 +232,9 @@ def train(cell, running, stopping):
     running.remove(process)
   if code == 0:
     return "done" if (cell.folder / "results.json").is_file() else "stopped"
+  if stopping:
+    # The signal came before the run could take it.
+    return "stopped"
   lines = (cell.folder / "log.txt").read_text().strip().splitlines()
   return f"status {code}: {lines[-1] if lines else 'no output'} ({cell.folder / 'log.txt'})"
 

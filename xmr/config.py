@@ -90,7 +90,7 @@ def base_config():
   config.mining = mining = ml_collections.ConfigDict()
   mining.scope = "batch"  # batch · train · bank · random · released: where negatives come from, for losses that take them
   mining.refresh_steps = 100  # bank: steps between refreshed embeddings
-  mining.block = 4096  # rows of the training set encoded at a time
+  mining.block = 1024  # rows of the training set encoded at a time; a GPU may want more
   mining.rank = 0  # take the k-th hardest instead of the hardest (0)
   mining.skip_relevance = 0.0  # never take a caption whose ROUGE-L relevance to the image is above; 0 = no limit
   mining.semi_hard = False  # hardest among those that score below the positive

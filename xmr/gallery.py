@@ -130,17 +130,12 @@ def scorer(variables, side, query, options):
 
 
 def folds(config, split, side):
-  """Returns True where scoring in the space of features costs less: bias-free linear projections, not far below F units."""
+  """Returns True where scoring in the space of features costs less: bias-free linear projections to at least F units."""
   section, features = config.model[side], getattr(split, f"{side}_features")
-  if (
-    section.name != "linear" or section.bias or config.model.normalize != "l2" or config.model.dtype != "float32"
-    or features is None
-  ):  # fmt: skip
-    return False
-  width, dim, batch = features.shape[1], config.model.dim, config.batch_size
-  rank = min(width, dim)
-  # Multiply-adds of a row: by queries folded into features and by a triangular factor, or by the projection and by queries.
-  return batch * width + width * rank - rank * rank / 2 < width * dim + dim * batch
+  return (
+    section.name == "linear" and not section.bias and config.model.normalize == "l2" and config.model.dtype == "float32"
+    and features is not None and features.shape[1] <= config.model.dim
+  )  # fmt: skip
 
 
 def product(x, query, options):

@@ -97,7 +97,7 @@ def validate(config):
   bound, pair = loss_of(config), jnp.zeros(2)
   # The loss checks its own parameters when it is traced.
   jax.eval_shape(bound, pair, pair > 0, *([] if config.loss.name == BASE else [pair]))
-  for key in ("siamese.dropout", "pairs.dropout", "graph.dropout"):
+  for key in ("siamese.dropout", "pairs.dropout", "pairs.image_dropout", "graph.dropout"):
     if not 0 <= values[key] < 1:
       raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
 
@@ -214,7 +214,7 @@ def _similarity(model, params, signal, laplacian):
 
 def retrieval_stage(config, problem, workdir, similarity):
   """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
-  model = PairScore(text=encoder(config), dropout=config.pairs.dropout)
+  model = PairScore(text=encoder(config), dropout=config.pairs.dropout, image_dropout=config.pairs.image_dropout)
   arrays = {
     "signal": jnp.asarray(problem.signals["train"]), "image": jnp.asarray(problem.images["train"]),
     "laplacian": problem.laplacian, "key": jax.random.key(config.seed),

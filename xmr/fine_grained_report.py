@@ -113,9 +113,10 @@ def curves_figure(rows, *, share):
     for (name, row), colour, marker in zip(rows.items(), COLOURS, "o^sDvP", strict=False):
       axis.plot(np.linspace(0, 1, len(row[key])), row[key], marker=marker, markersize=3, color=colour, label=name)
     axis.axhline(share, color="#6e7781", linewidth=0.8, linestyle="--", label="random")
-    axis.set(xlabel="recall", title=title, xlim=(0, 1), ylim=(0, None))
+    axis.set(xlabel="recall", title=title, xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
-  figure.axes[0].set_ylabel("precision")
+  # Last: the axes share it, and a bound set before the second is drawn would cut its curves.
+  figure.axes[0].set(ylabel="precision", ylim=(0, None))
   figure.axes[1].legend(frameon=False, fontsize=8)
   return figure
 
@@ -160,7 +161,8 @@ def hard_examples(similarity, same, split, *, count=5, words=40):
         continue
       used |= {first, second}
       lines += [
-        f"- g = {similarity[first, second]:.3f}, categories {split.label[first] + 1} and {split.label[second] + 1}",
+        f"- g = {similarity[first, second]:.3f}, {split.categories[split.label[first]]} and "
+        f"{split.categories[split.label[second]]}",
         f"  - text: {' '.join(split.tokens[first][:words])}",
         f"  - text of image {split.image_names[second]}: {' '.join(split.tokens[second][:words])}",
       ]

@@ -166,7 +166,7 @@ def markdown(results):
     "", f"| row | {' | '.join(FIGURES.values())} | difference to base | p | p, Holm | p, seeds |", "|---|" + "---|" * 7,
   ]  # fmt: skip
   for variant, row in results["rows"].items():
-    cells = [f"{100 * row[name]['mean']:.1f} ± {100 * row[name]['deviation']:.1f}" for name in FIGURES]
+    cells = [_over_seeds(row[name]) for name in FIGURES]
     lines.append(f"| {TITLES.get(variant, variant)} | {' | '.join(cells)} | {_test(results, variant)} |")
   for name, figures in results["baselines"].items():
     cells = [f"{100 * figures[key]:.1f}" for key in FIGURES]
@@ -175,6 +175,11 @@ def markdown(results):
   lines.append(f"| random | {chance} | {chance} | {chance} | | | | |")
   lines += ["", *verdicts(results), "", "Pictures: precision_recall.png, hardness.png; hardest pairs: hardness.md", ""]
   return "\n".join(lines)
+
+
+def _over_seeds(figure):
+  deviation = f" ± {100 * figure['deviation']:.1f}" if figure["n"] > 1 else ""
+  return f"{100 * figure['mean']:.1f}{deviation}"
 
 
 def _test(results, name):

@@ -1,8 +1,9 @@
-"""The rows of FG-CMIR's table: fields of the config by name."""
+"""Forms of FG-CMIR by name: the fields of the config that each sets."""
 
 BASE = "pairwise_similarity"
 FINE_GRAINED = "fine_grained_similarity"
 
+# Rows of the table.
 VARIANTS = {
   "base": {"loss.name": BASE},
   "fine_grained": {"loss.name": FINE_GRAINED},
@@ -13,3 +14,11 @@ VARIANTS = {
   # The text side of the base loss reads the set's own topic proportions instead of words on a graph.
   "lda": {"loss.name": BASE, "graph.signal": "features", "graph.layers": 0},
 }
+
+# The group's own system and settings (yul_gcn), without labels: counts, linear layers, drawn filters, its list of pairs.
+RELEASED = {
+  "loss.name": BASE, "graph.signal": "count", "graph.start": "xavier", "graph.dropout": 0.0, "pairs.scheme": "released",
+  "pairs.dropout": 0.2, "pairs.image_dropout": 0.0, "pairs.activation": "none", "pairs.image_scale": "none",
+  "batch_size": 256, "steps": 0, "epochs": 50.0, "evaluate.steps": 0, "evaluate.epochs": 1.0, "optimizer.l2": 5e-3,
+  "optimizer.learning_rate": 1e-3, "optimizer.schedule": "step", "optimizer.decay": 0.95, "optimizer.decay_epochs": 1.0,
+}  # fmt: skip

@@ -71,6 +71,7 @@ def test_pairs_keep_text_image_category_and_features_together(source):
     assert split.texts == [f"Word {part[i][0]} of {CATEGORIES[part[i][2] - 1]}" for i in at]
     assert split.tokens[0][0] == "word"
     np.testing.assert_array_equal(split.label, [part[i][2] - 1 for i in at])
+    assert split.categories == CATEGORIES
     np.testing.assert_allclose(split.image_features, images[at], rtol=1e-6)
     np.testing.assert_allclose(split.text_features, lda[at], rtol=1e-6)
     np.testing.assert_array_equal(split.image_of_text, np.arange(len(at)))

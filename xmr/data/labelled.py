@@ -99,10 +99,10 @@ def load(config):
     held_out = validation_rows(pairs.label[rows["train"]])
     rows = {"train": rows["train"][~held_out], "val": rows["train"][held_out], "test": rows["test"]}
   examples = {int(e["row"]): e for source in sources.values() for e in source}
-  return {name: _split(name, rows[name], examples, matrices, segment) for name in ("train", "val", "test")}
+  return {name: _split(name, rows[name], examples, matrices, segment, pairs.categories) for name in ("train", "val", "test")}
 
 
-def _split(name, rows, examples, matrices, segment):
+def _split(name, rows, examples, matrices, segment, categories):
   chosen = [examples[int(row)] for row in rows]
   texts = [_text(example["text"]) for example in chosen]
   return Split(
@@ -114,6 +114,7 @@ def _split(name, rows, examples, matrices, segment):
     texts=texts,
     tokens=[segment(text.lower()) for text in texts],
     label=np.array([example["category"] for example in chosen], np.int32),
+    categories=categories,
     **{key: matrix[rows] for key, matrix in matrices.items() if matrix is not None},
   )
 

@@ -21,7 +21,7 @@ class Split:
     pixels: sequence of N encoded images (JPEG or PNG bytes), or None.
     image_features: [N, F] float, or None.
     text_features: [T, F] float, or None.
-    label: [N] int32 categories, or None.
+    label: [N] int32 categories, or None.  categories: their names, or None.
   """
 
   name: str
@@ -35,6 +35,7 @@ class Split:
   image_features: np.ndarray | None = None
   text_features: np.ndarray | None = None
   label: np.ndarray | None = None
+  categories: list[str] | None = None
 
   def max_length(self):
     """Returns the words of the longest caption, <start> and <end> included."""

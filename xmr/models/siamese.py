@@ -51,6 +51,7 @@ class PairScore(nn.Module):
 
   Attributes:
     text: GraphEncoder of dim D; its activation is that of h_i too.  dropout: rate on h_t * h_i in training.
+    image_dropout: rate on the image's features in training.
 
   References:
     GIN / SCKR, as released: FC 1024 on both sides, dropout 0.2 (yul_gcn) or 0.4 (SCKR).
@@ -58,8 +59,10 @@ class PairScore(nn.Module):
 
   text: GraphEncoder
   dropout: float = 0.2
+  image_dropout: float = 0.0
 
   def setup(self):
+    self.drop = nn.Dropout(self.image_dropout)
     self.image = nn.Dense(self.text.dim, kernel_init=nn.initializers.xavier_uniform())
     self.head = Head(self.text.dim, self.dropout)
 
@@ -77,7 +80,8 @@ class PairScore(nn.Module):
     """
     if image.ndim != 2:
       raise ValueError(f"image has shape {image.shape}; expected (images, features)")
-    text, image = self.text(signal, laplacian, train=train), self.encode_image(image)
+    text = self.text(signal, laplacian, train=train)
+    image = self.encode_image(self.drop(image, deterministic=not train))
     return self.head(text, image, text_of_pair, image_of_pair, train=train)
 
   def encode_text(self, signal, laplacian):

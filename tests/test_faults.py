@@ -127,8 +127,9 @@ def test_a_run_goes_on_on_other_devices_and_back(data, undisturbed, tmp_path):
 def test_another_number_of_data_workers_changes_no_bit(data, tmp_path):
   pixels = {
     "data.name": "scenes", "data.image": "pixels", "data.text": "words", "data.scenes.n_train": 20, "data.scenes.n_val": 5,
-    "data.scenes.n_test": 5, "data.image_size": 32, "data.resize": 32, "vocabulary.min_count": 1, "model.image.name": "convnet",
-    "model.text.name": "gru", "model.text.input_norm": False, "model.text.word_dim": 8, "batch_size": 8, "steps": 8,
+    "data.scenes.n_test": 5, "data.image_size": 32, "data.resize": 32, "vocabulary.min_count": 1, "vocabulary.glove": "",
+    "model.image.name": "convnet", "model.text.name": "gru", "model.text.input_norm": False, "model.text.word_dim": 8,
+    "batch_size": 8, "steps": 8,
   }  # fmt: skip
   small_run.run(small_run.command(data, tmp_path / "whole", **pixels))
   for workers, steps in ((0, 2), (2, 6), (1, 8)):

@@ -1,6 +1,7 @@
 """The one error that a user's mistake raises, and how a command ends with it."""
 
 import contextlib
+import os
 import re
 import sys
 
@@ -21,11 +22,27 @@ def disk_full(error):
   return None
 
 
+def reader_is_gone():
+  """Returns whether nobody reads standard output any more, as after `| head`."""
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    return True
+  return False
+
+
 @contextlib.contextmanager
 def reported():
   """Turns a UserError, or a full disk, into one line on standard error and exit status 2; others keep their traceback."""
   try:
     yield
+    sys.stdout.flush()
+  except BrokenPipeError:
+    if not reader_is_gone():
+      raise
+    # Python would complain once more when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(1) from None
   except UserError as error:
     print("xmr: error: " + " ".join(str(error).split()), file=sys.stderr)
     raise SystemExit(2) from None

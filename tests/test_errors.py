@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 
@@ -7,12 +8,13 @@ import pytest
 from xmr.errors import UserError, reported
 
 
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_leaves_early_gets_no_traceback(lines):
+@pytest.mark.parametrize("lines, unbuffered", [(1, ""), (100_000, ""), (1, "1")])
+def test_a_reader_that_leaves_early_gets_no_traceback(lines, unbuffered):
   code = f"from xmr.errors import reported\nwith reported():\n  input()\n  for i in range({lines}): print(i)"
   process = subprocess.Popen(
-    [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
+    [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+  )  # fmt: skip
   process.stdout.close()
   process.stdin.write("\n")
   process.stdin.close()
@@ -20,7 +22,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback(lines):
   process.stderr.close()
 
 
-def test_another_broken_pipe_is_no_reader(capsys):
+def test_another_broken_pipe_is_no_reader():
   with pytest.raises(BrokenPipeError), reported():
     raise BrokenPipeError(errno.EPIPE, "a worker died")
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import sys
 
 FULL = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
@@ -24,11 +25,9 @@ def disk_full(error):
 
 def reader_is_gone():
   """Returns whether nobody reads standard output any more, as after `| head`."""
-  try:
-    sys.stdout.flush()
-  except BrokenPipeError:
-    return True
-  return False
+  watched = select.poll()
+  watched.register(sys.stdout.fileno(), 0)
+  return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -241,30 +240,3 @@ def test_order_consistency_equals_loops():
 def test_order_consistency_needs_a_second_image():
   with pytest.raises(UserError, match="at least 2"):
     order.order_consistency(np.ones((1, 2)), np.ones((4, 2)), np.zeros(4, int))
-
-
-@pytest.mark.slow
-def test_many_times_faster_than_one_query_at_a_time():
-  """Prints the ratio; the bound leaves room for a busy machine. The slow side is timed on 1 query in 20."""
-  rng = np.random.default_rng(0)
-  image = unit(rng.normal(size=(1000, 1024))).astype(np.float32)
-  image_of_text = np.arange(5000) // 5
-  text = unit(image[image_of_text] + 0.05 * rng.normal(size=(5000, 1024))).astype(np.float32)
-  relevance = rng.random((5000, 1000), dtype=np.float32)
-  graded.graded(image, text, image_of_text, relevance)
-  fast = []
-  for _ in range(5):
-    start = time.perf_counter()
-    graded.graded(image, text, image_of_text, relevance)
-    fast.append(time.perf_counter() - start)
-  start = time.perf_counter()
-  for task in graded.TASKS:
-    for query, gallery, rel, _, _ in itertools.islice(
-      queries(task, image, text, image_of_text, relevance), 0, None, 20
-    ):
-      for values in (rel[np.argsort(-(gallery @ query))[:25]], rel[np.argsort(-rel)[:25]]):
-        ((2**values - 1) / np.log2(np.arange(25) + 2)).sum()
-        slow_list_score(values, 0.5, "released")
-  slow = 20 * (time.perf_counter() - start)
-  print(f"graded: {np.median(fast):.3f} s, one query at a time {slow:.1f} s, ratio {slow / np.median(fast):.1f}")
-  assert slow / np.median(fast) > 5

@@ -100,9 +100,9 @@ def test_eval_only_without_a_run_is_refused(make_config, tmp_path):
 
 
 def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
-  config = make_config("lda")
+  config = make_config("lda", steps=96)
   results = fine_grained.run(config, tmp_path / "run", Asked(), baselines=False)
-  assert results["words"] is None and results["metrics"]["map"] > results["random"]
+  assert results["words"] is None and results["metrics"]["map"] > results["random"] + 0.1
   config.graph.layers = 2
   with pytest.raises(UserError, match="config.graph.signal=features .* expected config.graph.layers=0"):
     fine_grained.load(config)

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -29,6 +30,11 @@ for logger in ("absl", "asyncio"):
   logging.getLogger(logger).addFilter(SaidOnce())
 
 
+def at_work(thread):
+  """Says whether the end of the program would wait for a thread."""
+  return not thread.daemon and not thread.name.startswith("asyncio_")
+
+
 @contextlib.contextmanager
 def last_words():
   """Waits for the threads that a failed save leaves at work, and keeps what they say at their end from standard error."""
@@ -43,10 +49,10 @@ def last_words():
   try:
     yield
   except Exception:
-    for thread in set(threading.enumerate()) - set(before):
-      if not thread.daemon:
-        # Not thread.join: orbax's own raises the error of the thread.
-        threading.Thread.join(thread, timeout=30)
+    give_up = time.monotonic() + 30
+    # Asked again and again: threads start others. The idle pools of asyncio end with their loops, whenever those are collected.
+    while any(at_work(thread) for thread in set(threading.enumerate()) - set(before)) and time.monotonic() < give_up:
+      time.sleep(0.02)
     # The hook stays: answers may come later still.
     raise
   sys.unraisablehook = hook

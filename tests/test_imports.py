@@ -12,9 +12,10 @@ COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
 # What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like where it differs.
 ALLOWED = {
   "errors": set(),
+  "command_line": {"errors"},
   "config": {"errors"},
   "losses": {"errors", "losses"},
-  "models": {"errors", "models"},
+  "models": {"errors", "models", "command_line"},
   "eval.metrics": {"errors"},
   "data": {"errors", "data"},
   "optim": {"errors"},
@@ -28,7 +29,7 @@ ALLOWED = {
   "encode": {"data", "parallel"},
   "mining": {"errors", "losses.similarity", "parallel", "gallery"},
   "gallery": {"losses.similarity", "parallel", "eval.relevance", "data"},
-  "eval": {"__version__", "errors", "losses.similarity", "parallel", "eval", "data", "config", "writers"},
+  "eval": {"__version__", "errors", "command_line", "losses.similarity", "parallel", "eval", "data", "config", "writers"},
   "experiment": {"errors", "config", "data", "losses", "models", "optim", "parallel", "checkpoint", "writers"},
 }
 

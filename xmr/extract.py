@@ -19,6 +19,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 BLOCK = 256  # images per file of finished work
@@ -293,20 +294,15 @@ def extract(config, *, backbone, weights, out, average="none", grid=False, dtype
 def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
   holder = define_flags()
-  if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
+  if command_line.asks_for_help(argv):
     print(__doc__ + "\n" + flags.FLAGS.get_help(include_special_flags=False))
     return
   with reported():
-    try:
-      rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-      raise UserError(str(error).strip("'\"")) from None
-    if len(rest) > 1:
-      raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
+    command_line.read_flags(
+      argv, needed=("config", "backbone", "weights", "out"),
+      usage="python -m xmr.extract --config= --backbone= --weights= --out=",
+    )  # fmt: skip
     values = flags.FLAGS
-    for name in ("config", "backbone", "weights", "out"):
-      if getattr(values, name) is None:
-        raise UserError(f"--{name} is missing: python -m xmr.extract --config= --backbone= --weights= --out=")
     from xmr import parallel
 
     parallel.initialize()

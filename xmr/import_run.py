@@ -15,6 +15,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 
@@ -67,20 +68,15 @@ def main(argv):
   flags.DEFINE_string("checkpoint", None, "model_best.pth.tar as released.")
   flags.DEFINE_string("vocabulary", None, "Its vocabulary, .json or .pkl.")
   flags.DEFINE_string("workdir", None, "Folder to make.")
-  if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
+  if command_line.asks_for_help(argv):
     print(__doc__ + "\n" + flags.FLAGS.get_help(include_special_flags=False))
     return
   with reported():
-    try:
-      rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-      raise UserError(str(error).strip("'\"")) from None
-    if len(rest) > 1:
-      raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
+    command_line.read_flags(
+      argv, needed=("checkpoint", "vocabulary", "config", "workdir"),
+      usage="python -m xmr.import_run --checkpoint= --vocabulary= --config= --workdir=",
+    )  # fmt: skip
     values = flags.FLAGS
-    for name in ("checkpoint", "vocabulary", "config", "workdir"):
-      if getattr(values, name) is None:
-        raise UserError(f"--{name} is missing: python -m xmr.import_run --checkpoint= --vocabulary= --config= --workdir=")
     changed = import_run(config.value, checkpoint=values.checkpoint, vocabulary=values.vocabulary, workdir=values.workdir)
     given = [argument for argument in argv[1:] if argument.startswith("--config")]
     given += [f"--{key}={value}" for key, value in changed.items()]

@@ -3,42 +3,17 @@
 Flags are read before JAX is imported, so that --help and a misspelt flag answer at once.
 """
 
-import os
-import re
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from xmr.errors import UserError, reported
+from xmr import command_line
+from xmr.errors import reported
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a config, or file:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same command goes on with an unfinished run.")
 EVAL_ONLY = flags.DEFINE_bool("eval_only", False, "Score the best checkpoint of the run, without training.")
-
-
-def read_flags(argv):
-  """Parses the flags; a mistake becomes a UserError."""
-  # ml_collections wants the file before its fields, and looks at sys.argv itself: sorted in place.
-  argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
-  try:
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-      raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
-    for name in ("config", "workdir"):
-      if flags.FLAGS[name].value is None:
-        raise UserError(f"--{name} is missing: python -m xmr.main --config=FILE[:variant] --workdir=DIR")
-    # Loaded when it is first looked at.
-    return CONFIG.value.lock()
-  except UserError:
-    raise
-  except (AttributeError, KeyError) as error:
-    field = re.search(r"\w[\w.]*", str(error.args[0]).replace("\\n", " "))
-    near = re.search(r'Did you mean "(\w+)"', str(error))
-    raise UserError(f"config has no field {field[0]}" + (f"; did you mean {near[1]}?" if near else "")) from None
-  except (flags.Error, TypeError, ValueError, OSError) as error:
-    # A config's own complaint comes wrapped in the traceback of the flag that loads it.
-    raise UserError(str(error).rpartition("xmr.errors.UserError: ")[2]) from None
 
 
 def usage():
@@ -54,10 +29,7 @@ def start_jax(config):
 
   from xmr import parallel
 
-  folder = os.path.join(os.path.expanduser(config.data.cache_dir), "xla")
-  jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  command_line.keep_compiled(config.data.cache_dir)
   parallel.initialize()
   if jax.process_index() == 0:
     devices = jax.devices()
@@ -66,19 +38,21 @@ def start_jax(config):
 
 def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
-  if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
+  if command_line.asks_for_help(argv):
     print(usage())
     return
   with reported():
-    config = read_flags(argv)
+    command_line.read_flags(
+      argv, needed=("config", "workdir"), usage="python -m xmr.main --config=FILE[:variant] --workdir=DIR"
+    )
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    start_jax(config)
+    start_jax(CONFIG.value)
     from xmr import parallel, run
 
     with parallel.together(), reported():
-      run.run(config, WORKDIR.value, eval_only=EVAL_ONLY.value)
+      run.run(CONFIG.value, WORKDIR.value, eval_only=EVAL_ONLY.value)
 
 
 if __name__ == "__main__":

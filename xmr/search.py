@@ -4,20 +4,17 @@ With --image=FILE the query is a picture. The folder is encoded once and kept; a
 Prints rank, score and path, best first.
 """
 
-import argparse
 import pathlib
 import sys
 import time
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 
 def parser():
   """Returns the parser of the command line."""
-  made = argparse.ArgumentParser(
-    prog="python -m xmr.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False, exit_on_error=False,
-  )  # fmt: skip
+  made = command_line.parser("xmr.search", __doc__)
   made.add_argument("query", nargs="?", help="a caption")
   made.add_argument("--image", metavar="FILE", help="a picture to look for, instead of a caption")
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
@@ -33,7 +30,9 @@ def parser():
 def main(argv):
   """Runs one command line; raises SystemExit(2) for a user's mistake."""
   with reported():
-    arguments = parsed(parser(), argv[1:])
+    arguments = command_line.parsed(
+      parser(), argv[1:], needed=("workdir", "gallery"), usage='--workdir=DIR --gallery=FOLDER "a caption"'
+    )
     check(arguments)
     from absl import logging
 
@@ -41,24 +40,8 @@ def main(argv):
     search(arguments)
 
 
-def parsed(parser, argv):
-  """Returns parsed arguments; a mistake becomes a UserError."""
-
-  def refuse(message):
-    raise UserError(f"{message}; {parser.prog} --help shows what is expected")
-
-  parser.error = refuse
-  try:
-    return parser.parse_args(argv)
-  except argparse.ArgumentError as error:
-    refuse(str(error))
-
-
 def check(arguments):
   """Raises UserError for what is wrong by itself."""
-  for name in ("workdir", "gallery"):
-    if getattr(arguments, name) is None:
-      raise UserError(f'--{name} is missing: python -m xmr.search --workdir=DIR --gallery=FOLDER "a caption"')
   if (arguments.query is None) == (arguments.image is None):
     found = "neither" if arguments.query is None else "both"
     raise UserError(f"{found} of a caption and --image given; expected one of them")

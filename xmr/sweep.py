@@ -23,6 +23,7 @@ import time
 
 from absl import flags
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 # What may differ between a finished run and the run that is asked for: where it runs, not what it computes.
@@ -85,15 +86,10 @@ def read_flags(own, argv):
       changes[key.removeprefix("config.")] = value
     else:
       ours.append(argument)
-  try:
-    rest = own(ours)
-  except flags.Error as error:
-    raise UserError(str(error)) from None
-  if len(rest) > 1:
-    raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
-  for name in ("config", "workdir"):
-    if not own[name].value:
-      raise UserError(f"--{name} is missing: python -m xmr.sweep --config=FILE[:variant] --grid 'field=a,b' --workdir=DIR")
+  command_line.read_flags(
+    ours, needed=("config", "workdir"), values=own,
+    usage="python -m xmr.sweep --config=FILE[:variant] --grid 'field=a,b' --workdir=DIR",
+  )  # fmt: skip
   grid = {}
   for item in own.grid:
     key, equals, values = item.partition("=")
@@ -277,7 +273,7 @@ def train_all(todo, jobs, say=print):
 def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake, 1 where runs failed."""
   own = define()
-  if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
+  if command_line.asks_for_help(argv):
     print(usage(own))
     return
   with reported():

@@ -5,12 +5,12 @@ and "of limit" the time that the case's matrix products and memory traffic would
 PyTorch and FAISS are in the extra `bench`; without them our own side runs alone.
 """
 
-import argparse
 import importlib
 import json
 import os
 import sys
 
+from xmr import command_line
 from xmr.bench import report, runner
 from xmr.errors import UserError, reported
 
@@ -33,10 +33,7 @@ QUICK_ROUNDS = 2
 def parser():
   """Returns the parser of the command line."""
   listed = "\n".join(f"  {name:9} {what}" for name, what in BENCHES.items())
-  made = argparse.ArgumentParser(
-    prog="python -m xmr.bench", description=f"{__doc__}\nbenches:\n{listed}", allow_abbrev=False, exit_on_error=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )  # fmt: skip
+  made = command_line.parser("xmr.bench", f"{__doc__}\nbenches:\n{listed}")
   made.add_argument("name", metavar="NAME", help="one of the benches")
   made.add_argument("--quick", action="store_true", help="small sizes and few rounds: that it works, not how fast")
   made.add_argument("--rounds", type=int, help=f"turns of every contender ({ROUNDS}; {QUICK_ROUNDS} with --quick)")
@@ -48,16 +45,7 @@ def parser():
 
 def read(argv):
   """Returns the parsed arguments; a mistake becomes a UserError."""
-  made = parser()
-
-  def refuse(message):
-    raise UserError(f"{message}; {made.prog} --help shows what is expected")
-
-  made.error = refuse
-  try:
-    arguments = made.parse_args(argv)
-  except argparse.ArgumentError as error:
-    refuse(str(error))
+  arguments = command_line.parsed(parser(), argv)
   if arguments.name not in BENCHES:
     raise UserError(f"no bench {arguments.name!r}; expected one of {', '.join(BENCHES)}")
   for flag in ("rounds", "cores"):

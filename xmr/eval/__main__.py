@@ -10,13 +10,13 @@ after a linear CCA fitted on --train_image, --train_text and --train_image_of_te
 ids come from the dataset of that config (--config.data.dir=DIR).
 """
 
-import os
 import pathlib
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 BASELINES = ("raw", "cca")
@@ -66,17 +66,9 @@ def usage(own):
 
 def read_flags(own, argv):
   """Parses the command line into `own`; a mistake becomes a UserError."""
-  try:
-    rest = own(argv)
-    if len(rest) > 1:
-      raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
-    # The file is loaded when it is first looked at.
-    if own.config is not None and "data" not in own.config:
-      raise UserError("the config names no dataset (config.data)")
-  except UserError:
-    raise
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise UserError(str(error).rpartition("xmr.errors.UserError: ")[2]) from None
+  command_line.read_flags(argv, values=own)
+  if own.config is not None and "data" not in own.config:
+    raise UserError("the config names no dataset (config.data)")
   unknown = [name for name in own.baseline if name not in BASELINES]
   if unknown:
     raise UserError(f"--baseline={unknown[0]} is unknown; expected {' or '.join(BASELINES)}")
@@ -91,18 +83,14 @@ def read_flags(own, argv):
 def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
   own = define()
-  if any(argument in ("-h", "--help", "-help") for argument in argv[1:]):
+  if command_line.asks_for_help(argv):
     print(usage(own))
     return
   with reported():
     read_flags(own, argv)
-    import jax
-
+    command_line.keep_compiled(own.cache_dir)
     from xmr.eval import command
 
-    jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(own.cache_dir), "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     options = own.flag_values_dict()
     for name, found in command.scored(options):
       if options["out"]:

@@ -5,10 +5,10 @@ caption describes the image: its ROUGE-L relevance to the image's own captions. 
 captions (each against the others) and for captions drawn at random. Writes WORKDIR/negatives.md and negatives.json.
 """
 
-import argparse
 import pathlib
 import sys
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 ABOVE = (0.2, 0.3, 0.4, 0.5)
@@ -129,10 +129,7 @@ def negatives(workdir, *, step="best", split="train", queries=1000, seed=0):
 
 def parser():
   """Returns the parser of the command line."""
-  made = argparse.ArgumentParser(
-    prog="python -m xmr.inspect.negatives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False, exit_on_error=False,
-  )  # fmt: skip
+  made = command_line.parser("xmr.inspect.negatives", __doc__)
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
   made.add_argument("--step", default="best", help='checkpoint: "best" (default), "latest" or a number')
   made.add_argument("--split", default="train", choices=("train", "val", "test"), help="captions that are searched (train)")
@@ -143,12 +140,8 @@ def parser():
 
 def main(argv):
   """Runs one command line; raises SystemExit(2) for a user's mistake."""
-  from xmr.inspect.report import parsed
-
   with reported():
-    arguments = parsed(parser(), argv[1:])
-    if arguments.workdir is None:
-      raise UserError("--workdir is missing: python -m xmr.inspect.negatives --workdir=DIR")
+    arguments = command_line.parsed(parser(), argv[1:], needed=("workdir",), usage="--workdir=DIR")
     if arguments.queries < 1:
       raise UserError(f"--queries is {arguments.queries}; expected 1 or more")
     from absl import logging

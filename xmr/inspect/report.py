@@ -3,11 +3,11 @@
 The page is WORKDIR/report.html (or --out=FILE). It needs no network and no other file.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 
+from xmr import command_line
 from xmr.errors import UserError, reported
 
 QUERIES = 6  # of the qualitative study
@@ -204,10 +204,7 @@ def _needed(context):
 
 def parser():
   """Returns the parser of the command line."""
-  made = argparse.ArgumentParser(
-    prog="python -m xmr.inspect.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False, exit_on_error=False,
-  )  # fmt: skip
+  made = command_line.parser("xmr.inspect.report", __doc__)
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
   made.add_argument("--compare", metavar="DIR", help="folder of a second run on the same split")
   made.add_argument("--out", metavar="FILE", help="where to write the page; WORKDIR/report.html unless given")
@@ -220,9 +217,7 @@ def parser():
 def main(argv):
   """Runs one command line; raises SystemExit(2) for a user's mistake."""
   with reported():
-    arguments = parsed(parser(), argv[1:])
-    if arguments.workdir is None:
-      raise UserError("--workdir is missing: python -m xmr.inspect.report --workdir=DIR")
+    arguments = command_line.parsed(parser(), argv[1:], needed=("workdir",), usage="--workdir=DIR")
     if arguments.queries < 0:
       raise UserError(f"--queries is {arguments.queries}; expected 0 or more")
     from absl import logging
@@ -233,19 +228,6 @@ def main(argv):
       seed=arguments.seed,
     )  # fmt: skip
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def parsed(parser, argv):
-  """Returns parsed arguments; a mistake becomes a UserError."""
-
-  def refuse(message):
-    raise UserError(f"{message}; {parser.prog} --help shows what is expected")
-
-  parser.error = refuse
-  try:
-    return parser.parse_args(argv)
-  except argparse.ArgumentError as error:
-    refuse(str(error))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ mpnet a Hugging Face folder with config.json, model.safetensors and tokenizer.js
 executed.
 """
 
-import argparse
 import dataclasses
 import pathlib
 from collections.abc import Callable
+
+from xmr import command_line
+from xmr.errors import UserError, reported
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 EFFICIENTNETS = ("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l")
@@ -31,8 +33,6 @@ class Kind:
 
 def kind(name):
   """The Kind of that name; UserError for another, with the list of known ones."""
-  from xmr.errors import UserError
-
   if name in RESNETS:
     from xmr.models import resnet
 
@@ -73,7 +73,6 @@ def image_variables(name, tensors, *, source):
   Raises:
     UserError: missing, extra or misshapen tensors; names every one, or the kind that the file really holds.
   """
-  from xmr.errors import UserError
   from xmr.models.torch_format import compare, refuse
 
   def attempts(name):
@@ -102,7 +101,6 @@ def convert(name, source, target):
   Raises:
     UserError: unknown kind, unreadable source, or tensors that do not fit; nothing is written.
   """
-  from xmr.errors import UserError
   from xmr.models import torch_format, weights
 
   source, target = pathlib.Path(source), pathlib.Path(target)
@@ -128,15 +126,13 @@ def convert(name, source, target):
 
 def main(arguments=None):
   """The command; prints what was converted."""
-  parser = argparse.ArgumentParser(
-    prog="python -m xmr.models.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--kind", required=True, help=", ".join(IMAGE_KINDS + TEXT_KINDS))
-  parser.add_argument("--input", required=True, help=".safetensors, .pth or .pt file; a Hugging Face folder for text")
-  parser.add_argument("--output", required=True, help="the .safetensors file to write")
-  options = parser.parse_args(arguments)
-  from xmr.errors import reported
-
+  parser = command_line.parser("xmr.models.convert", __doc__)
+  parser.add_argument("--kind", help=", ".join(IMAGE_KINDS + TEXT_KINDS))
+  parser.add_argument("--input", help=".safetensors, .pth or .pt file; a Hugging Face folder for text")
+  parser.add_argument("--output", help="the .safetensors file to write")
   with reported():
+    usage = "--kind=KIND --input=FILE --output=FILE"
+    options = command_line.parsed(parser, arguments, needed=("kind", "input", "output"), usage=usage)
     done = convert(options.kind, options.input, options.output)
     print(f"{options.output}: {done['kind']}, {done['tensors']} tensors from {done['source']}, sha256 {done['sha256']}")
 

@@ -236,6 +236,13 @@ def test_ticks_enclose_the_values_with_round_numbers():
   assert "no finite values" in charts.chart("t", [("a", "line0", np.array([1]), np.array([np.nan]))])
 
 
+def test_a_loss_over_more_than_two_decades_gets_a_logarithmic_axis():
+  drawn = charts.chart("Training loss", [("loss", "line0", np.arange(3), np.array([5000.0, 60.0, 40.0]))])
+  labels = [text.split("<")[0] for text in drawn.split('text-anchor="end">')[1:]]
+  assert labels == ["10", "100", "1000", "10k"]
+  assert ">0<" in charts.chart("Training loss", [("loss", "line0", np.arange(3), np.array([60.0, 0.0, 40.0]))])
+
+
 def test_runs_on_different_splits_are_refused(test_split):
   other = dataclasses.replace(test_split, texts=[*test_split.texts[:-1], "other"])
   with pytest.raises(UserError, match="a and b are scored on different splits: 12 images and 60 texts"):

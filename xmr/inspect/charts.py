@@ -9,6 +9,9 @@ WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 18, 8, 24
 POINTS = 400  # of a line; more are thinned out
 
+DECADES = 2  # more of them, as where a warm-up sums what training takes the largest of, and the axis is logarithmic
+LOGARITHMIC = ("Training loss", "Gradient norm")
+
 # Title of a chart -> its curves, as (name in metrics.jsonl, label); charts without a curve are left out.
 CHARTS = {
   "Training loss": (("train/loss", "loss"),),
@@ -42,13 +45,16 @@ def chart(title, lines):
   if not lines:
     return Markup('<p class="quiet">no finite values</p>')
   every_x, every_y = (np.concatenate([line[i] for line in lines]) for i in (2, 3))
-  xs, ys = ticks(0, every_x.max()), ticks(every_y.min(), every_y.max())
+  wide = title in LOGARITHMIC and 0 < every_y.min() * 10**DECADES < every_y.max()
+  xs, ys = ticks(0, every_x.max()), (decades if wide else ticks)(every_y.min(), every_y.max())
+  height = np.log10 if wide else np.asarray
+  bottom, top = height(ys[0]), height(ys[-1])
 
   def across(x):
     return LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT)
 
   def down(y):
-    return HEIGHT - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
+    return HEIGHT - BOTTOM - (height(y) - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
   said = "; ".join(f"{label} from {y[0]:.4g} to {y[-1]:.4g}" for label, _, _, y in lines)
   parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(said)}">']
@@ -80,6 +86,11 @@ def ticks(low, high):
   unit = 10 ** math.floor(math.log10(rough))
   step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
   return np.arange(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1) * step
+
+
+def decades(low, high):
+  """Returns the powers of ten [n] that enclose low to high, both positive."""
+  return 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
 
 
 def short(value):

@@ -44,6 +44,8 @@ def get_config(name, variant):
     pairs.dropout = 0.0  # on the product of text and image; 0.2 (yul_gcn), 0.4 (SCKR)
     pairs.image_dropout = 0.4  # on the features of an image; the group has none
     pairs.activation = "relu"  # of both fully connected layers: none (SCKR) · relu (keras_gcn) · tanh
+    pairs.normalize = "none"  # whose rows are scaled to a mean square of 1 before the product: none (the group) · text · both
+    pairs.head_start = 1.0  # factor on the drawn w of the score; below 1 starts nearer to the small scores that the loss wants
     pairs.image_scale = "root_standard"  # none · standard · root_standard · unit
     config.loss.threshold = config_dict.placeholder(float)  # hardness from which a pair counts, in the form of that name
     config.table = ml_collections.ConfigDict({"variants": (), "seeds": ()})  # rows of a table; () is a single run

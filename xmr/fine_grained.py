@@ -22,15 +22,18 @@ from xmr.fine_grained_data import FEATURES, SCALES, Problem, load
 from xmr.fine_grained_stage import Stage, fit
 from xmr.fine_grained_variants import BASE, FINE_GRAINED
 from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
-from xmr.models.siamese import PairScore, Siamese
+from xmr.models.siamese import NORMALIZED, PairScore, Siamese
 from xmr.stopping import Stop
 from xmr.writers import write_arrays, write_json
 
 CHOICES = {
   "siamese.loss": ("cross_entropy", BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES,
   "graph.signal": (*SIGNALS, FEATURES), "graph.bias": BIASES, "graph.start": STARTS, "pairs.activation": tuple(ACTIVATIONS),
+  "pairs.normalize": NORMALIZED,
 }  # fmt: skip
-POSITIVE = ("graph.min_count", "graph.neighbours", "graph.order", "graph.dim", "siamese.steps", "siamese.every")
+POSITIVE = (
+  "graph.min_count", "graph.neighbours", "graph.order", "graph.dim", "siamese.steps", "siamese.every", "pairs.head_start",
+)  # fmt: skip
 
 
 def hardness(similarity, batch):
@@ -214,7 +217,11 @@ def _similarity(model, params, signal, laplacian):
 
 def retrieval_stage(config, problem, workdir, similarity):
   """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
-  model = PairScore(text=encoder(config), dropout=config.pairs.dropout, image_dropout=config.pairs.image_dropout)
+  section = config.pairs
+  model = PairScore(
+    text=encoder(config), dropout=section.dropout, image_dropout=section.image_dropout, head_start=section.head_start,
+    normalize=section.normalize,
+  )  # fmt: skip
   arrays = {
     "signal": jnp.asarray(problem.signals["train"]), "image": jnp.asarray(problem.images["train"]),
     "laplacian": problem.laplacian, "key": jax.random.key(config.seed),

@@ -19,6 +19,7 @@ VARIANTS = {
 RELEASED = {
   "loss.name": BASE, "graph.signal": "count", "graph.start": "xavier", "graph.dropout": 0.0, "pairs.scheme": "released",
   "pairs.dropout": 0.2, "pairs.image_dropout": 0.0, "pairs.activation": "none", "pairs.image_scale": "none",
+  "pairs.normalize": "none", "pairs.head_start": 1.0,
   "batch_size": 256, "steps": 0, "epochs": 50.0, "evaluate.steps": 0, "evaluate.epochs": 1.0, "optimizer.l2": 5e-3,
   "optimizer.learning_rate": 1e-3, "optimizer.schedule": "step", "optimizer.decay": 0.95, "optimizer.decay_epochs": 1.0,
 }  # fmt: skip

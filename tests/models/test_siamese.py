@@ -51,6 +51,32 @@ def test_score_is_a_dot_product_of_two_embeddings_and_a_constant(drawn):
   np.testing.assert_array_equal(found, np.argsort(-np.asarray(scores), axis=1))
 
 
+@pytest.mark.parametrize("normalize", ["none", "text", "both"])
+def test_normalized_sides_have_a_mean_square_of_one(drawn, normalize):
+  texts, images = drawn
+  model = PairScore(text=GraphEncoder(dim=8), normalize=normalize)
+  pairs = jnp.arange(4), jnp.arange(4)
+  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *pairs)["params"])}
+  text = model.apply(variables, texts, GRAPH, method="encode_text") / variables["params"]["head"]["kernel"]
+  image = model.apply(variables, images, method="encode_image")
+  for side, unit in ((text, normalize != "none"), (image, normalize == "both")):
+    squares = np.mean(np.square(side), axis=1)
+    assert np.allclose(squares, 1, atol=1e-3) == unit
+  scores = model.apply(variables, texts, GRAPH, images, *pairs)
+  folded = np.sum((text * variables["params"]["head"]["kernel"])[:4] * image, axis=1)
+  np.testing.assert_allclose(scores, folded + variables["params"]["head"]["bias"], rtol=1e-5)
+
+
+def test_a_smaller_start_of_the_head_scales_the_first_scores_alone(drawn):
+  texts, images = drawn
+  pairs = jnp.arange(4), jnp.arange(4)
+  scores = []
+  for start in (1.0, 0.01):
+    model = PairScore(text=GraphEncoder(dim=8), head_start=start)
+    scores.append(model.apply(model.init(jax.random.key(0), texts, GRAPH, images, *pairs), texts, GRAPH, images, *pairs))
+  np.testing.assert_allclose(scores[1], scores[0] / 100, rtol=1e-4)
+
+
 def test_few_pairs_of_many_rows_score_as_in_the_grid(drawn):
   texts, images = drawn
   model = PairScore(text=GraphEncoder(dim=8, activation="relu"))
@@ -74,7 +100,11 @@ def test_dropout_acts_in_training_alone(drawn):
   assert not np.allclose(once, again) and not np.allclose(once, still)
 
 
-def test_image_without_rows_is_refused(drawn):
+def test_image_without_rows_and_an_unknown_normalization_are_refused(drawn):
   texts, _ = drawn
   with pytest.raises(ValueError, match="expected \\(images, features\\)"):
     PairScore(text=GraphEncoder(dim=8)).init(jax.random.key(0), texts, GRAPH, jnp.zeros(3), jnp.arange(1), jnp.arange(1))
+  with pytest.raises(ValueError, match="normalize is 'rows'; expected one of none, text, both"):
+    PairScore(text=GraphEncoder(dim=8), normalize="rows").init(
+      jax.random.key(0), texts, GRAPH, jnp.zeros((1, 3)), jnp.arange(1), jnp.arange(1)
+    )

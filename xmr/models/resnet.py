@@ -81,15 +81,16 @@ class Block(nn.Module):
     return nn.relu(x + y)
 
 
-def repeat(module, block, names, x):
-  """Applies equal blocks in a loop that keeps the input of each and recomputes the rest in the backward pass.
+def repeat(module, block, names, x, *, remat=False):
+  """Applies equal residual blocks in a loop.
 
-  A loop, because XLA on CPUs merges recomputed operations with the first ones wherever it sees both; it also compiles one
-  block instead of all.
+  A loop, because where XLA on CPUs sees all blocks it computes the sums before a block once more in each later one, a third
+  of the network's time, and merges what remat recomputes with what it had; it also compiles one block instead of all.
 
   Args:
     module: bound module whose variables hold those of each block under its name.
     block: unbound module, x -> [like x].  names: of the blocks in their order.  x: [B, H, W, C].
+    remat: keep the input of each block alone and recompute the rest in the backward pass.
   Returns:
     [B, H, W, C]; statistics that moved are put into the module's variables.
   """
@@ -97,10 +98,10 @@ def repeat(module, block, names, x):
   each = [{collection: module.get_variable(collection, name) for collection in collections} for name in names]
   mutable = ["batch_stats"] if module.is_mutable_collection("batch_stats") else []
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)
   def step(x, variables):
     return block.apply(variables, x, mutable=mutable)
 
+  step = jax.checkpoint(step, prevent_cse=False) if remat else step
   x, moved = jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
   for collection, stacked in moved.items():
     for i, name in enumerate(names):
@@ -167,8 +168,9 @@ class ResNet(nn.Module):
       first = nn.remat(Block) if self.remat else Block
       first = functools.partial(first, *block.args, **block.keywords)
       x = first(stride=2 if stage else 1, name=names[0])(x)
-      if self.remat and count > 1 and not self.is_initializing():
-        x = repeat(self, block(stride=1, parent=None), names[1:], x)
+      # Plainly in training: in a loop XLA on CPUs computes the gradients of convolutions six times slower.
+      if count > 1 and (self.remat or not train) and not self.is_initializing():
+        x = repeat(self, block(stride=1, parent=None), names[1:], x, remat=self.remat)
         continue
       for name in names[1:]:
         x = block(stride=1, name=name)(x)

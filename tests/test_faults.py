@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_run
 
-LONG = {"steps": 40, "evaluate.steps": 10}
+LONG = {"steps": 100, "evaluate.steps": 10}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,9 @@ def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(
   small_run.run(small_run.command(data, tmp_path / "whole", **LONG))
   rng, workdir, caught = np.random.default_rng(20), tmp_path / "run", []
   # A moment: while a checkpoint is being written, or so many seconds after the start or after the first new step.
-  moments = ["saving"] * 4 + ["starting"] * 2 + ["training"] * 4
-  for moment in rng.permutation(moments):
+  moments = list(rng.permutation(["saving"] * 4 + ["starting"] * 2 + ["training"] * 4))
+  while moments:
+    moment = moments.pop()
     seen = size(workdir / "metrics.jsonl")
     process = small_run.start(small_run.command(data, workdir, **LONG), log=tmp_path / "log")
 
@@ -68,9 +69,12 @@ def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(
     process.kill()
     process.wait()
     caught.append((moment, bool(saves_in_progress(workdir))))
+    # A save may end before the kill arrives.
+    if not moments and len(caught) < 20 and caught.count(("saving", True)) < 2:
+      moments = ["saving"]
   assert caught.count(("saving", True)) >= 2, caught
   small_run.run(small_run.command(data, workdir, **LONG))
-  small_run.assert_equal(small_run.parameters(workdir, 40), small_run.parameters(tmp_path / "whole", 40))
+  small_run.assert_equal(small_run.parameters(workdir, 100), small_run.parameters(tmp_path / "whole", 100))
   for name in ("train/loss", "val/rsum"):
     assert small_run.steps_logged(workdir, name) == small_run.steps_logged(tmp_path / "whole", name)
   assert not saves_in_progress(workdir)

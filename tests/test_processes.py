@@ -183,6 +183,20 @@ def test_the_slurm_script_saves_before_its_time_is_up_and_requeues_until_the_run
   assert (tmp_path / "scontrol.log").read_text().count("requeue") == 1
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_lost_process_is_one_line_and_an_error_of_ours_keeps_its_traceback(kind, monkeypatch, capfd):
+  monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+  ends = []
+  monkeypatch.setattr(parallel.os, "_exit", ends.append)
+  with parallel.together():
+    raise kind("UNKNOWN: Gloo AllGather failed:\nConnection reset by peer")
+  printed = capfd.readouterr().err
+  assert "process 0/2 lost another process of this run; the same command goes on" in printed and "Traceback" not in printed
+  with parallel.together():
+    raise kind("shapes differ")
+  assert "Traceback" in capfd.readouterr().err and ends == [1, 1]
+
+
 @pytest.mark.parametrize(
   "environment, expected",
   [

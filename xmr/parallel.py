@@ -89,7 +89,8 @@ def together():
     if jax.process_count() == 1:
       raise
     text = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and LOST.search(text):
+    # XLA's failures come as several kinds of errors: a lost collective is a ValueError where gloo calls it unknown.
+    if isinstance(error, (RuntimeError, ValueError)) and LOST.search(text):
       print(
         f"xmr: error: process {jax.process_index()}/{jax.process_count()} lost another process of this run; the same command "
         f"goes on from the last checkpoint ({text[:200]})", file=sys.stderr,

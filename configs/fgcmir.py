@@ -5,7 +5,7 @@ from ml_collections import config_dict
 
 from xmr.config import base_config
 from xmr.errors import UserError
-from xmr.fine_grained_variants import RELEASED, VARIANTS
+from xmr.fine_grained.variants import RELEASED, VARIANTS
 
 SEEDS = (0, 1, 2, 3, 4)
 

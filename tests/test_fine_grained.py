@@ -11,11 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from configs import fgcmir_wiki
-from xmr import fine_grained, fine_grained_report, fine_grained_table
 from xmr.data import labelled
 from xmr.errors import UserError
-from xmr.fine_grained_data import scale
-from xmr.semantic_matching import logistic_regression, posteriors, semantic_matching
+from xmr.fine_grained import command, report, stages, table
+from xmr.fine_grained.data import load, scale
+from xmr.fine_grained.scores import area_under_roc
+from xmr.fine_grained.semantic_matching import logistic_regression, posteriors, semantic_matching
 
 WORDS = [f"word{i}" for i in range(24)]
 
@@ -74,7 +75,7 @@ def scores_of(folder):
 
 
 def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(make_config, tmp_path, capsys):
-  results = fine_grained.train_and_evaluate(make_config(), tmp_path / "run")
+  results = command.train_and_evaluate(make_config(), tmp_path / "run")
   written = json.loads((tmp_path / "run" / "results.json").read_text())
   assert written["metrics"] == results["metrics"]
   assert results["metrics"]["map"] == (results["metrics"]["i2t/map"] + results["metrics"]["t2i/map"]) / 2
@@ -88,34 +89,34 @@ def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(make_con
   with np.load(tmp_path / "run" / "per_query.npz") as arrays:
     assert arrays["i2t"].mean() == pytest.approx(results["metrics"]["i2t/map"])
   metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
-  again = fine_grained.train_and_evaluate(make_config(), tmp_path / "run", eval_only=True)
+  again = command.train_and_evaluate(make_config(), tmp_path / "run", eval_only=True)
   assert again["metrics"] == pytest.approx(results["metrics"], abs=1e-6)
   assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
 
 
 def test_eval_only_without_a_run_is_refused(make_config, tmp_path):
   with pytest.raises(UserError, match="--eval_only: .*run has no checkpoints; train first"):
-    fine_grained.train_and_evaluate(make_config("base"), tmp_path / "run", eval_only=True)
+    command.train_and_evaluate(make_config("base"), tmp_path / "run", eval_only=True)
   assert not (tmp_path / "run").exists()
 
 
 def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
   config = make_config("lda", steps=96)
-  results = fine_grained.run(config, tmp_path / "run", Asked(), baselines=False)
+  results = stages.run(config, tmp_path / "run", Asked(), baselines=False)
   assert results["words"] is None and results["metrics"]["map"] > results["random"] + 0.1
   config.graph.layers = 2
   with pytest.raises(UserError, match="config.graph.signal=features .* expected config.graph.layers=0"):
-    fine_grained.load(config)
+    load(config)
 
 
 @pytest.mark.parametrize("stage", [pytest.param("siamese", marks=pytest.mark.slow), "pairs"])
 def test_a_stopped_run_goes_on_to_the_same_end(make_config, tmp_path, stage):
   config = make_config()
-  straight = fine_grained.run(config, tmp_path / "straight", Asked(), baselines=False)
+  straight = stages.run(config, tmp_path / "straight", Asked(), baselines=False)
   # Stage 1 has 9 steps, so step 10 is of stage 2 alone.
-  assert fine_grained.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False) is None
+  assert stages.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False) is None
   assert (tmp_path / "run" / "checkpoints").exists() == (stage == "pairs")
-  resumed = fine_grained.run(config, tmp_path / "run", Asked(), baselines=False)
+  resumed = stages.run(config, tmp_path / "run", Asked(), baselines=False)
   assert resumed["metrics"] == pytest.approx(straight["metrics"], abs=1e-6)
   validated = [[line["step"] for line in scores_of(tmp_path / name) if "val/map" in line] for name in ("run", "straight")]
   assert validated == [[6, 12], [6, 12]]
@@ -127,7 +128,7 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
   with config.ignore_type():
     config.table.update({"variants": ("base", "hardness", "lda"), "seeds": (0, 1)})
   config.graph.min_count, config.model.dim, config.steps = 2, 16, 6
-  results = fine_grained.train_and_evaluate(config, tmp_path / "table")
+  results = command.train_and_evaluate(config, tmp_path / "table")
   assert set(results["rows"]) == {"base", "hardness", "lda"} and results["rows"]["base"]["map"]["n"] == 2
   assert set(results["tests"]) == {"hardness", "lda", "semantic_matching", "semantic_matching_words"}
   for test in results["tests"].values():
@@ -140,17 +141,17 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
   assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "lda", "siamese"]
   form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
   assert form["loss.form"] == "h" and form["seed"] == 1
-  monkeypatch.setattr(fine_grained, "run", None)  # Finished runs are read.
-  assert fine_grained.train_and_evaluate(config, tmp_path / "table")["rows"] == results["rows"]
+  monkeypatch.setattr(stages, "run", None)  # Finished runs are read.
+  assert command.train_and_evaluate(config, tmp_path / "table")["rows"] == results["rows"]
 
 
 def test_paired_tests_see_a_row_that_is_better_on_every_query():
   rng = np.random.default_rng(0)
   base = [{"i2t": rng.random(40), "t2i": rng.random(40)} for _ in range(3)]
   found = {"base": base, "fine_grained": [{name: x + 0.01 for name, x in run.items()} for run in base]}
-  rows = {name: fine_grained_table.mean_of(runs) for name, runs in found.items()}
+  rows = {name: table.mean_of(runs) for name, runs in found.items()}
   rows["semantic_matching"] = {"i2t": rng.random(40), "t2i": rng.random(40)}
-  tests = fine_grained_table.tests(found, rows)
+  tests = table.tests(found, rows)
   assert tests["fine_grained"]["map"]["difference"] == pytest.approx(0.01)
   assert tests["fine_grained"]["map"]["p_holm"] < 0.01 and tests["fine_grained"]["map"]["p_seeds"] < 0.01
   assert tests["semantic_matching"]["map"]["p"] > 0.01 and np.isnan(tests["semantic_matching"]["map"]["p_seeds"])
@@ -161,7 +162,7 @@ def test_an_unknown_row_of_the_table_is_named(make_config, tmp_path):
   with config.ignore_type():
     config.table.variants = ("base", "other")
   with pytest.raises(UserError, match="config.table.variants holds 'other'; expected some of base, fine_grained"):
-    fine_grained.train_and_evaluate(config, tmp_path / "table")
+    command.train_and_evaluate(config, tmp_path / "table")
 
 
 def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
@@ -170,13 +171,13 @@ def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
     "text": jnp.asarray([2, 0]), "item": jnp.asarray([1, 0, 2]), "text_of_pair": jnp.asarray([1, 1, 0, 0]),
     "item_of_pair": jnp.asarray([1, 0, 0, 2]), "positive": jnp.asarray([True, True, False, True]),
   }  # fmt: skip
-  np.testing.assert_allclose(fine_grained.hardness(similarity, batch), [0, 0.2, 0.3, 0], atol=1e-6)
+  np.testing.assert_allclose(stages.hardness(similarity, batch), [0, 0.2, 0.3, 0], atol=1e-6)
 
 
 def test_area_under_roc_equals_scikit_learn_with_ties():
   rng = np.random.default_rng(0)
   scores, positive = rng.integers(0, 9, 200), rng.random(200) < 0.3
-  assert fine_grained.area_under_roc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+  assert area_under_roc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
 
 
 def test_logistic_regression_equals_scikit_learn():
@@ -205,7 +206,7 @@ def test_image_scales_use_the_training_part_alone():
 
 def test_random_scores_give_the_share_of_relevant_items():
   label = np.repeat(np.arange(10), 50)
-  assert fine_grained_report.random_map(label) == pytest.approx(0.1, abs=0.02)
+  assert report.random_map(label) == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -228,5 +229,5 @@ def test_a_wrong_field_is_named_before_the_run_folder_exists(make_config, tmp_pa
   config = make_config()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message):
-    fine_grained.train_and_evaluate(config, tmp_path / "run")
+    command.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run" / "checkpoints").exists()

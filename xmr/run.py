@@ -18,9 +18,9 @@ def run(config, workdir, *, eval_only=False):
     eval_only: True scores what is there.
   """
   if config.task == "fine_grained":
-    from xmr import fine_grained
+    from xmr.fine_grained import command
 
-    fine_grained.train_and_evaluate(config, workdir, eval_only=eval_only)
+    command.train_and_evaluate(config, workdir, eval_only=eval_only)
     return
   if eval_only and not begun(workdir):
     raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")

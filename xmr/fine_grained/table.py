@@ -5,13 +5,13 @@ import pathlib
 
 import numpy as np
 
-from xmr import fine_grained, fine_grained_report
 from xmr.errors import UserError
 from xmr.eval.significance import holm, over_seeds, paired_bootstrap, paired_permutation, seed_difference
 from xmr.experiment import check_folder, claim
-from xmr.fine_grained_data import load
-from xmr.fine_grained_variants import VARIANTS
-from xmr.semantic_matching import semantic_matching
+from xmr.fine_grained import report, stages
+from xmr.fine_grained.data import load
+from xmr.fine_grained.semantic_matching import semantic_matching
+from xmr.fine_grained.variants import VARIANTS
 from xmr.writers import write_json
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
@@ -35,7 +35,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
   check_folder(config, workdir)
   configs = {(v, seed): single(config, v, seed) for seed in config.table.seeds for v in config.table.variants}
   for one in configs.values():
-    fine_grained.validate(one)
+    stages.validate(one)
   claim(config, workdir, None)
   problems, programs, found = {}, {}, {}
   splits = None
@@ -46,7 +46,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
       splits = problems[signal].splits
     folder = workdir / f"seed{seed}"
     result = None if eval_only else finished(one, folder / variant)
-    result = result or fine_grained.run(
+    result = result or stages.run(
       one, folder / variant, stop, siamese_dir=folder / "siamese", problem=problems[signal], programs=programs,
       baselines=False, eval_only=eval_only,
     )  # fmt: skip
@@ -58,20 +58,20 @@ def run_table(config, workdir, stop, *, eval_only=False):
     print(f"seed {seed} {variant}: {figures}", flush=True)
   problem = problems[config.graph.signal]
   label = problem.label["test"]
-  posteriors = fine_grained_report.matching_posteriors(problem)
+  posteriors = report.matching_posteriors(problem)
   rows = {variant: mean_of(runs) for variant, runs in found.items()}
-  rows |= {name: fine_grained_report.per_query(p["image"], p["text"], label) for name, p in posteriors.items()}
+  rows |= {name: report.per_query(p["image"], p["text"], label) for name, p in posteriors.items()}
   results = {
     "dataset": config.data.name, "seeds": list(config.table.seeds),
     "rows": {v: {f: over_seeds(x) for f, x in over(runs).items()} for v, runs in found.items()},
     "tests": tests(found, rows) if "base" in found else {},
-    "random": fine_grained_report.random_map(label),
+    "random": report.random_map(label),
     "baselines": {name: semantic_matching(p, label) for name, p in posteriors.items()},
   }  # fmt: skip
   write_json(workdir / "results.json", _plain(results))
   share = float(np.mean(label[:, None] == label[None, :]))
   drawn = {TITLES.get(name, BASELINES.get(name, name)): rows[name] for name in DRAWN if name in rows}
-  fine_grained_report.curves_figure(drawn, share=share).savefig(workdir / "precision_recall.png")
+  report.curves_figure(drawn, share=share).savefig(workdir / "precision_recall.png")
   draw_labels(configs, workdir, problem, stop)
   text = markdown(results)
   (workdir / "table.md").write_text(text)
@@ -103,9 +103,9 @@ def single(config, variant, seed):
 def draw_labels(configs, workdir, problem, stop):
   """Draws the labels of the first seed, where a variant of the table has any."""
   for (_, seed), one in configs.items():
-    if fine_grained.labelled(one):
-      similarity = fine_grained.label_similarity(one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True)
-      fine_grained_report.draw_labels(workdir, problem, similarity)
+    if stages.labelled(one):
+      similarity = stages.label_similarity(one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True)
+      report.draw_labels(workdir, problem, similarity)
       return
 
 

@@ -16,14 +16,14 @@ from xmr import config as config_lib
 from xmr.data.pairs import SCHEMES, Pairs
 from xmr.data.text_graph import SIGNALS
 from xmr.errors import UserError
-from xmr.eval.average_precision import mean_average_precision
 from xmr.experiment import begun, check_folder, claim
-from xmr.fine_grained_data import FEATURES, SCALES, Problem, load
-from xmr.fine_grained_stage import Stage, fit
-from xmr.fine_grained_variants import BASE, FINE_GRAINED
+from xmr.fine_grained import report
+from xmr.fine_grained.data import FEATURES, SCALES, Problem, load
+from xmr.fine_grained.scores import area_under_roc, both_directions
+from xmr.fine_grained.stage import Stage, fit
+from xmr.fine_grained.variants import BASE, FINE_GRAINED
 from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
 from xmr.models.siamese import NORMALIZED, PairScore, Siamese
-from xmr.stopping import Stop
 from xmr.writers import write_arrays, write_json
 
 CHOICES = {
@@ -57,32 +57,6 @@ def cross_entropy(scores, batch, arrays):
   each = jnp.where(positive, jax.nn.softplus(-scores), jax.nn.softplus(scores))
   parts = [jnp.sum(each * kind) / jnp.maximum(jnp.sum(kind), 1) for kind in (positive, ~positive)]
   return sum(parts) / 2, {"positive": parts[0], "negative": parts[1]}
-
-
-def train_and_evaluate(config, workdir, *, eval_only=False):
-  """Runs both stages and scores the test split, or every row of config.table; goes on where an earlier start ended.
-
-  Args:
-    config: of configs/fgcmir_*.py.  workdir: folder of the run, or of the table.
-    eval_only: True scores the best checkpoints that are there, without training.
-  Returns:
-    The results, as in results.json; None where the run was stopped before its end.
-  Raises:
-    UserError: anything wrong in the config or the data, before anything is compiled.
-  """
-  validate(config)
-  with Stop() as stop:
-    if config.table.seeds:
-      from xmr.fine_grained_table import run_table
-
-      return run_table(config, workdir, stop, eval_only=eval_only)
-    results = run(config, workdir, stop, eval_only=eval_only)
-  if results:
-    figures = " · ".join(f"{name} {results['metrics'][name]:.3f}" for name in ("i2t/map", "t2i/map", "map"))
-    matching = results["semantic_matching"]
-    print(f"{figures} (semantic matching {matching['i2t/map']:.3f} {matching['t2i/map']:.3f} {matching['map']:.3f})")
-    print(f"results: {pathlib.Path(workdir) / 'results.json'}")
-  return results
 
 
 def validate(config):
@@ -139,15 +113,13 @@ def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None,
   stage, model = retrieval_stage(config, problem, workdir, similarity)
   if not eval_only and not fit(stage, config, stop, programs=programs):
     return None
-  from xmr import fine_grained_report
-
   step, variables, _ = checkpoint.load(workdir, "best")
   embeddings = {name: embed(model, variables["params"], problem, name) for name in problem.signals}
-  results = fine_grained_report.results(config, problem, embeddings, step=step, baselines=baselines)
+  results = report.results(config, problem, embeddings, step=step, baselines=baselines)
   write_json(workdir / "results.json", results)
-  write_arrays(workdir / "per_query.npz", fine_grained_report.per_query(*embeddings["test"], problem.label["test"]))
+  write_arrays(workdir / "per_query.npz", report.per_query(*embeddings["test"], problem.label["test"]))
   if baselines:
-    fine_grained_report.draw(workdir, problem, embeddings, similarity)
+    report.draw(workdir, problem, embeddings, similarity)
   return results
 
 
@@ -273,28 +245,3 @@ def embed(model, params, problem: Problem, split):
   """Returns (image [T, D], text [T, D]) float32 of a split; their dot product is the score without its constant."""
   encoded = _encode(model, params, problem.signals[split], problem.laplacian, problem.images[split])
   return tuple(np.asarray(x) for x in encoded)
-
-
-def both_directions(image, text, label, *, gallery=None, at=None):
-  """MAP of image queries, of text queries, and their mean, in [0, 1].
-
-  Args:
-    image, text: [Q, D] float queries.  label: [Q] int.
-    gallery: (image [G, D], text [G, D], label [G]); None: the queries' own split.
-    at: R of AP@R, or None for the whole gallery.
-  Returns:
-    {"i2t/map", "t2i/map", "map"}.
-  """
-  other_image, other_text, other_label = gallery or (image, text, label)
-  i2t = mean_average_precision(image, other_text, label, other_label, at=at, kind="dot")
-  t2i = mean_average_precision(text, other_image, label, other_label, at=at, kind="dot")
-  return {"i2t/map": i2t, "t2i/map": t2i, "map": (i2t + t2i) / 2}
-
-
-def area_under_roc(scores, positive):
-  """Share of (positive, negative) pairs that scores order rightly, ties counting half; [P] float, [P] bool -> float."""
-  from scipy import stats
-
-  positive = np.asarray(positive, bool)
-  wins = stats.rankdata(scores)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-  return float(wins / (positive.sum() * (~positive).sum()))

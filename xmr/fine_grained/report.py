@@ -7,9 +7,9 @@ import numpy as np
 
 from xmr.config import flat
 from xmr.eval.average_precision import average_precisions, mean_average_precision, precision_recall
-from xmr.fine_grained import both_directions
-from xmr.fine_grained_data import Problem
-from xmr.semantic_matching import posteriors, semantic_matching
+from xmr.fine_grained.data import Problem
+from xmr.fine_grained.scores import both_directions
+from xmr.fine_grained.semantic_matching import posteriors, semantic_matching
 
 RELEASED_AT = 100  # R of AP@R in SCKR and keras_gcn
 LIBRARIES = ("jax", "flax", "optax", "numpy")

@@ -12,8 +12,7 @@ import test_mining
 from xmr import encode, experiment, losses, mining, parallel, train
 from xmr.config import base_config
 from xmr.errors import UserError
-from xmr.eval import protocol
-from xmr.eval.similarity import ranks, top_k
+from xmr.eval import protocol, ranks, top_k
 
 B, D, TOKENS = 32, 12, 5
 COUNTS = (1, 2, 8)

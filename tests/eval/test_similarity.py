@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from xmr import parallel
 from xmr.errors import UserError
-from xmr.eval import exact, ranks, similarity, top_k
+from xmr.eval import exact, nearest, ranks, similarity, top_k
 
 # The package's name `similarity` is the function.
 module = importlib.import_module("xmr.eval.similarity")
@@ -214,7 +214,7 @@ def test_top_k_of_neighbours_one_rounding_step_apart(kind, block):
 
 
 def test_top_k_without_near_ties_never_scans_a_gallery(monkeypatch):
-  monkeypatch.setattr(module, "_settled_rows", None)
+  monkeypatch.setattr(nearest, "_settled_rows", None)
   query, gallery = unit_rows(50, 64), unit_rows(2000, 64, seed=1)
   scores, indices = top_k(query, gallery, 10, block=100)
   expected = np.argsort(-exact_scores(query, gallery), axis=1, kind="stable")[:, :10]
@@ -225,6 +225,31 @@ def test_top_k_without_near_ties_never_scans_a_gallery(monkeypatch):
 def test_top_k_of_a_collapsed_model_is_the_first_items():
   gallery = np.tile(unit_rows(1, 16), (200, 1))
   np.testing.assert_array_equal(top_k(gallery[:5], gallery, 12, block=32)[1], np.tile(np.arange(12), (5, 1)))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("kind", exact.KINDS)
+def test_both_directions_from_one_pass_are_those_of_two(kind, block):
+  for make in (whole_numbers, near_rows):
+    first, second = make(150, 6, seed=1), make(331, 6, seed=2)
+    found = nearest.top_k_of_both(first, second, 9, kind=kind, block=block)
+    expected = top_k(first, second, 9, kind=kind), top_k(second, first, 9, kind=kind, text_query=True)
+    for mine, theirs in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(mine[1], theirs[1])
+      np.testing.assert_array_equal(mine[0], theirs[0])
+    for text_query in (False, True):
+      alone = nearest.top_k_of_both(second, None, 9, kind=kind, text_query=text_query, block=block)[0]
+      np.testing.assert_array_equal(alone[1], top_k(second, second, 9, kind=kind, text_query=text_query)[1])
+
+
+def test_a_pass_for_both_directions_names_what_is_wrong():
+  x = unit_rows(9, 4)
+  with pytest.raises(UserError, match="k is 10; expected 1 to 9"):
+    nearest.top_k_of_both(x, None, 10)
+  with pytest.raises(UserError, match="k is 6; expected 1 to 5"):
+    nearest.top_k_of_both(x[:5], x, 6)
+  with pytest.raises(UserError, match="second has NaN or infinity in row 3"):
+    nearest.top_k_of_both(x, np.where(np.arange(9)[:, None] == 3, np.nan, x), 2)
 
 
 def test_block_holds_little_beside_its_scores():

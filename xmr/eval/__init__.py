@@ -2,7 +2,8 @@
 
 from xmr.eval.average_precision import mean_average_precision
 from xmr.eval.graded import graded
+from xmr.eval.nearest import top_k
 from xmr.eval.protocol import recall
-from xmr.eval.similarity import ranks, similarity, top_k
+from xmr.eval.similarity import ranks, similarity
 
 __all__ = ["graded", "mean_average_precision", "ranks", "recall", "similarity", "top_k"]

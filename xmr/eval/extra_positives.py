@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval.similarity import top_k
+from xmr.eval.nearest import top_k
 
 # Two of the 22,550 captions that ECCV Caption names are not among Karpathy's 25,000; a wrong split lacks nearly all.
 MOST_ABSENT = 0.01

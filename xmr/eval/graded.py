@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.eval.nearest import top_k_of_both
 from xmr.eval.protocol import checked_image_of_text
-from xmr.eval.similarity import top_k
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 FORMS = ("released", "standard")
@@ -130,11 +130,11 @@ def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
   if np.ndim(image) != 2 or np.ndim(text) != 2 or np.shape(image)[1] != np.shape(text)[1]:
     raise UserError(f"image has shape {np.shape(image)} and text {np.shape(text)}; expected [N, D] and [T, D]")
   check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
-  lists = {}
-  for task, query, gallery in (("i2t", image, text), ("t2i", text, image), ("i2i", image, image), ("t2t", text, text)):
-    without_self = not include_self and query is gallery
-    best = np.asarray(top_k(query, gallery, k + without_self, kind=kind, text_query=query is text)[1])
-    lists[task] = _without_self(best) if without_self else best
+  # One pass over the products of images with texts serves two tasks; those of a side with itself are symmetric.
+  lists = dict(zip(("i2t", "t2i"), (found[1] for found in top_k_of_both(image, text, k, kind=kind)), strict=True))
+  for task, side in (("i2i", image), ("t2t", text)):
+    best = top_k_of_both(side, None, k + (not include_self), kind=kind, text_query=side is text)[0][1]
+    lists[task] = best if include_self else _without_self(best)
   return lists
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.eval.nearest import top_k
 from xmr.eval.protocol import checked_image_of_text
-from xmr.eval.similarity import top_k
 
 
 def order_consistency(image, text, image_of_text, *, margin=0.0):

@@ -1,24 +1,20 @@
-"""Ranks and the best k of a gallery, in blocks on the device, exact for every block size and number of devices."""
+"""Ranks in a gallery, in blocks on the device, exact for every block size and number of devices."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from xmr.errors import UserError
 from xmr.eval import exact
+from xmr.eval.blocks import BLOCK, COLUMN_UNIT, ROW_UNIT, block_of, factors_of, padded, placement_of, score_factor, steps_of
 from xmr.losses.similarity import similarity
 
-BLOCK = 512  # queries at a time
-GALLERY_BLOCKS = 4  # gallery rows at a time, in blocks
-ROW_UNIT, COLUMN_UNIT = 128, 64  # blocks are multiples of these; below 256, for sums in bytes
 NEAR_IN_WORD = np.uint64(0x0303030303030303)
 # A part of a block where more pairs than this share lie too close to call is scored in float64 as a whole.
 CROWDED = 1 / 64
 PART = (256, 1024)
-SPARE = 8  # candidates that top_k keeps beyond k
 
 
 def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=BLOCK):
@@ -61,16 +57,16 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
     positive; items is None unless `both`.
   """
   job = _Count(query, gallery, pairs, kind=kind, both=both)
-  rows, columns = _steps(len(query), len(gallery), block, placement)
-  factors = _factors(query, gallery, kind=kind)
+  rows, columns = steps_of(len(query), len(gallery), block, placement)
+  factors = factors_of(query, gallery, kind=kind)
   to_rows, to_columns = placement or (None, None)
   pending = None
   for c in range(0, len(gallery), columns):
-    items = jax.device_put(_block(gallery, c, columns, factors[1], kind), to_columns)
-    item_limits = jax.device_put([_padded(x, c, columns) for x in job.limits[1]], to_columns)
+    items = jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns)
+    item_limits = jax.device_put([padded(x, c, columns) for x in job.limits[1]], to_columns)
     for r in range(0, len(query), rows):
-      queries = jax.device_put(_block(query, r, rows, factors[0], kind), to_rows)
-      limits = jax.device_put([_padded(x, r, rows) for x in job.limits[0]], to_rows)
+      queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
+      limits = jax.device_put([padded(x, r, rows) for x in job.limits[0]], to_rows)
       left = len(query) - r, len(gallery) - c
       tile = _tile(queries, items, limits, item_limits, left, order=kind == "order", both=both)
       # The host decides near ties while the device works on the next block.
@@ -116,31 +112,6 @@ def _code(scores, low, high, *, near, above):
   return near * (reaches - exceeds) + above * exceeds
 
 
-def _factors(query, gallery, *, kind):
-  """Powers of two that bring the largest norm of each side near 1, so that no product leaves the range of float32."""
-  tops = [max(x.top, 1e-37) for x in (query, gallery)]
-  if kind == "order":
-    tops = [max(tops)] * 2
-  return [float(2.0 ** -np.ceil(np.log2(top))) if kind != "cosine" else 1.0 for top in tops]
-
-
-def _score_factor(factors, *, kind):
-  """What scaled rows' scores are, relative to the exact ones."""
-  return factors[0] if kind == "order" else factors[0] * factors[1]
-
-
-def _block(side, begin, size, factor, kind):
-  """Rows begin .. begin + size, scaled for the device: a view where nothing is to be done."""
-  part = _padded(side.x, begin, size)
-  if kind == "cosine":
-    weight = side.weight[begin : begin + size]
-    if (weight != 1).any():
-      part = part * _padded(weight.astype(np.float32), begin=0, size=size)[:, None]
-  elif factor != 1:
-    part = part * np.float32(factor)
-  return part
-
-
 class _Count:
   """What the host keeps while blocks come in: best positives, limits around them, counts."""
 
@@ -152,7 +123,7 @@ class _Count:
     self.best = [np.full(len(query), -np.inf), np.full(len(gallery), -np.inf)]
     np.maximum.at(self.best[0], i, score)
     np.maximum.at(self.best[1], j, score)
-    factor = _score_factor(_factors(query, gallery, kind=kind), kind=kind)
+    factor = score_factor(factors_of(query, gallery, kind=kind), kind=kind)
     slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float32).eps)
     self.limits = [
       [((best + sign * s) * factor).astype(np.float32) for sign in (-1, 1)]
@@ -226,95 +197,6 @@ class _Count:
     return self.positive[at] == code
 
 
-def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
-  """The k best gallery items of each query, best first; of equal scores the lowest index comes first.
-
-  The device keeps the best k and a few more in float32, merged block by block; neighbours closer than its rounding error
-  are ordered by `exact.pair_scores`, so the indices depend on the rows alone. Scores are float32, right to its rounding.
-
-  Args:
-    query: [Q, D] float.  gallery: [G, D] float.
-    k: 1 to G.  kind, text_query: as `similarity`.
-    block: queries at a time; four times as many gallery rows at a time.
-  Returns:
-    (scores [Q, k] float32, indices [Q, k] int32).
-  Raises:
-    UserError: shapes, NaN (names the array and the row), an unknown kind, k outside 1 to G.
-  """
-  placement = placement_of(query)
-  query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
-  if not 1 <= k <= len(gallery):
-    raise UserError(f"k is {k}; expected 1 to {len(gallery)}, the size of the gallery")
-  rows, columns = _steps(len(query), len(gallery), block, placement)
-  keep = min(k + SPARE, len(gallery))
-  factors = _factors(query, gallery, kind=kind)
-  factor = _score_factor(factors, kind=kind)
-  slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float32).eps)[0]
-  to_rows, to_columns = placement or (None, None)
-  scores, indices = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)
-  for r in range(0, len(query), rows):
-    queries = jax.device_put(_block(query, r, rows, factors[0], kind), to_rows)
-    best = jax.device_put((np.full((rows, keep), -np.inf, np.float32), np.zeros((rows, keep), np.int32)), to_rows)
-    for c in range(0, len(gallery), columns):
-      items = jax.device_put(_block(gallery, c, columns, factors[1], kind), to_columns)
-      best = _merge(best, queries, items, c, len(gallery), order=kind == "order")
-    at = slice(r, min(r + rows, len(query)))
-    found = [np.asarray(x)[: at.stop - r] for x in best]
-    scores[at], indices[at] = _settled(
-      query, gallery, r, found[0].astype(np.float64) / factor, found[1], 2 * slack[at], k, kind
-    )
-  return scores, indices
-
-
-@functools.partial(jax.jit, static_argnames=("order",))
-def _merge(best, query, gallery, start, end, *, order):
-  """Merges a block of the gallery, whose first row is `start`, into the best so far."""
-  scores = similarity(query, gallery, kind="order" if order else "dot")
-  index = start + jnp.arange(scores.shape[1], dtype=jnp.int32)
-  scores = jnp.where(index[None, :] < end, scores, -jnp.inf)
-  keep = best[0].shape[1]
-  block_scores, block_index = jax.lax.top_k(scores, min(keep, scores.shape[1]))
-  scores = jnp.concatenate([best[0], block_scores], axis=1)
-  index = jnp.concatenate([best[1], block_index + start], axis=1)
-  scores, at = jax.lax.top_k(scores, keep)
-  return scores, jnp.take_along_axis(index, at, axis=1)
-
-
-def _settled(query, gallery, first, score, index, gap, k, kind):
-  """Orders candidates [q, keep] (float64 scores of float32 products) where neighbours are within `gap` [q]."""
-  close = score[:, :-1] - score[:, 1:] <= gap[:, None]
-  unclear = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
-  # An item only matters where its run of close neighbours begins within the first k.
-  run = np.cumsum(np.pad(~close, ((0, 0), (1, 0))), axis=1)
-  unclear &= run <= run[:, k - 1 : k]
-  i, j = np.nonzero(unclear)
-  score[i, j] = exact.pair_scores(query, gallery, i + first, index[i, j], kind=kind)
-  order = np.lexsort((index, -score), axis=1)[:, :k]
-  # Where the run that holds the k-th item reaches the end of the candidates, items beyond it may belong before it.
-  open_ended = np.flatnonzero((run[:, -1] == run[:, k - 1]) & (index.shape[1] < len(gallery)))
-  score, index = (np.take_along_axis(x, order, axis=1) for x in (score, index))
-  for begin in range(0, len(open_ended), ROW_UNIT):
-    rows = open_ended[begin : begin + ROW_UNIT]
-    for i, (row_score, row_index) in zip(rows, _settled_rows(query.take(rows + first), gallery, k, kind), strict=True):
-      score[i], index[i] = row_score, row_index
-  return score, index
-
-
-def _settled_rows(query, gallery, k, kind):
-  """Yields (scores [k], indices [k]) of each query over the whole gallery, where float32 cannot say what is best."""
-  distinct, of = gallery.distinct
-  score = exact.all_scores(query, distinct, kind=kind)
-  slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float64).eps)[0]
-  for i, row in enumerate(score):
-    least = np.partition(row[of], len(of) - k)[len(of) - k] - 2 * slack[i]
-    hopeful = np.flatnonzero(row >= least)
-    row = np.full(len(row), -np.inf)
-    row[hopeful] = exact.pair_scores(query, distinct, np.full(len(hopeful), i), hopeful, kind=kind)
-    items = np.flatnonzero(row[of] > -np.inf)
-    items = items[np.argsort(-row[of[items]], kind="stable")[:k]]
-    yield row[of[items]], items
-
-
 def _pairs_of(positives, *, n_queries, n_gallery):
   """Returns ([M], [M]) of positives [Q] or [Q, P] padded with -1."""
   positives = np.asarray(positives)
@@ -331,29 +213,3 @@ def _pairs_of(positives, *, n_queries, n_gallery):
   if len(lonely):
     raise UserError(f"query {lonely[0]} has no positive ({len(lonely)} of {n_queries} have none); expected at least one")
   return i, positives[i, at].astype(np.int64)
-
-
-def placement_of(query):
-  """Shardings of query and gallery blocks: over the devices that hold the queries, where those are several."""
-  sharding = getattr(query, "sharding", None)
-  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or not query.is_fully_addressable:
-    return None
-  mesh = sharding.mesh
-  return NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
-
-
-def _steps(n_queries, n_gallery, block, placement):
-  """Rows and columns of a block: at most as asked, evenly filled, rounded up to whole units on every device."""
-  if block < 1:
-    raise UserError(f"block is {block}; expected at least 1")
-  row_unit = ROW_UNIT * (placement[0].mesh.size if placement else 1)
-  rows, columns = (-(-n // -(-n // size)) for n, size in ((n_queries, block), (n_gallery, block * GALLERY_BLOCKS)))
-  return rows + -rows % row_unit, columns + -columns % COLUMN_UNIT
-
-
-def _padded(x, begin, size):
-  """Rows begin .. begin + size of x, zeros beyond its end, so that every block has one shape."""
-  part = x[begin : begin + size]
-  if len(part) == size:
-    return part
-  return np.concatenate([part, np.zeros((size - len(part), *x.shape[1:]), x.dtype)])

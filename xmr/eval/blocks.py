@@ -1,0 +1,61 @@
+"""Both sides of a similarity in blocks of one shape, scaled for float32, on one device or on those that hold the queries."""
+
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from xmr.errors import UserError
+
+BLOCK = 512  # queries at a time
+GALLERY_BLOCKS = 4  # gallery rows at a time, in blocks
+ROW_UNIT, COLUMN_UNIT = 128, 64  # blocks are multiples of these; below 256, for sums in bytes
+
+
+def factors_of(query, gallery, *, kind):
+  """Powers of two that bring the largest norm of each side near 1, so that no product leaves the range of float32."""
+  tops = [max(x.top, 1e-37) for x in (query, gallery)]
+  if kind == "order":
+    tops = [max(tops)] * 2
+  return [float(2.0 ** -np.ceil(np.log2(top))) if kind != "cosine" else 1.0 for top in tops]
+
+
+def score_factor(factors, *, kind):
+  """What scaled rows' scores are, relative to the exact ones."""
+  return factors[0] if kind == "order" else factors[0] * factors[1]
+
+
+def block_of(side, begin, size, factor, kind):
+  """Rows begin .. begin + size, scaled for the device: a view where nothing is to be done."""
+  part = padded(side.x, begin, size)
+  if kind == "cosine":
+    weight = side.weight[begin : begin + size]
+    if (weight != 1).any():
+      part = part * padded(weight.astype(np.float32), begin=0, size=size)[:, None]
+  elif factor != 1:
+    part = part * np.float32(factor)
+  return part
+
+
+def placement_of(query):
+  """Shardings of query and gallery blocks: over the devices that hold the queries, where those are several."""
+  sharding = getattr(query, "sharding", None)
+  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or not query.is_fully_addressable:
+    return None
+  mesh = sharding.mesh
+  return NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+
+
+def steps_of(n_queries, n_gallery, block, placement):
+  """Rows and columns of a block: at most as asked, evenly filled, rounded up to whole units on every device."""
+  if block < 1:
+    raise UserError(f"block is {block}; expected at least 1")
+  row_unit = ROW_UNIT * (placement[0].mesh.size if placement else 1)
+  rows, columns = (-(-n // -(-n // size)) for n, size in ((n_queries, block), (n_gallery, block * GALLERY_BLOCKS)))
+  return rows + -rows % row_unit, columns + -columns % COLUMN_UNIT
+
+
+def padded(x, begin, size):
+  """Rows begin .. begin + size of x, zeros beyond its end, so that every block has one shape."""
+  part = x[begin : begin + size]
+  if len(part) == size:
+    return part
+  return np.concatenate([part, np.zeros((size - len(part), *x.shape[1:]), x.dtype)])

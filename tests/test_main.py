@@ -183,7 +183,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_captions(command, tmp_pat
 def test_a_missing_dataset_prints_the_tree_that_is_expected(tmp_path):
   flags = [f"--config.data.dir={tmp_path}/none", f"--workdir={tmp_path}/run", "--config=configs/imc_flickr.py"]
   done = run([sys.executable, "-m", "xmr.main", *flags], code=2)
-  assert "dataset_flickr30k.json" in done.stderr and "images/" in done.stderr
+  found, *tree = done.stderr[done.stderr.index("xmr: error") :].splitlines()
+  assert found == f"xmr: error: config.data.dir: {tmp_path}/none is no folder; expected" and tree[0] == f"{tmp_path}/none/"
+  assert [line.split()[0] for line in tree[1:]] == ["dataset_flickr30k.json", "images/*.jpg:"]
 
 
 def test_help_needs_no_jax():

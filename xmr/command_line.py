@@ -26,6 +26,10 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
   """
   # ml_collections wants the file before its fields, and looks at sys.argv itself: sorted in place.
   argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
+  for argument in argv[1:]:
+    path = argument.removeprefix("--config=").partition(":")[0]
+    if argument.startswith("--config=") and not os.path.isfile(path):
+      raise UserError(f"--config: no file {path}")
   try:
     rest = values(argv)
     if len(rest) > 1:

@@ -10,7 +10,14 @@ FULL = re.compile("No space left on device|Disk quota exceeded|File too large|Re
 
 
 class UserError(ValueError):
-  """A mistake in a config, a file or an argument: what was found, where, and what was expected."""
+  """A mistake in a config, a file or an argument: what was found, where, and what was expected.
+
+  `tree`, the files that were expected, ends the message and keeps its lines; the rest is one line for a command.
+  """
+
+  def __init__(self, message, *, tree=""):
+    super().__init__(message + tree)
+    self.tree = tree
 
 
 def disk_full(error):
@@ -32,7 +39,7 @@ def reader_is_gone():
 
 @contextlib.contextmanager
 def reported():
-  """Turns a UserError, or a full disk, into one line on standard error and exit status 2; others keep their traceback."""
+  """Turns a UserError, or a full disk, into a line on standard error and exit status 2; others keep their traceback."""
   try:
     yield
     sys.stdout.flush()
@@ -43,7 +50,8 @@ def reported():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(1) from None
   except UserError as error:
-    print("xmr: error: " + " ".join(str(error).split()), file=sys.stderr)
+    message = str(error).removesuffix(error.tree)
+    print("xmr: error: " + " ".join(message.split()) + error.tree, file=sys.stderr)
     raise SystemExit(2) from None
   except Exception as error:
     reason = disk_full(error)

@@ -51,7 +51,7 @@ class Pairs:
 
 
 def tree(name):
-  """Returns the folder that a set needs, a file a line, readable on one line too: so a command prints it."""
+  """Returns the folder that a set needs, a file a line."""
   layout = LAYOUTS[name]
   files = {file: "text id <tab> image id <tab> category from 1" for file in layout.lists.values()}
   if "" in layout.lists:
@@ -62,7 +62,7 @@ def tree(name):
     FEATURES: "optional: I_tr, I_te [pairs, F] of images, T_tr, T_te [pairs, G] of texts, rows as the lists",
     "config.data.image_features": ".npy [all pairs, F], rows as the lists, train before test (VGG19 fc7: F = 4096)",
   }
-  return f"{name} ({layout.source}) with" + ",".join(f"\n  {file} ({content})" for file, content in files.items())
+  return f" {name} ({layout.source}) with" + ",".join(f"\n  {file} ({content})" for file, content in files.items())
 
 
 def load(config):
@@ -145,7 +145,8 @@ def read(folder, name):
   needed = [*layout.lists.values(), "categories.list", TEXTS, *(["split.list"] if "" in layout.lists else [])]
   missing = [file for file in needed if not os.path.isfile(os.path.join(folder, file))]
   if missing:
-    raise UserError(f"{folder or 'config.data.dir (empty)'} has no {', '.join(missing)}; expected the folder of {tree(name)}")
+    found = f"{folder or 'config.data.dir (empty)'} has no {', '.join(missing)}"
+    raise UserError(f"{found}; expected the folder of", tree=tree(name))
   categories = [line for _, (line,) in _rows(folder, "categories.list", 1)]
   split_of = _split_of(folder, layout)
   texts, given = _read_texts(folder)
@@ -177,7 +178,7 @@ def read(folder, name):
   found = {part: int(np.sum(split == part)) for part in ("train", "test")}
   if any(found[part] != count for part, count in layout.counts.items()) or not all(found.values()):
     counted = f"{found['train']:,} training and {found['test']:,} test pairs"
-    raise UserError(f"{folder} has {counted}; expected those of {tree(name)}")
+    raise UserError(f"{folder} has {counted}; expected those of", tree=tree(name))
   return Pairs(
     categories, split, columns["text"], columns["image"], np.array(columns["label"], np.int32),
     [texts[text] for text in columns["text"]],
@@ -244,7 +245,7 @@ def read_features(folder, data, pairs):
       data.image_features_scale,
     )  # fmt: skip
   elif found["image_features"] is None:
-    raise UserError(f"{folder} has no {FEATURES} and config.data.image_features names no .npy; expected {tree(data.name)}")
+    raise UserError(f"{folder} has no {FEATURES} and config.data.image_features names no .npy; expected", tree=tree(data.name))
   return found
 
 

@@ -100,7 +100,7 @@ def expected_tree(folder, name):
   images = f"{sum(known.counts.values()):,} files: {known.source}" if known else "the files that the JSON names"
   pattern = known.images if known else "images/*.jpg"
   return (
-    f"{folder}/\n"
+    f"\n{folder}/\n"
     f"  dataset_{name}.json (or .json.gz): images per split: {counts}; Karpathy's split file, from {SPLIT_FILES};\n"
     f"  {pattern}: {images}; needed for config.data.image=pixels only"
   )
@@ -109,10 +109,10 @@ def expected_tree(folder, name):
 def find_json(folder, name):
   """Returns the path of the JSON of a dataset; UserError with the expected tree where there is none."""
   if not folder:
-    raise UserError(f"config.data.dir is empty; expected the folder of {name}:\n{expected_tree('DIR', name)}")
+    raise UserError(f"config.data.dir is empty; expected the folder of {name}:", tree=expected_tree("DIR", name))
   root = os.path.expanduser(folder)
   if not os.path.isdir(root):
-    raise UserError(f"config.data.dir: {folder} is no folder; expected\n{expected_tree(folder, name)}")
+    raise UserError(f"config.data.dir: {folder} is no folder; expected", tree=expected_tree(folder, name))
   stem = "dataset*" if name == "karpathy" else f"dataset_{name}"
   for pattern in (f"{stem}.json", f"{stem}.json.gz", f"{stem}*.json", f"{stem}*.json.gz"):
     found = sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
@@ -120,7 +120,7 @@ def find_json(folder, name):
       return found[0]
     if found:
       raise UserError(f"config.data.dir: {folder} holds {', '.join(map(os.path.basename, found))}; expected one of them")
-  raise UserError(f"config.data.dir: {folder} holds no dataset_{name}.json; expected\n{expected_tree(folder, name)}")
+  raise UserError(f"config.data.dir: {folder} holds no dataset_{name}.json; expected", tree=expected_tree(folder, name))
 
 
 def check_counts(source, name, path):

@@ -1,3 +1,4 @@
+import gc
 import json
 import pathlib
 import shutil
@@ -122,6 +123,7 @@ def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(trees, small
   while left := [thread for thread in set(threading.enumerate()) - running if checkpoint.at_work(thread)]:
     assert time.monotonic() < give_up, left
     time.sleep(0.02)
+  gc.collect()
   assert capfd.readouterr().err == ""
   small_disk.release()
   assert checkpoints.latest(*trees)[0] == 2

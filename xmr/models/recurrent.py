@@ -175,15 +175,21 @@ def _pack(x, plan, sizes, slots, reverse):
   return jnp.where(valid[..., None], packed, 0)
 
 
-def _unpack(packed, plan, sizes, steps, reverse):
-  """The inverse of _pack: [D, S, F] -> [D, N, L, F], zero from each row's length on."""
+def _unpack(packed, plan, sizes, steps, reverse, after=None):
+  """The inverse of _pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after` [D, N, F], a step
+  holds what the slot of the next one holds, and the last step `after`."""
   length = jnp.take_along_axis(plan.length, plan.place, axis=1)[..., None]
   step = jnp.arange(steps)
   valid = step < length
   step = jnp.where(valid, length - 1 - step if reverse else step, 0)
+  if after is not None:
+    last = step == length - 1
+    step = jnp.where(last, 0, step + 1)
   slot = _first_slot(plan, sizes, step) + plan.place[..., None]
-  rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1)
-  return jnp.where(valid[..., None], rows.reshape(*valid.shape, -1), 0)
+  rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1).reshape(*valid.shape, -1)
+  if after is not None:
+    rows = jnp.where(last[..., None], after[..., None, :], rows)
+  return jnp.where(valid[..., None], rows, 0)
 
 
 def _read(buffer, slot, rows):
@@ -192,6 +198,18 @@ def _read(buffer, slot, rows):
 
 def _write(buffer, value, slot):
   return lax.dynamic_update_slice_in_dim(buffer, value.astype(buffer.dtype), slot, axis=1)
+
+
+def _zeros(shape, dtype, *, apart):
+  """Returns zeros that XLA does not take for other ones: it keeps equal constants once, and copies them into every loop.
+  `apart` is any finite number that the other constants do not depend on."""
+  return jnp.full(shape, jnp.minimum(jnp.abs(apart), 0), dtype)
+
+
+def _read_before_write(buffer, slot, rows, there):
+  """Returns `_read` of a buffer that the same step of a loop writes afterwards; `there` is True, unknown to XLA, which on
+  CPUs copies the whole buffer in every step unless the read stands in a computation of its own."""
+  return lax.cond(there, lambda b: _read(b, slot, rows), lambda b: jnp.zeros_like(b[:, :rows]), buffer)
 
 
 def _forward(static, x, length, weights, save):
@@ -208,36 +226,37 @@ def _forward(static, x, length, weights, save):
   kernel, hidden = weights.input_kernel.astype(dtype), weights.hidden_kernel.astype(dtype)
 
   def buffer(features, wanted, dtype=dtype):
-    return jnp.zeros((shards, slots if wanted else 0, features), dtype)
+    return _zeros((shards, slots if wanted else 0, features), dtype, apart=weights.input_bias[0])
 
-  buffers = buffer(4 * width, save), buffer(width, save), buffer(cell_width, save, jnp.float32), buffer(width, sequence)
+  buffers = buffer(4 * width, save), buffer(width, save or sequence), buffer(cell_width, save, jnp.float32)
   h, c = jnp.zeros((shards, rows, width), jnp.float32), jnp.zeros((shards, rows, cell_width), jnp.float32)
   finished, begin = [], 0
   for phase, size in enumerate(sizes):
     def step(t, carry, *, size=size, phase=phase, begin=begin):
-      h, c, (gates, states, cells, outputs) = carry
+      h, c, (gates, states, cells) = carry
       slot = plan.base[phase] + (t - begin) * size
       z_x = _dot(_read(packed, slot, size), kernel) + weights.input_bias
       z_h = _dot(h.astype(dtype), hidden) + weights.hidden_bias
       saved, h_next, c_next = kind.forward(z_x, z_h, h, c)
       if save:
-        gates, states, cells = _write(gates, saved, slot), _write(states, h, slot), _write(cells, c, slot)
+        gates, cells = _write(gates, saved, slot), _write(cells, c, slot)
+      if save or sequence:
+        states = _write(states, h, slot)
       h = jnp.where((t < plan.length[:, :size])[..., None], h_next, h)
-      if sequence:
-        outputs = _write(outputs, h, slot)
-      return h, c_next, (gates, states, cells, outputs)
+      return h, c_next, (gates, states, cells)
 
     h, c, buffers = lax.fori_loop(begin, plan.end[phase], step, (h[:, :size], c[:, :size], buffers))
     begin = plan.end[phase]
     rest = sizes[phase + 1] if phase + 1 < len(sizes) else 0
     finished.append(h[:, rest:])
   h = jnp.concatenate(finished[::-1], axis=1)
-  final = jnp.take_along_axis(h, plan.place[..., None], axis=1).reshape(batch, width).astype(dtype)
-  gates, states, cells, outputs = buffers
+  final = jnp.take_along_axis(h, plan.place[..., None], axis=1).astype(dtype)
+  gates, states, cells = buffers
   result = None
   if sequence:
-    result = _unpack(outputs, plan, sizes, steps, reverse).reshape(batch, steps, width)
-  return (result, final), (plan, packed, gates, states, cells, weights) if save else None
+    # The state after a step is the one before the next.
+    result = _unpack(states, plan, sizes, steps, reverse, after=final).reshape(batch, steps, width)
+  return (result, final.reshape(batch, width)), (plan, packed, gates, states, cells, weights) if save else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -265,8 +284,9 @@ def _core_backward(static, residuals, gradients):
     d_steps = _pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
 
   done = 0
-  # Not written over the gates: XLA copies a buffer that a loop both reads and writes, whole, at every step.
-  d_gates = jnp.zeros_like(gates)
+  # Written over the gates on CPUs, where a fresh buffer costs a page fault for every 4 KB of it.
+  in_place = jax.default_backend() == "cpu"
+  d_gates = gates if in_place else jnp.zeros_like(gates)
   dh, dc = jnp.zeros((shards, 0, width), jnp.float32), jnp.zeros((shards, 0, cells.shape[-1]), jnp.float32)
   for phase in reversed(range(len(sizes))):
     size = sizes[phase]
@@ -281,9 +301,9 @@ def _core_backward(static, residuals, gradients):
       slot = plan.base[phase] + (t - begin) * size
       if sequence:
         dh = dh + _read(d_steps, slot, size).astype(jnp.float32)
-      saved = _read(gates, slot, size).astype(jnp.float32)
+      saved = _read_before_write(d_gates, slot, size, t >= begin) if in_place else _read(gates, slot, size)
       h, c = _read(states, slot, size).astype(jnp.float32), _read(cells, slot, size)
-      dz, passed, dc_next = kind.backward(saved, h, c, dh, dc)
+      dz, passed, dc_next = kind.backward(saved.astype(jnp.float32), h, c, dh, dc)
       active = (t < plan.length[:, :size])[..., None]
       dz = jnp.where(active, dz, 0).astype(dtype)
       dh_next = _dot(kind.to_hidden(dz), hidden)

@@ -35,7 +35,7 @@ def get_config(name, variant):
     graph.start = "identity"  # of theta: identity · xavier (released; may start dead)
     graph.dropout = 0.4  # on the convolved signal; the group has none
     config.siamese = siamese = ml_collections.ConfigDict()
-    siamese.loss = "cross_entropy"  # cross_entropy (yul_gcn) · pairwise_similarity (Ktena)
+    siamese.loss = "pair_cross_entropy"  # pair_cross_entropy (yul_gcn) · pairwise_similarity (Ktena)
     siamese.steps = 300
     siamese.every = 50  # steps between validations; the best by AUC is kept
     siamese.dropout = 0.2  # on the product of two embeddings

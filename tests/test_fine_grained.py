@@ -212,9 +212,9 @@ def test_random_scores_give_the_share_of_relevant_items():
 @pytest.mark.parametrize(
   "field, value, message",
   [
-    ("loss.name", "imc", "config.loss.name is 'imc'; expected pairwise_similarity or"),
+    ("loss.name", "imc", "config.loss.name is 'imc'; expected one of pairwise_similarity, pair_cross_entropy,"),
     ("loss.form", "other", "form"),
-    ("siamese.loss", "hinge", "config.siamese.loss is 'hinge'; expected one of cross_entropy"),
+    ("siamese.loss", "hinge", "config.siamese.loss is 'hinge'; expected one of pair_cross_entropy"),
     ("siamese.dropout", 1.0, "config.siamese.dropout is 1.0; expected from 0 to below 1"),
     ("pairs.scheme", "all", "config.pairs.scheme is 'all'; expected one of"),
     ("pairs.image_scale", "log", "config.pairs.image_scale is 'log'; expected one of"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from xmr.losses import fine_grained_similarity, pairwise_similarity
+from xmr.losses import fine_grained_similarity, pair_cross_entropy, pairwise_similarity
 from xmr.losses.fine_grained import FORMS
 
 
@@ -24,6 +24,23 @@ def test_base_loss_equals_means_and_variances():
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   np.testing.assert_allclose(terms["mean_negative"], below.mean(), rtol=1e-5)
   assert pairwise_similarity(10.0 * positive, positive)[0] == 0
+
+
+def test_cross_entropy_weighs_both_classes_alike():
+  scores, positive, _ = pairs(7)
+  share = 1 / (1 + np.exp(-scores.astype(float)))
+  expected = -(np.log(share[positive]).mean() + np.log(1 - share[~positive]).mean()) / 2
+  loss, terms = pair_cross_entropy(scores, positive)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_allclose(terms["active"], np.mean((share > 0.5) != positive))
+  gradient = jax.grad(lambda s: pair_cross_entropy(s, positive)[0])(scores)
+  count = np.where(positive, positive.sum(), (~positive).sum())
+  np.testing.assert_allclose(gradient, (share - positive) / (2 * count), rtol=1e-5)
+
+
+def test_cross_entropy_of_large_scores_and_of_one_class_is_finite():
+  loss, gradient = jax.value_and_grad(lambda s: pair_cross_entropy(s, np.array([True, True]))[0])(np.float32([1e4, -1e4]))
+  assert loss == 2500 and np.isfinite(gradient).all()
 
 
 def test_beta_zero_is_the_base_loss_exactly():
@@ -101,5 +118,7 @@ def test_errors_name_what_was_found():
     pairwise_similarity(scores, positive[:3])
   with pytest.raises(ValueError, match=r"scores has shape \(17, 1\); expected \[P\]"):
     pairwise_similarity(scores[:, None], positive)
+  with pytest.raises(ValueError, match=r"positive has shape \(3,\); expected \(17,\) as scores has"):
+    pair_cross_entropy(scores, positive[:3])
   with pytest.raises(ValueError, match="form is 'soft'; expected one of 1\\+bh, h, soft_targets"):
     fine_grained_similarity(scores, positive, hardness, form="soft")

@@ -21,13 +21,13 @@ from xmr.fine_grained import report
 from xmr.fine_grained.data import FEATURES, SCALES, Problem, load
 from xmr.fine_grained.scores import area_under_roc, both_directions
 from xmr.fine_grained.stage import Stage, fit
-from xmr.fine_grained.variants import BASE, FINE_GRAINED
+from xmr.fine_grained.variants import BASE, CROSS_ENTROPY, FINE_GRAINED
 from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
 from xmr.models.siamese import NORMALIZED, PairScore, Siamese
 from xmr.writers import write_arrays, write_json
 
 CHOICES = {
-  "siamese.loss": ("cross_entropy", BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES,
+  "siamese.loss": (CROSS_ENTROPY, BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES,
   "graph.signal": (*SIGNALS, FEATURES), "graph.bias": BIASES, "graph.start": STARTS, "pairs.activation": tuple(ACTIVATIONS),
   "pairs.normalize": NORMALIZED,
 }  # fmt: skip
@@ -51,14 +51,6 @@ def hardness(similarity, batch):
   return jnp.where(batch["positive"], 1 - g, g)
 
 
-def cross_entropy(scores, batch, arrays):
-  """Binary cross entropy of logits, the mean over positives and that over negatives in equal parts (yul_gcn's choice)."""
-  positive = batch["positive"]
-  each = jnp.where(positive, jax.nn.softplus(-scores), jax.nn.softplus(scores))
-  parts = [jnp.sum(each * kind) / jnp.maximum(jnp.sum(kind), 1) for kind in (positive, ~positive)]
-  return sum(parts) / 2, {"positive": parts[0], "negative": parts[1]}
-
-
 def validate(config):
   """Raises UserError for a config that the two stages cannot run."""
   config_lib.validate(config)
@@ -73,17 +65,18 @@ def validate(config):
       raise UserError(f"config.{key} is {values[key]}; expected more than 0")
   bound, pair = loss_of(config), jnp.zeros(2)
   # The loss checks its own parameters when it is traced.
-  jax.eval_shape(bound, pair, pair > 0, *([] if config.loss.name == BASE else [pair]))
+  jax.eval_shape(bound, pair, pair > 0, *([pair] if labelled(config) else []))
   for key in ("siamese.dropout", "pairs.dropout", "pairs.image_dropout", "graph.dropout"):
     if not 0 <= values[key] < 1:
       raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
 
 
 def loss_of(config):
-  """Returns the loss of stage 2 with its parameters bound: pairwise_similarity or fine_grained_similarity."""
-  names = (BASE, FINE_GRAINED)
+  """Returns the loss of stage 2 with its parameters bound: without or with labels."""
+  names = (BASE, CROSS_ENTROPY, FINE_GRAINED)
   if config.loss.name not in names:
-    raise UserError(f"config.loss.name is {config.loss.name!r}; expected {' or '.join(names)} with config.task=fine_grained")
+    expected = f"one of {', '.join(names)} with config.task=fine_grained"
+    raise UserError(f"config.loss.name is {config.loss.name!r}; expected {expected}")
   return losses.get(config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"})
 
 
@@ -125,7 +118,7 @@ def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None,
 
 def labelled(config):
   """Returns whether the loss of stage 2 takes fine-grained labels, so that stage 1 is needed."""
-  return config.loss.name != BASE
+  return config.loss.name == FINE_GRAINED
 
 
 def encoder(config):
@@ -168,10 +161,9 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     value = area_under_roc(np.asarray(_similarity(model, params, val, problem.laplacian))[upper], same[upper])
     return {"score": value, "auc": value}
 
-  pairwise = losses.get(BASE)
-  loss = cross_entropy if config.siamese.loss == "cross_entropy" else lambda s, batch, _: pairwise(s, batch["positive"])
+  bound = losses.get(config.siamese.loss)
   stage = Stage(
-    "siamese", folder, pairs_of(config, problem, own=False), params, scores, loss,
+    "siamese", folder, pairs_of(config, problem, own=False), params, scores, lambda s, batch, _: bound(s, batch["positive"]),
     {"signal": train, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)}, validate,
     config.siamese.steps, config.siamese.every,
   )  # fmt: skip

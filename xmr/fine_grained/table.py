@@ -16,8 +16,8 @@ from xmr.writers import write_json
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {"semantic_matching": "semantic matching, LDA", "semantic_matching_words": "semantic matching, words"}
-TITLES = {"lda": "base loss, LDA instead of words"}
-DRAWN = ("base", "fine_grained", "lda", *BASELINES)
+TITLES = {"cross_entropy": "cross entropy of pairs", "lda": "base loss, LDA instead of words"}
+DRAWN = ("base", "fine_grained", "cross_entropy", "lda", *BASELINES)
 LEVEL = 0.05
 
 

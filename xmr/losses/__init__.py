@@ -6,7 +6,7 @@ import inspect
 from xmr.errors import UserError
 from xmr.losses.alignment import aligned_full_hard_negative
 from xmr.losses.contrastive import info_nce, sigmoid
-from xmr.losses.fine_grained import fine_grained_similarity, pairwise_similarity
+from xmr.losses.fine_grained import fine_grained_similarity, pair_cross_entropy, pairwise_similarity
 from xmr.losses.full_hn import full_hard_negative, hard_negative, margin_hard_negative
 from xmr.losses.intra import imc, intra_modal_constraint
 from xmr.losses.ring import ring_imc, ring_info_nce, ring_max_of_hinges, ring_sigmoid, ring_sum_of_hinges
@@ -23,6 +23,7 @@ LOSSES = {
   "full_hard_negative": full_hard_negative,
   "aligned_full_hard_negative": aligned_full_hard_negative,
   "pairwise_similarity": pairwise_similarity,
+  "pair_cross_entropy": pair_cross_entropy,
   "fine_grained_similarity": fine_grained_similarity,
   "info_nce": info_nce,
   "sigmoid": sigmoid,

@@ -1,4 +1,4 @@
-"""Losses on scored pairs: the group's pairwise similarity loss and its weighting by fine-grained labels."""
+"""Losses on scored pairs: the group's pairwise similarity loss, its weighting by fine-grained labels, and cross entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,28 @@ def pairwise_similarity(scores, positive, *, weight=0.35, margin=0.8):
   """
   scores, positive = _pairs(scores, positive=positive)
   return _global_loss(scores, positive, jnp.ones_like(scores), weight, margin)
+
+
+def pair_cross_entropy(scores, positive):
+  """Binary cross entropy of scores as logits, positives and negatives in equal parts.
+
+  1/2 mean over positives of ln(1 + e^-s) + 1/2 mean over negatives of ln(1 + e^s).
+
+  Args:
+    scores: [P] float, logits that a pair is of one category.  positive: [P] bool or 0/1.
+  Returns:
+    loss: [] float.  terms: {"positive", "negative": [] the two means, "active": [] share of pairs on the wrong side of 0}.
+    A class without pairs counts as 0.
+  Raises:
+    ValueError: shapes differ; names both.
+  References:
+    yul_gcn (cross entropy of its siamese network), as released; equal parts are ours, for a grid of pairs has few positives.
+  """
+  scores, positive = _pairs(scores, positive=positive)
+  each = jax.nn.softplus(jnp.where(positive, -scores, scores))
+  terms = {"positive": _mean(each, positive), "negative": _mean(each, ~positive)}
+  value = (terms["positive"] + terms["negative"]) / 2
+  return value, {**terms, "active": jnp.mean((scores > 0) != positive)}
 
 
 def fine_grained_similarity(

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from xmr.losses import imc, intra_modal_constraint, max_of_hinges, sum_of_hinges
+from xmr.losses import imc, intra_modal_constraint, max_of_hinges, pairwise, sum_of_hinges
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
 FORMS = ("released", "paper")
@@ -195,3 +195,34 @@ def test_errors_name_what_was_found(parameters, message):
     intra_modal_constraint(unit_rows(8), **parameters)
   with pytest.raises(ValueError, match=message):
     imc(unit_rows(8), unit_rows(9), **parameters)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("batch", [3, 16, 41])
+def test_the_tiles_of_one_device_change_nothing(monkeypatch, distance, form, batch):
+  lower, upper = BOUNDS[distance] if form == "paper" else (0.05, 0.5)
+  image, text = unit_rows(1, batch), unit_rows(2, batch)
+
+  def value_and_gradient():
+    def loss(image, text):
+      return imc(image, text, distance=distance, lower=lower, upper=upper, form=form)[0]
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(image, text)
+
+  whole = value_and_gradient()
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  monkeypatch.setattr(pairwise, "TILE", 16)
+  in_tiles = value_and_gradient()
+  np.testing.assert_allclose(in_tiles[0], whole[0], rtol=1e-5)
+  for found, expected in zip(in_tiles[1], whole[1], strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_distance_matrix_is_alive_at_a_time(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  x = jax.ShapeDtypeStruct((1024, 512), np.float32)
+  step = jax.jit(jax.value_and_grad(lambda image, text: imc(image, text)[0], argnums=(0, 1)))
+  memory = step.lower(x, x).compile().memory_analysis()
+  # Scores or distances [B, B], two gradients and a copy [B, D].
+  assert memory.temp_size_in_bytes < 4 * (1.5 * 1024**2 + 3 * 1024 * 512)

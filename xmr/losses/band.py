@@ -39,10 +39,10 @@ class Rows(NamedTuple):
   first: jax.Array
 
 
-def all_distances(measure, x):
-  """Measure of all pairs of rows; [B, D] -> [B, B] symmetric, exactly 0 on the diagonal."""
+def all_distances(measure, x, after=None):
+  """Measure of all pairs of rows; [B, D] -> [B, B] symmetric, exactly 0 on the diagonal; l1 after the number `after`."""
   if measure == "l1":
-    return pairwise.sum_over_pairs("absolute", x)
+    return pairwise.sum_over_pairs("absolute", x, after=after)
   x, squares = prepared(measure, x, jnp.mean(x, axis=0))
   return distances(measure, x, x, squares, squares, jnp.eye(x.shape[0], dtype=bool))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import UserError
-from xmr.losses import band, shapes
+from xmr.losses import band, pairwise, shapes
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
@@ -51,10 +51,9 @@ def imc(
   """
   shapes.choice("inter", inter, tuple(INTER))
   loss, terms = INTER[inter](image, text, match=match, margin=margin, reduce=reduce)
-  parts = {
-    f"intra_{name}": intra_modal_constraint(x, distance=distance, lower=lower, upper=upper, form=form)
-    for name, x in (("image", image), ("text", text))
-  }
+  image, text = shapes.matrices(image=image, text=text)
+  values = _constraints(setting(distance, lower, upper, form), (image, text), jax.lax.stop_gradient(loss))
+  parts = dict(zip(("intra_image", "intra_text"), values, strict=True))
   return loss + weight * (parts["intra_image"] + parts["intra_text"]), terms | {"inter": loss} | parts
 
 
@@ -84,7 +83,7 @@ def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="rel
     Chen et al., ICIP 2022, eq. 4-8; CanonChen/IMC `IntraLoss`.
   """
   (x,) = shapes.matrices(x=x)
-  return _constraint(setting(distance, lower, upper, form), x)
+  return _constraints(setting(distance, lower, upper, form), (x,), x[0, 0])[0]
 
 
 def setting(distance, lower, upper, form):
@@ -101,38 +100,62 @@ def setting(distance, lower, upper, form):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _constraint(setting, x):
-  return _measure(setting, x)[0]
+def _constraints(setting, modalities, after):
+  """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive at a time."""
+  values = []
+  for x in modalities:
+    values.append(_measure(setting, x, after)[0])
+    after = values[-1]
+  return tuple(values)
 
 
-def _measure(setting, x):
+def _measure(setting, x, after):
   """The constraint, the distances [B, B], and the statistics of their rows (None where the band is fixed)."""
-  distances = band.all_distances(setting.measure, x)
+  distances = band.all_distances(setting.measure, x, after)
   if not setting.quantile:
     return jnp.sum(band.fixed_values(setting, distances)) / x.shape[0], distances, None
   scale = band.row_scale(jnp.sum(jnp.square(distances), axis=1))
   bounds = band.quantile_bounds(setting, distances[0] / scale[0])
-  row = band.Rows(scale[:, None], 0.0, (jnp.arange(x.shape[0]) == 0)[:, None], bounds.first[None, :])
-  total = jnp.sum(band.quantile_values(bounds, distances, row), axis=1)
+
+  def values(row, part):
+    return band.quantile_values(bounds, part, band.Rows(scale[row, None], 0.0, (row == 0)[:, None], bounds.first[None, :]))
+
+  total = pairwise.sum_of_rows(values, distances)
   return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)
 
 
-def _forward(setting, x):
-  value, distances, statistics = _measure(setting, x)
+def _value_and_gradient(setting, x, after):
+  value, distances, statistics = _measure(setting, x, after)
   if statistics is None:
     slopes = band.fixed_slopes(setting, distances)
   else:
     scale, total, bounds = statistics
     first = jnp.arange(x.shape[0]) == 0
-    rows = band.Rows(scale[:, None], total[:, None], first[:, None], bounds.first[None, :])
     columns = band.Rows(scale[None, :], total[None, :], first[None, :], bounds.first[:, None])
-    slopes = band.quantile_slopes(bounds, distances, rows) + band.quantile_slopes(bounds, distances, columns)
-  # The gradient is taken at once: [B, D] waits for the backward pass then, not [B, B].
+
+    def slopes_of(row, part):
+      rows = band.Rows(scale[row, None], total[row, None], first[row, None], bounds.first[None, :])
+      own = columns._replace(first=columns.first[row])
+      return band.quantile_slopes(bounds, part, rows) + band.quantile_slopes(bounds, part, own)
+
+    # L1 alone does not need the distances again.
+    slopes = pairwise.map_rows(slopes_of, distances, tiled=None if setting.measure == "l1" else False)
   return value, band.pull_back(setting.measure, slopes, distances, x, x) / x.shape[0]
 
 
-def _backward(setting, gradient, cotangent):
-  return (cotangent * gradient,)
+def _forward(setting, modalities, after):
+  # The gradients are taken at once: [B, D] waits for the backward pass then, not [B, B].
+  values, gradients = [], []
+  for x in modalities:
+    value, gradient = _value_and_gradient(setting, x, after)
+    values.append(value)
+    gradients.append(gradient)
+    after = gradient[0, 0]
+  return tuple(values), tuple(gradients)
 
 
-_constraint.defvjp(_forward, _backward)
+def _backward(setting, gradients, cotangents):
+  return tuple(c * g for c, g in zip(cotangents, gradients, strict=True)), None
+
+
+_constraints.defvjp(_forward, _backward)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from xmr.buffers import zeros_after
+
 
 class Term(NamedTuple):
   """A function f of the difference u = x - y, w f'(u) as a function of (w, x, y), and the name of u -> f(-u)."""
@@ -62,10 +64,10 @@ def sum_over_features(term, x, y, tiled=None):
   return out[: len(x), : len(y)]
 
 
-def sum_over_pairs(term, x, *, tiled=None):
+def sum_over_pairs(term, x, *, after=None, tiled=None):
   """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): in tiles, half of them are mirrored.
 
-  Not differentiable.
+  `after`: [] float, computed before the tiles are; None: nothing. Not differentiable.
   """
   if not _tiles(tiled):
     return _sum_over_features(term, x, x)
@@ -79,8 +81,8 @@ def sum_over_pairs(term, x, *, tiled=None):
     part = _sum_over_features(term, _rows(padded, i, rows), _rows(padded, j, rows))
     return lax.dynamic_update_slice(lax.dynamic_update_slice(out, part, (i, j)), part.T, (j, i))
 
-  out = lax.fori_loop(0, len(places), one, jnp.zeros((len(padded), len(padded)), x.dtype))
-  return out[: len(x), : len(x)]
+  out = zeros_after(x[0, 0] if after is None else after, (len(padded), len(padded)), x.dtype)
+  return lax.fori_loop(0, len(places), one, out)[: len(x), : len(x)]
 
 
 def weighted_slopes(term, weight, x, y, *, tiled=None):
@@ -114,6 +116,36 @@ def weighted_slopes(term, weight, x, y, *, tiled=None):
 
   out = lax.fori_loop(0, len(x_padded) // rows * across, one, jnp.zeros_like(x_padded))
   return out[: x.shape[0], : x.shape[1]]
+
+
+def sum_of_rows(function, x, *, tiled=None):
+  """Sum of each row of `function(row numbers [n], rows [n, M])`, an [n, M] array; x [N, M] -> [N]; tiled as above."""
+  if not _tiles(tiled):
+    return jnp.sum(function(jnp.arange(len(x)), x), axis=1)
+  rows = min(TILE, len(x))
+
+  def one(tile, out):
+    # The last tile may begin inside the one before, and sums some rows again.
+    start = jnp.minimum(tile * rows, len(x) - rows)
+    return lax.dynamic_update_slice(out, jnp.sum(function(start + jnp.arange(rows), _rows(x, start, rows)), axis=1), (start,))
+
+  return lax.fori_loop(0, -(-len(x) // rows), one, jnp.zeros_like(x, shape=len(x)))
+
+
+def map_rows(function, x, *, tiled=None):
+  """`function(row numbers [n], rows [n, M])`, an [n, M] array, of all rows of x [N, M], in the memory of x; tiled as above."""
+  if not _tiles(tiled):
+    return function(jnp.arange(len(x)), x)
+  rows = min(TILE, len(x))
+
+  def one(tile, x):
+    start = jnp.minimum(tile * rows, len(x) - rows)
+    number, part = start + jnp.arange(rows), _rows(x, start, rows)
+    # The last tile may begin inside the one before, whose rows are done.
+    part = jnp.where((number >= tile * rows)[:, None], function(number, part), part)
+    return lax.dynamic_update_slice(x, part, (start, 0))
+
+  return lax.fori_loop(0, -(-len(x) // rows), one, x)
 
 
 def _sum_over_features(term, x, y):

@@ -76,8 +76,8 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   scores = jnp.where(negative, scores, -jnp.inf)
   hardest_text, hardest_image = jnp.argmax(scores, axis=1), jnp.argmax(scores, axis=0)
   positive = rowwise(image, text, kind=kind)
-  i2t = margin + rowwise(image, text[hardest_text], kind=kind) - positive
-  t2i = margin + rowwise(image[hardest_image], text, kind=kind) - positive
+  i2t = margin + _again(lambda x, y, index: rowwise(x, y[index], kind=kind))(image, text, hardest_text) - positive
+  t2i = margin + _again(lambda x, y, index: rowwise(x[index], y, kind=kind))(image, text, hardest_image) - positive
   i2t = jnp.where(jnp.any(negative, axis=1), jax.nn.relu(i2t), 0)
   t2i = jnp.where(jnp.any(negative, axis=0), jax.nn.relu(t2i), 0)
   terms = {
@@ -87,6 +87,14 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
     "same_hardest": jnp.maximum(_largest_share(hardest_text), _largest_share(hardest_image)),
   }
   return terms["i2t"] + terms["t2i"], terms
+
+
+def _again(function):
+  """Takes the function again for its gradient, so that an index per query is kept and not a row of D numbers.
+
+  Over several devices the rows are kept: they would be sent a second time.
+  """
+  return jax.checkpoint(function) if jax.device_count() == 1 else function
 
 
 def _largest_share(index):

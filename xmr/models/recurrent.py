@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from xmr.buffers import zeros_after
 from xmr.models.cells import CELLS
 
 # Phases of the time loop; lengths for which the products after it are compiled, and the least number of slots between two.
@@ -200,12 +201,6 @@ def _write(buffer, value, slot):
   return lax.dynamic_update_slice_in_dim(buffer, value.astype(buffer.dtype), slot, axis=1)
 
 
-def _zeros(shape, dtype, *, apart):
-  """Returns zeros that XLA does not take for other ones: it keeps equal constants once, and copies them into every loop.
-  `apart` is any finite number that the other constants do not depend on."""
-  return jnp.full(shape, jnp.minimum(jnp.abs(apart), 0), dtype)
-
-
 def _read_before_write(buffer, slot, rows, there):
   """Returns `_read` of a buffer that the same step of a loop writes afterwards; `there` is True, unknown to XLA, which on
   CPUs copies the whole buffer in every step unless the read stands in a computation of its own."""
@@ -226,7 +221,7 @@ def _forward(static, x, length, weights, save):
   kernel, hidden = weights.input_kernel.astype(dtype), weights.hidden_kernel.astype(dtype)
 
   def buffer(features, wanted, dtype=dtype):
-    return _zeros((shards, slots if wanted else 0, features), dtype, apart=weights.input_bias[0])
+    return zeros_after(weights.input_bias[0], (shards, slots if wanted else 0, features), dtype)
 
   buffers = buffer(4 * width, save), buffer(width, save or sequence), buffer(cell_width, save, jnp.float32)
   h, c = jnp.zeros((shards, rows, width), jnp.float32), jnp.zeros((shards, rows, cell_width), jnp.float32)

@@ -112,6 +112,7 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
     (["--grid", "optimizer.multipliers=1"], "config.optimizer.multipliers is a tuple"),
     (["--config.epochs"], "--config.epochs has no value"),
     (["--seeds=0"], "seeds"),
+    (["--seeds=1795291358"], "flag --seeds=1795291358: 1795291358 is not an integer in the range [1, 1000]"),
   ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(trained, tmp_path, capsys, flags, message):

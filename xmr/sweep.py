@@ -29,6 +29,8 @@ from xmr.errors import UserError, reported
 # What may differ between a finished run and the run that is asked for: where it runs, not what it computes.
 ELSEWHERE = ("data.dir", "data.cache_dir", "data.workers", "data.prefetch", "eval_batch_size", "mining.block")
 ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture")
+# A time or a large seed in place of a number of seeds would plan runs until the memory is full.
+MOST_SEEDS = 1000
 QUIET = {"log.progress": "False", "picture": "False"}
 
 
@@ -62,7 +64,9 @@ def define():
   own = flags.FlagValues()
   flags.DEFINE_string("config", None, "file of a config, or file:variant", flag_values=own)
   flags.DEFINE_multi_string("grid", [], "field=value,value,...; may be given several times", flag_values=own)
-  flags.DEFINE_integer("seeds", 1, "seeds of every setting", lower_bound=1, flag_values=own)
+  flags.DEFINE_integer(
+    "seeds", 1, "how many seeds of every setting", lower_bound=1, upper_bound=MOST_SEEDS, flag_values=own
+  )
   flags.DEFINE_string("workdir", None, "folder of the sweep", flag_values=own)
   flags.DEFINE_integer("jobs", 1, "runs side by side", lower_bound=1, flag_values=own)
   return own

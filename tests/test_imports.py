@@ -12,10 +12,11 @@ COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
 # What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like where it differs.
 ALLOWED = {
   "errors": set(),
+  "buffers": set(),
   "command_line": {"errors"},
   "config": {"errors"},
-  "losses": {"errors", "losses"},
-  "models": {"errors", "models", "command_line"},
+  "losses": {"errors", "buffers", "losses"},
+  "models": {"errors", "buffers", "models", "command_line"},
   "eval.metrics": {"errors"},
   "data": {"errors", "data"},
   "optim": {"errors"},

@@ -69,7 +69,7 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
   rows, columns = steps_of(len(one), len(two), block, None)
   if same:
     # Square, and of the same size.
-    rows = columns = steps_of(len(one), len(one), 2 * block, None)[0]
+    rows = columns = steps_of(len(one), len(one), block, None)[0]
   bests = [[_nothing(rows, k, len(two)) for _ in range(0, len(one), rows)]]
   bests.append(bests[0] if same else [_nothing(columns, k, len(one)) for _ in range(0, len(two), columns)])
   for j, c in enumerate(range(0, len(two), columns)):

@@ -28,8 +28,8 @@ ALLOWED = {
   "stopping": set(),
   "journal": {"errors", "monitor"},
   "encode": {"data", "parallel"},
-  "mining": {"errors", "losses.similarity", "parallel", "gallery"},
-  "gallery": {"losses.similarity", "parallel", "eval.relevance", "data"},
+  "mining": {"errors", "losses.similarity", "losses.tiles", "parallel", "gallery"},
+  "gallery": {"losses.similarity", "losses.tiles", "parallel", "eval.relevance", "data"},
   "eval": {"__version__", "errors", "command_line", "losses.similarity", "parallel", "eval", "data", "config", "writers"},
   "experiment": {"errors", "config", "data", "losses", "models", "optim", "parallel", "checkpoint", "writers"},
 }

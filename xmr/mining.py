@@ -104,9 +104,8 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     allowed["image"] &= scores < positive[None, :]
     allowed["text"] &= scores < positive[:, None]
   index = {}
-  for side, own in (("image", scores.T), ("text", scores)):
-    may = allowed[side].T if side == "image" else allowed[side]
-    best = lax.top_k(jnp.where(may, own, -jnp.inf), min(options.rank + 1, len(image)))
+  for axis, side in enumerate(OTHER):
+    best = gallery.largest(jnp.where(allowed[side], scores, -jnp.inf), min(options.rank + 1, len(image)), axis=axis)
     found, some = gallery.kth(*best, options.rank)
     index[side] = jnp.where(some, found, jnp.arange(len(image)))
   return {

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from xmr.losses import imc, intra_modal_constraint, max_of_hinges, pairwise, sum_of_hinges
+from xmr.losses import imc, intra_modal_constraint, max_of_hinges, sum_of_hinges, tiles
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
 FORMS = ("released", "paper")
@@ -212,17 +212,18 @@ def test_the_tiles_of_one_device_change_nothing(monkeypatch, distance, form, bat
 
   whole = value_and_gradient()
   monkeypatch.setattr(jax, "device_count", lambda: 1)
-  monkeypatch.setattr(pairwise, "TILE", 16)
+  monkeypatch.setattr(tiles, "ROWS", 16)
   in_tiles = value_and_gradient()
   np.testing.assert_allclose(in_tiles[0], whole[0], rtol=1e-5)
   for found, expected in zip(in_tiles[1], whole[1], strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_distance_matrix_is_alive_at_a_time(monkeypatch):
+@pytest.mark.parametrize("distance", ["l1", "cosine"])
+def test_one_distance_matrix_is_alive_at_a_time(monkeypatch, distance):
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   x = jax.ShapeDtypeStruct((1024, 512), np.float32)
-  step = jax.jit(jax.value_and_grad(lambda image, text: imc(image, text)[0], argnums=(0, 1)))
+  step = jax.jit(jax.value_and_grad(lambda image, text: imc(image, text, distance=distance)[0], argnums=(0, 1)))
   memory = step.lower(x, x).compile().memory_analysis()
   # Scores or distances [B, B], two gradients and a copy [B, D].
   assert memory.temp_size_in_bytes < 4 * (1.5 * 1024**2 + 3 * 1024 * 512)

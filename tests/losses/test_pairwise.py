@@ -41,18 +41,3 @@ def test_pairs_of_one_set_are_symmetric_and_equal_rows_have_distance_0(count):
   np.testing.assert_allclose(found, np.abs(x[:, None] - x[None]).sum(axis=2), rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(found, found.T)
   assert found[0, -1] == 0 and not found.diagonal().any()
-
-
-@pytest.mark.parametrize("count", [1, 6, 300, 512])
-@pytest.mark.parametrize("tiled", [True, False])
-def test_rows_in_tiles_are_mapped_once_and_summed_once(count, tiled):
-  x = rows(4, count, 9)
-
-  def function(number, part):
-    return part * (number[:, None] + 1)
-
-  expected = x * (np.arange(count, dtype=np.float32)[:, None] + 1)
-  mapped = jax.jit(lambda x: pairwise.map_rows(function, x, tiled=tiled))(x)
-  np.testing.assert_array_equal(mapped, expected)
-  summed = jax.jit(lambda x: pairwise.sum_of_rows(function, x, tiled=tiled))(x)
-  np.testing.assert_allclose(summed, expected.sum(axis=1), rtol=1e-4, atol=1e-4)

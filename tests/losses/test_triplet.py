@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from xmr.losses import max_of_hinges, sum_of_hinges
+from xmr.losses import max_of_hinges, sum_of_hinges, tiles
 
 LOSSES = {"sum_of_hinges": sum_of_hinges, "max_of_hinges": max_of_hinges}
 
@@ -160,6 +160,36 @@ def test_same_under_jit_and_on_eight_devices(name):
   for arguments in ((image, text, match), jax.device_put((image, text, match), rows)):
     found = jax.jit(value_and_grad)(*arguments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("loss", [sum_of_hinges, max_of_hinges])
+@pytest.mark.parametrize("batch", [3, 16, 41])
+def test_the_tiles_of_one_device_change_nothing(monkeypatch, loss, batch):
+  image, text = unit_rows(0, batch)
+  match = np.random.default_rng(2).random((batch, batch)) < 0.2
+
+  def value_and_gradient():
+    def weighted(image, text):
+      terms = loss(image, text, match=match, margin=0.3)[1]
+      return 2 * terms["i2t"] + 3 * terms["t2i"], terms
+
+    return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))(image, text)
+
+  whole = value_and_gradient()
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  monkeypatch.setattr(tiles, "ROWS", 16)
+  for found, expected in zip(jax.tree.leaves(value_and_gradient()), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [sum_of_hinges, max_of_hinges])
+def test_one_device_keeps_one_matrix_of_scores(monkeypatch, loss):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  x = jax.ShapeDtypeStruct((2048, 64), np.float32)
+  step = jax.jit(jax.value_and_grad(lambda image, text: loss(image, text)[0], argnums=(0, 1)))
+  memory = step.lower(x, x).compile().memory_analysis()
+  # Scores, a byte for each, the mask, a few tiles.
+  assert memory.temp_size_in_bytes < 1.7 * 4 * 2048**2
 
 
 def test_errors_name_what_was_found():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import shapes
+from xmr.losses import shapes, tiles
 from xmr.losses.similarity import PRECISION
 
 PADDINGS = ("zero", "ignored")
@@ -106,7 +106,7 @@ def aligned_full_hard_negative(
   fixed = jax.lax.stop_gradient(scores)
   # The released search ranks S - S_nn, which orders a query's negatives as S does.
   candidates = jnp.where(negative, fixed, -jnp.inf)
-  hardest_text, hardest_image = jnp.argmax(candidates, axis=1), jnp.argmax(candidates, axis=0)
+  hardest_text, hardest_image = (tiles.largest(candidates, axis=axis)[1] for axis in (1, 0))
   has_text, has_image = jnp.any(negative, axis=1), jnp.any(negative, axis=0)
   rows = jnp.arange(batch)
   image_image = _alignment(image, image[hardest_text], image_mask, image_mask[hardest_text], padding)[1]

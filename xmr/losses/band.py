@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from xmr.buffers import zeros_after
 from xmr.losses import pairwise
 from xmr.losses.similarity import PRECISION, safe_sqrt
 
@@ -39,12 +40,18 @@ class Rows(NamedTuple):
   first: jax.Array
 
 
-def all_distances(measure, x, after=None):
-  """Measure of all pairs of rows; [B, D] -> [B, B] symmetric, exactly 0 on the diagonal; l1 after the number `after`."""
+def all_distances(measure, x, after=None, diagonal=None):
+  """Measure of all pairs of rows after the number `after`; [B, D] -> [B, B] symmetric.
+
+  Exactly 0 where `diagonal`, by default the diagonal; False leaves rounding there. L1 is exact.
+  """
   if measure == "l1":
     return pairwise.sum_over_pairs("absolute", x, after=after)
+  if after is not None:
+    x = x + zeros_after(after, (), x.dtype)
+  diagonal = jnp.eye(x.shape[0], dtype=bool) if diagonal is None else diagonal
   x, squares = prepared(measure, x, jnp.mean(x, axis=0))
-  return distances(measure, x, x, squares, squares, jnp.eye(x.shape[0], dtype=bool))
+  return distances(measure, x, x, squares, squares, diagonal)
 
 
 def prepared(measure, x, mean):
@@ -92,14 +99,19 @@ def pull_back(measure, slopes, distances, x, y):
   return jnp.sum(weight, axis=0)[:, None] * x - jnp.matmul(weight.T, y, precision=PRECISION)
 
 
+def inside(setting, distances):
+  """Which distances lie inside the fixed band."""
+  return (setting.lower < distances) & (distances < setting.upper)
+
+
 def fixed_values(setting, distances):
   """Distances inside the fixed band, 0 elsewhere."""
-  return jnp.where((setting.lower < distances) & (distances < setting.upper), distances, 0)
+  return jnp.where(inside(setting, distances), distances, 0)
 
 
 def fixed_slopes(setting, distances):
   """Slope of the sum of `fixed_values` over (n, m) and (m, n) together."""
-  return jnp.where((setting.lower < distances) & (distances < setting.upper), 2.0, 0.0).astype(distances.dtype)
+  return jnp.where(inside(setting, distances), 2.0, 0.0).astype(distances.dtype)
 
 
 def row_scale(squares):

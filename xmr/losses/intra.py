@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import UserError
-from xmr.losses import band, pairwise, shapes
+from xmr.losses import band, shapes, tiles
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
@@ -110,26 +110,34 @@ def _constraints(setting, modalities, after):
 
 
 def _measure(setting, x, after):
-  """The constraint, the distances [B, B], and the statistics of their rows (None where the band is fixed)."""
-  distances = band.all_distances(setting.measure, x, after)
+  """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or statistics of the rows."""
   if not setting.quantile:
-    return jnp.sum(band.fixed_values(setting, distances)) / x.shape[0], distances, None
+    distances = band.all_distances(setting.measure, x, after, diagonal=False)
+
+    def parts(row, part):
+      inside = band.inside(setting, part) & (row[:, None] != jnp.arange(len(x)))
+      return (jnp.where(inside, part, 0),), (), (inside,)
+
+    (total,), _, (inside,) = tiles.one_pass(parts, distances)
+    return jnp.sum(total) / x.shape[0], distances, inside
+  distances = band.all_distances(setting.measure, x, after)
   scale = band.row_scale(jnp.sum(jnp.square(distances), axis=1))
   bounds = band.quantile_bounds(setting, distances[0] / scale[0])
 
   def values(row, part):
     return band.quantile_values(bounds, part, band.Rows(scale[row, None], 0.0, (row == 0)[:, None], bounds.first[None, :]))
 
-  total = pairwise.sum_of_rows(values, distances)
+  total = tiles.sum_of_rows(values, distances)
   return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)
 
 
 def _value_and_gradient(setting, x, after):
-  value, distances, statistics = _measure(setting, x, after)
-  if statistics is None:
-    slopes = band.fixed_slopes(setting, distances)
+  value, distances, found = _measure(setting, x, after)
+  if not setting.quantile:
+    # A distance counts for its row and for its column.
+    slopes = jnp.where(found, 2.0, 0.0).astype(x.dtype)
   else:
-    scale, total, bounds = statistics
+    scale, total, bounds = found
     first = jnp.arange(x.shape[0]) == 0
     columns = band.Rows(scale[None, :], total[None, :], first[None, :], bounds.first[:, None])
 
@@ -139,7 +147,7 @@ def _value_and_gradient(setting, x, after):
       return band.quantile_slopes(bounds, part, rows) + band.quantile_slopes(bounds, part, own)
 
     # L1 alone does not need the distances again.
-    slopes = pairwise.map_rows(slopes_of, distances, tiled=None if setting.measure == "l1" else False)
+    slopes = tiles.map_rows(slopes_of, distances, tiled=None if setting.measure == "l1" else False)
   return value, band.pull_back(setting.measure, slopes, distances, x, x) / x.shape[0]
 
 

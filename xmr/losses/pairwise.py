@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from xmr.buffers import zeros_after
+from xmr.losses import tiles
 
 
 class Term(NamedTuple):
@@ -33,8 +34,6 @@ TERMS = {
 # Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8 XLA's CPU backend does not
 # vectorise the pass, which is then six times slower; the bench `losses` would show it.
 UNROLL = 16
-# Rows and columns of the result at a time on a CPU: the accumulator and what is read stay in the cache of a core.
-TILE = 256
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -48,7 +47,7 @@ def sum_over_features(term, x, y, tiled=None):
   Returns:
     [N, M]; temporaries of the forward and backward pass are of this size or of the inputs'.
   """
-  if not _tiles(tiled):
+  if not tiles.in_tiles(tiled):
     return _sum_over_features(term, x, y)
   rows, columns = _tile(len(x)), _tile(len(y))
   x_padded, y_padded = _padded(x, rows), _padded(y, columns)
@@ -69,7 +68,7 @@ def sum_over_pairs(term, x, *, after=None, tiled=None):
 
   `after`: [] float, computed before the tiles are; None: nothing. Not differentiable.
   """
-  if not _tiles(tiled):
+  if not tiles.in_tiles(tiled):
     return _sum_over_features(term, x, x)
   rows = _tile(len(x))
   padded = _padded(x, rows)
@@ -99,7 +98,7 @@ def weighted_slopes(term, weight, x, y, *, tiled=None):
 
     return lax.fori_loop(0, steps, add, jnp.zeros_like(x))
 
-  if not _tiles(tiled):
+  if not tiles.in_tiles(tiled):
     return slopes(weight, x, y)
   rows, columns = _tile(x.shape[0]), _tile(x.shape[1])
   x_padded = _padded(_padded(x, rows).T, columns).T
@@ -118,36 +117,6 @@ def weighted_slopes(term, weight, x, y, *, tiled=None):
   return out[: x.shape[0], : x.shape[1]]
 
 
-def sum_of_rows(function, x, *, tiled=None):
-  """Sum of each row of `function(row numbers [n], rows [n, M])`, an [n, M] array; x [N, M] -> [N]; tiled as above."""
-  if not _tiles(tiled):
-    return jnp.sum(function(jnp.arange(len(x)), x), axis=1)
-  rows = min(TILE, len(x))
-
-  def one(tile, out):
-    # The last tile may begin inside the one before, and sums some rows again.
-    start = jnp.minimum(tile * rows, len(x) - rows)
-    return lax.dynamic_update_slice(out, jnp.sum(function(start + jnp.arange(rows), _rows(x, start, rows)), axis=1), (start,))
-
-  return lax.fori_loop(0, -(-len(x) // rows), one, jnp.zeros_like(x, shape=len(x)))
-
-
-def map_rows(function, x, *, tiled=None):
-  """`function(row numbers [n], rows [n, M])`, an [n, M] array, of all rows of x [N, M], in the memory of x; tiled as above."""
-  if not _tiles(tiled):
-    return function(jnp.arange(len(x)), x)
-  rows = min(TILE, len(x))
-
-  def one(tile, x):
-    start = jnp.minimum(tile * rows, len(x) - rows)
-    number, part = start + jnp.arange(rows), _rows(x, start, rows)
-    # The last tile may begin inside the one before, whose rows are done.
-    part = jnp.where((number >= tile * rows)[:, None], function(number, part), part)
-    return lax.dynamic_update_slice(x, part, (start, 0))
-
-  return lax.fori_loop(0, -(-len(x) // rows), one, x)
-
-
 def _sum_over_features(term, x, y):
   value = TERMS[term].value
   steps = -(-y.shape[1] // UNROLL)
@@ -161,14 +130,9 @@ def _sum_over_features(term, x, y):
   return lax.fori_loop(0, steps, add, jnp.zeros_like(x, shape=(x.shape[0], y.shape[0])))
 
 
-def _tiles(tiled):
-  # Over several devices the compiler splits the whole accumulator; it would gather the rows for tiles. A GPU wants all at once.
-  return jax.default_backend() == "cpu" and jax.device_count() == 1 if tiled is None else tiled
-
-
 def _tile(size):
-  """Returns the rows of a tile: at most TILE, evenly filled, a multiple of UNROLL."""
-  count = -(-size // TILE)
+  """Returns the rows of a tile: at most tiles.ROWS, evenly filled, a multiple of UNROLL."""
+  count = -(-size // tiles.ROWS)
   return -(-size // (count * UNROLL)) * UNROLL
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import band, shapes
+from xmr.losses import band, shapes, tiles
 from xmr.losses.intra import setting as intra_setting
 from xmr.losses.similarity import PRECISION, rowwise
 
@@ -242,8 +242,7 @@ def _hardest_start(positive):
 
 def _hardest_update(kept, scores, negative, positive, index):
   scores = jnp.where(negative, scores, -jnp.inf)
-  place = jnp.argmax(scores, axis=1)
-  best = jnp.take_along_axis(scores, place[:, None], axis=1)[:, 0]
+  best, place = tiles.largest(scores, axis=1)
   place = index[0, place].astype(jnp.int32)
   # Blocks do not come in order of index: ties go to the lowest.
   better = (best > kept.value) | ((best == kept.value) & (best > -jnp.inf) & (place < kept.extra[0]))

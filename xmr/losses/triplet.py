@@ -1,9 +1,11 @@
 """Hinge losses on triplets of the batch: every negative (SH) or the hardest one (MH)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import shapes
+from xmr.losses import shapes, tiles
 from xmr.losses.similarity import rowwise, similarity
 
 
@@ -33,15 +35,38 @@ def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   scores = similarity(image, text, kind=kind)
   # Not the diagonal of `scores`: its gradient would be a scatter into [B, B].
   positive = rowwise(image, text, kind=kind)
-  i2t = jnp.where(negative, jax.nn.relu(margin + scores - positive[:, None]), 0)
-  t2i = jnp.where(negative, jax.nn.relu(margin + scores - positive[None, :]), 0)
-  active = jnp.sum(i2t > 0) + jnp.sum(t2i > 0)
-  terms = {
-    "i2t": scale * jnp.sum(i2t),
-    "t2i": scale * jnp.sum(t2i),
-    "active": active / jnp.maximum(2 * jnp.sum(negative), 1),
-  }
+  i2t, t2i, active = _hinges(margin, scores, positive, negative)
+  terms = {"i2t": scale * i2t, "t2i": scale * t2i, "active": active / jnp.maximum(2 * jnp.sum(negative), 1)}
   return terms["i2t"] + terms["t2i"], terms
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hinges(margin, scores, positive, negative):
+  """Sums of the hinges over each row's and each column's positive, and the number above 0; [B, B], [B], [B, B] -> 3 x []."""
+  return _hinges_forward(margin, scores, positive, negative)[0]
+
+
+def _hinges_forward(margin, scores, positive, negative):
+  def hinges(row, part, negative):
+    own = positive[row][:, None], positive[None, :]
+    costs = [jnp.where(negative, jax.nn.relu(margin + part - p), 0) for p in own]
+    active = [cost > 0 for cost in costs]
+    of_row, of_column = (x.astype(part.dtype) for x in active)
+    return (*costs, of_row), (of_column,), (active[0].astype(jnp.uint8) + 2 * active[1].astype(jnp.uint8),)
+
+  # The scores are not needed again: a byte says which hinges a pair is active in.
+  (i2t, t2i, of_row), (of_column,), (code,) = tiles.one_pass(hinges, scores, negative)
+  return (jnp.sum(i2t), jnp.sum(t2i), jnp.sum(of_row) + jnp.sum(of_column)), (code, of_row, of_column)
+
+
+def _hinges_backward(margin, residuals, cotangents):
+  code, of_row, of_column = residuals
+  i2t, t2i, _ = cotangents
+  slopes = jnp.where(code % 2 > 0, i2t, 0) + jnp.where(code > 1, t2i, 0)
+  return slopes, -(i2t * of_row + t2i * of_column), None
+
+
+_hinges.defvjp(_hinges_forward, _hinges_backward)
 
 
 def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
@@ -73,8 +98,9 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   negative = ~shapes.match_mask(match, batch)
   # The search needs no gradient: two dot products per query, taken again below, carry all of it.
   scores = similarity(jax.lax.stop_gradient(image), jax.lax.stop_gradient(text), kind=kind)
-  scores = jnp.where(negative, scores, -jnp.inf)
-  hardest_text, hardest_image = jnp.argmax(scores, axis=1), jnp.argmax(scores, axis=0)
+  hardest_text, hardest_image = tiles.largest_of_both(
+    lambda row, part, negative: jnp.where(negative, part, -jnp.inf), scores, negative
+  )
   positive = rowwise(image, text, kind=kind)
   i2t = margin + _again(lambda x, y, index: rowwise(x, y[index], kind=kind))(image, text, hardest_text) - positive
   t2i = margin + _again(lambda x, y, index: rowwise(x[index], y, kind=kind))(image, text, hardest_image) - positive

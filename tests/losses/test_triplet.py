@@ -185,7 +185,7 @@ def test_the_tiles_of_one_device_change_nothing(monkeypatch, loss, batch):
 @pytest.mark.parametrize("loss", [sum_of_hinges, max_of_hinges])
 def test_one_device_keeps_one_matrix_of_scores(monkeypatch, loss):
   monkeypatch.setattr(jax, "device_count", lambda: 1)
-  x = jax.ShapeDtypeStruct((2048, 64), np.float32)
+  x = jax.ShapeDtypeStruct((2048, 1024), np.float32)
   step = jax.jit(jax.value_and_grad(lambda image, text: loss(image, text)[0], argnums=(0, 1)))
   memory = step.lower(x, x).compile().memory_analysis()
   # Scores, a byte for each, the mask, a few tiles.

@@ -42,6 +42,7 @@ def get_config(name, variant):
     config.pairs = pairs = ml_collections.ConfigDict()
     pairs.scheme = "grid"  # grid · balanced · released (keras_gcn)
     pairs.dropout = 0.0  # on the product of text and image; 0.2 (yul_gcn), 0.4 (SCKR)
+    pairs.unit_dropout = 0.0  # on the units of a text, after `normalize`
     pairs.image_dropout = 0.4  # on the features of an image; the group has none
     pairs.activation = "relu"  # of both fully connected layers: none (SCKR) · relu (keras_gcn) · tanh
     pairs.normalize = "none"  # whose rows are scaled to a mean square of 1 before the product: none (the group) · text · both

@@ -222,6 +222,7 @@ def test_random_scores_give_the_share_of_relevant_items():
     ("pairs.activation", "gelu", "config.pairs.activation is 'gelu'; expected one of none, relu, tanh"),
     ("pairs.normalize", "rows", "config.pairs.normalize is 'rows'; expected one of none, text, both"),
     ("pairs.head_start", 0.0, "config.pairs.head_start is 0.0; expected more than 0"),
+    ("pairs.unit_dropout", 1.0, "config.pairs.unit_dropout is 1.0; expected from 0 to below 1"),
     ("graph.dropout", -0.1, "config.graph.dropout is -0.1; expected from 0 to below 1"),
   ],
 )

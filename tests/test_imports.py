@@ -28,7 +28,7 @@ ALLOWED = {
   "stopping": set(),
   "journal": {"errors", "monitor"},
   "encode": {"data", "parallel"},
-  "mining": {"errors", "losses.similarity", "losses.tiles", "parallel", "gallery"},
+  "mining": {"errors", "losses.similarity", "parallel", "gallery"},
   "gallery": {"losses.similarity", "losses.tiles", "parallel", "eval.relevance", "data"},
   "eval": {"__version__", "errors", "command_line", "losses.similarity", "parallel", "eval", "data", "config", "writers"},
   "experiment": {"errors", "config", "data", "losses", "models", "optim", "parallel", "checkpoint", "writers"},

@@ -11,8 +11,8 @@ from jax import lax
 from xmr import parallel
 from xmr.data.text import encode_all
 from xmr.eval.relevance import rouge_l_above
-from xmr.losses import tiles
 from xmr.losses.similarity import PRECISION
+from xmr.losses.tiles import largest
 
 PANEL = 256  # columns of a triangular product at a time
 
@@ -84,7 +84,7 @@ def merged(best, value, place):
   """Merges scores [n, B] of rows `place` [n], all beyond the ones before, into the best (values, rows), [k, B] each."""
   count = len(best[0])
   if count == 1:
-    top, first = tiles.largest(value, axis=0)
+    top, first = largest(value, axis=0)
     better = top > best[0][0]
     return jnp.where(better, top, best[0][0])[None], jnp.where(better, place[first], best[1][0])[None]
   index = jnp.concatenate([best[1], jnp.broadcast_to(place[:, None], value.shape)])
@@ -92,10 +92,10 @@ def merged(best, value, place):
   return value.T, jnp.take_along_axis(index, order.T, axis=0)
 
 
-def largest(scores, count, *, axis):
+def best_of(scores, count, *, axis):
   """The `count` largest scores along an axis of [N, M], descending, and their places: [., count] each, lowest place first."""
   if count == 1:
-    value, place = tiles.largest(scores, axis=axis)
+    value, place = largest(scores, axis=axis)
     return value[:, None], place[:, None]
   return lax.top_k(scores if axis else scores.T, count)
 

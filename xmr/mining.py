@@ -105,7 +105,7 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     allowed["text"] &= scores < positive[:, None]
   index = {}
   for axis, side in enumerate(OTHER):
-    best = gallery.largest(jnp.where(allowed[side], scores, -jnp.inf), min(options.rank + 1, len(image)), axis=axis)
+    best = gallery.best_of(jnp.where(allowed[side], scores, -jnp.inf), min(options.rank + 1, len(image)), axis=axis)
     found, some = gallery.kth(*best, options.rank)
     index[side] = jnp.where(some, found, jnp.arange(len(image)))
   return {

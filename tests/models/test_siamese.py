@@ -87,9 +87,10 @@ def test_few_pairs_of_many_rows_score_as_in_the_grid(drawn):
   np.testing.assert_allclose(few, everything[jnp.asarray([5, 0]), jnp.asarray([1, 3])], rtol=1e-5)
 
 
-def test_dropout_acts_in_training_alone(drawn):
+@pytest.mark.parametrize("name", ["dropout", "unit_dropout", "image_dropout"])
+def test_dropout_acts_in_training_alone(drawn, name):
   texts, images = drawn
-  model = PairScore(text=GraphEncoder(dim=64), dropout=0.5)
+  model = PairScore(text=GraphEncoder(dim=64), **{"dropout": 0.0, name: 0.5})
   pairs = jnp.arange(4), jnp.arange(4)
   variables = model.init(jax.random.key(0), texts, GRAPH, images, *pairs)
   still = model.apply(variables, texts, GRAPH, images, *pairs)
@@ -98,6 +99,22 @@ def test_dropout_acts_in_training_alone(drawn):
     model.apply(variables, texts, GRAPH, images, *pairs, train=True, rngs={"dropout": jax.random.key(k)}) for k in (1, 2)
   )
   assert not np.allclose(once, again) and not np.allclose(once, still)
+
+
+def test_units_are_dropped_for_a_text_whatever_the_image(drawn):
+  texts, images = drawn
+  model = PairScore(text=GraphEncoder(dim=1, activation="none"), dropout=0.0, unit_dropout=0.5)
+  pairs = [x.ravel() for x in jnp.meshgrid(jnp.arange(6), jnp.arange(4), indexing="ij")]
+  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *pairs)["params"])}
+  constant = variables["params"]["head"]["bias"]
+  still = model.apply(variables, texts, GRAPH, images, *pairs).reshape(6, 4) - constant
+  shares = []
+  for seed in range(8):
+    scores = model.apply(variables, texts, GRAPH, images, *pairs, train=True, rngs={"dropout": jax.random.key(seed)})
+    share = (scores.reshape(6, 4) - constant) / still
+    np.testing.assert_allclose(share, np.broadcast_to(share[:, :1], share.shape), atol=1e-4)
+    shares.append(np.round(share[:, 0]))
+  assert set(np.ravel(shares)) == {0, 2}
 
 
 def test_image_without_rows_and_an_unknown_normalization_are_refused(drawn):

@@ -66,7 +66,7 @@ def validate(config):
   bound, pair = loss_of(config), jnp.zeros(2)
   # The loss checks its own parameters when it is traced.
   jax.eval_shape(bound, pair, pair > 0, *([pair] if labelled(config) else []))
-  for key in ("siamese.dropout", "pairs.dropout", "pairs.image_dropout", "graph.dropout"):
+  for key in ("siamese.dropout", "pairs.dropout", "pairs.unit_dropout", "pairs.image_dropout", "graph.dropout"):
     if not 0 <= values[key] < 1:
       raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
 
@@ -183,8 +183,8 @@ def retrieval_stage(config, problem, workdir, similarity):
   """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
   section = config.pairs
   model = PairScore(
-    text=encoder(config), dropout=section.dropout, image_dropout=section.image_dropout, head_start=section.head_start,
-    normalize=section.normalize,
+    text=encoder(config), dropout=section.dropout, unit_dropout=section.unit_dropout, image_dropout=section.image_dropout,
+    head_start=section.head_start, normalize=section.normalize,
   )  # fmt: skip
   arrays = {
     "signal": jnp.asarray(problem.signals["train"]), "image": jnp.asarray(problem.images["train"]),

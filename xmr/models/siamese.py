@@ -54,7 +54,8 @@ class PairScore(nn.Module):
 
   Attributes:
     text: GraphEncoder of dim D; its activation is that of h_i too.  dropout: rate on h_t * h_i in training.
-    image_dropout: rate on the image's features in training.
+    unit_dropout: rate on the units of h_t in training, drawn for a text and not for a pair: a grid of pairs stays one
+      product of matrices.  image_dropout: rate on the image's features in training.
     head_start: factor on the drawn w. The global loss wants scores of about 0.1 (means m apart cost too much variance), and
       a network that starts at 1 spends its training on getting smaller.
     normalize: whose rows are scaled to a mean square of 1 before the product: "none" (the group), "text" or "both". Without
@@ -66,6 +67,7 @@ class PairScore(nn.Module):
 
   text: GraphEncoder
   dropout: float = 0.2
+  unit_dropout: float = 0.0
   image_dropout: float = 0.0
   head_start: float = 1.0
   normalize: str = "none"
@@ -73,7 +75,7 @@ class PairScore(nn.Module):
   def setup(self):
     if self.normalize not in NORMALIZED:
       raise ValueError(f"normalize is {self.normalize!r}; expected one of {', '.join(NORMALIZED)}")
-    self.drop = nn.Dropout(self.image_dropout)
+    self.drop_units, self.drop = nn.Dropout(self.unit_dropout), nn.Dropout(self.image_dropout)
     self.image = nn.Dense(self.text.dim, kernel_init=nn.initializers.xavier_uniform())
     self.head = Head(self.text.dim, self.dropout, self.head_start)
 
@@ -91,7 +93,7 @@ class PairScore(nn.Module):
     """
     if image.ndim != 2:
       raise ValueError(f"image has shape {image.shape}; expected (images, features)")
-    text = self._text(signal, laplacian, train=train)
+    text = self.drop_units(self._text(signal, laplacian, train=train), deterministic=not train)
     image = self.encode_image(self.drop(image, deterministic=not train))
     return self.head(text, image, text_of_pair, image_of_pair, train=train)
 

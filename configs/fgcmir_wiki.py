@@ -20,7 +20,7 @@ Variants:
   soft_targets  similarity labels as targets of the scores
   pair_margin   a margin per pair
   threshold     only pairs of hardness 0.5 and above
-  cross_entropy  every pair by itself, without labels: texts of unit rows, more dropout, larger batches
+  cross_entropy  every pair by itself, without labels: texts of unit rows, more units and dropout, larger batches
   table         all of these with five seeds, semantic matching beside them, and paired tests
 """
 

@@ -136,7 +136,7 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
     assert 0 < test["map"]["p"] <= test["map"]["p_holm"] <= 1
   text = (tmp_path / "table" / "table.md").read_text()
   assert all(f"| {row} |" in text for row in ("base", "hardness", "semantic matching, words", "random"))
-  assert "than base at 0.05 after Holm's adjustment" in text
+  assert "than base at 0.05 after Holm's adjustment" in text and " against semantic matching, words: image query " in text
   assert all((tmp_path / "table" / file).stat().st_size for file in ("precision_recall.png", "hardness.png", "hardness.md"))
   assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "lda", "siamese"]
   form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
@@ -155,6 +155,20 @@ def test_paired_tests_see_a_row_that_is_better_on_every_query():
   assert tests["fine_grained"]["map"]["difference"] == pytest.approx(0.01)
   assert tests["fine_grained"]["map"]["p_holm"] < 0.01 and tests["fine_grained"]["map"]["p_seeds"] < 0.01
   assert tests["semantic_matching"]["map"]["p"] > 0.01 and np.isnan(tests["semantic_matching"]["map"]["p_seeds"])
+
+
+def test_the_best_variant_is_held_against_two_regressions():
+  rng = np.random.default_rng(0)
+  run = {"i2t": rng.random(40), "t2i": rng.random(40)}
+  found = {"base": [run], "cross_entropy": [{"i2t": run["i2t"] + 0.02, "t2i": run["t2i"]}]}
+  rows = {name: table.mean_of(runs) for name, runs in found.items()}
+  rows["semantic_matching_words"] = {"i2t": run["i2t"], "t2i": run["t2i"] + 0.01}
+  best = table.best_against(found, rows)
+  assert best["row"] == "cross_entropy"
+  differences = [best[figure]["difference"] for figure in ("i2t/map", "t2i/map", "map")]
+  np.testing.assert_allclose(differences, [0.02, -0.01, 0.005], atol=1e-9)
+  assert max(best["i2t/map"]["p"], best["t2i/map"]["p"]) < 0.01
+  assert table.best_against(found, {"base": run}) == {}
 
 
 def test_an_unknown_row_of_the_table_is_named(make_config, tmp_path):

@@ -64,7 +64,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
   results = {
     "dataset": config.data.name, "seeds": list(config.table.seeds),
     "rows": {v: {f: over_seeds(x) for f, x in over(runs).items()} for v, runs in found.items()},
-    "tests": tests(found, rows) if "base" in found else {},
+    "tests": tests(found, rows) if "base" in found else {}, "best_against": best_against(found, rows),
     "random": report.random_map(label),
     "baselines": {name: semantic_matching(p, label) for name, p in posteriors.items()},
   }  # fmt: skip
@@ -147,6 +147,18 @@ def tests(found, rows):
   return result
 
 
+def best_against(found, rows, *, baseline="semantic_matching_words"):
+  """Returns {"row", "baseline", and per figure "difference", "low", "high", "p"}: the best variant's mean MAP against it."""
+  if baseline not in rows:
+    return {}
+  best = max(found, key=lambda name: over(found[name])["map"].mean())
+  ours, theirs = ({**r, "both": (r["i2t"] + r["t2i"]) / 2} for r in (rows[best], rows[baseline]))
+  tested = {}
+  for figure, key in zip(FIGURES, ("i2t", "t2i", "both"), strict=True):
+    tested[figure] = paired_bootstrap(ours[key], theirs[key]) | {"p": paired_permutation(ours[key], theirs[key])["p"]}
+  return {"row": best, "baseline": baseline, **tested}
+
+
 def _plain(value):
   if isinstance(value, dict):
     return {key: _plain(item) for key, item in value.items()}
@@ -187,8 +199,7 @@ def _test(results, name):
   if test is None:
     return "| | |"
   seeds = f"{test['p_seeds']:.3f}" if np.isfinite(test["p_seeds"]) else ""
-  interval = f"{100 * test['difference']:+.2f} ({100 * test['low']:+.2f} to {100 * test['high']:+.2f})"
-  return f"{interval} | {test['p']:.4f} | {test['p_holm']:.4f} | {seeds}"
+  return f"{_interval(test)} | {test['p']:.4f} | {test['p_holm']:.4f} | {seeds}"
 
 
 def verdicts(results):
@@ -200,4 +211,12 @@ def verdicts(results):
     title = TITLES.get(name, BASELINES.get(name, name))
     verdict = f"significantly {word}" if test["p_holm"] <= LEVEL else f"not significantly {word}"
     lines.append(f"- {title}: {verdict} than base at {LEVEL:g} after Holm's adjustment")
+  best = results["best_against"]
+  if best:
+    cells = [f"{title} {_interval(best[figure])}, p {best[figure]['p']:.4f}" for figure, title in FIGURES.items()]
+    lines.append(f"- {TITLES.get(best['row'], best['row'])} against {BASELINES[best['baseline']]}: {'; '.join(cells)}")
   return lines
+
+
+def _interval(test):
+  return f"{100 * test['difference']:+.2f} ({100 * test['low']:+.2f} to {100 * test['high']:+.2f})"

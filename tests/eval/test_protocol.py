@@ -116,7 +116,7 @@ def test_both_directions_take_one_product_per_block(monkeypatch):
   monkeypatch.setattr(similarity, "_tile", lambda *a, **k: calls.append(1) or tile(*a, **k))
   image, text, image_of_text = example(images=300)
   recall(image, text, image_of_text, block=128)
-  assert len(calls) == 3 * -(-len(text) // 512)
+  assert len(calls) == 3 * -(-len(text) // 256)
 
 
 def test_bad_ground_truth_names_what_and_where():

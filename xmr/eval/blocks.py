@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from xmr.errors import UserError
 
 BLOCK = 1024  # queries at a time
-GALLERY_BLOCKS = 4  # gallery rows at a time, in blocks
+GALLERY_BLOCKS = 2  # gallery rows at a time, in blocks
 ROW_UNIT, COLUMN_UNIT = 128, 64  # blocks are multiples of these; below 256, for sums in bytes
 
 

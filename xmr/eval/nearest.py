@@ -23,7 +23,7 @@ def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
   Args:
     query: [Q, D] float.  gallery: [G, D] float.
     k: 1 to G.  kind, text_query: as `similarity`.
-    block: queries at a time; four times as many gallery rows at a time.
+    block: queries at a time; twice as many gallery rows at a time.
   Returns:
     (scores [Q, k] float32, indices [Q, k] int32).
   Raises:

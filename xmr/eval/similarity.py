@@ -31,7 +31,7 @@ def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=B
     query: [Q, D] float.  gallery: [G, D] float.
     positives: [Q] int, the one positive of each query, or [Q, P] padded with -1.
     kind, text_query: as `similarity`.
-    block: queries at a time; four times as many gallery rows at a time.
+    block: queries at a time; twice as many gallery rows at a time.
   Returns:
     [Q] int32, 0-based.
   Raises:

@@ -114,6 +114,11 @@ def mean_of(runs):
   return {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
 
 
+def by_figure(row):
+  """Returns {figure: [Q] average precision} of the arrays of a per_query.npz."""
+  return {"i2t/map": row["i2t"], "t2i/map": row["t2i"], "map": (row["i2t"] + row["t2i"]) / 2}
+
+
 def over(runs):
   """Returns {figure: [S] MAP of each seed}."""
   sides = {f"{side}/map": np.array([run[side].mean() for run in runs]) for side in ("i2t", "t2i")}
@@ -133,7 +138,7 @@ def tests(found, rows):
   """
   names = [name for name in rows if name != "base"]
   result = {name: {} for name in names}
-  of_query = {n: {"i2t/map": r["i2t"], "t2i/map": r["t2i"], "map": (r["i2t"] + r["t2i"]) / 2} for n, r in rows.items()}
+  of_query = {name: by_figure(row) for name, row in rows.items()}
   seeds = {name: over(runs) for name, runs in found.items()}
   for figure in FIGURES:
     for name in names:
@@ -152,10 +157,11 @@ def best_against(found, rows, *, baseline="semantic_matching_words"):
   if baseline not in rows:
     return {}
   best = max(found, key=lambda name: over(found[name])["map"].mean())
-  ours, theirs = ({**r, "both": (r["i2t"] + r["t2i"]) / 2} for r in (rows[best], rows[baseline]))
+  ours, theirs = by_figure(rows[best]), by_figure(rows[baseline])
   tested = {}
-  for figure, key in zip(FIGURES, ("i2t", "t2i", "both"), strict=True):
-    tested[figure] = paired_bootstrap(ours[key], theirs[key]) | {"p": paired_permutation(ours[key], theirs[key])["p"]}
+  for figure in FIGURES:
+    pair = ours[figure], theirs[figure]
+    tested[figure] = paired_bootstrap(*pair) | {"p": paired_permutation(*pair)["p"]}
   return {"row": best, "baseline": baseline, **tested}
 
 

@@ -1,7 +1,9 @@
 """The score that decides ranks and ties: float64, summed in one fixed order, a function of two rows and nothing else."""
 
+import concurrent.futures
 import functools
 import hashlib
+import os
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from xmr.errors import UserError
 KINDS = ("cosine", "dot", "order")
 # Norms this close to 1 are those of rows that were normalised in float32; dividing again would only add rounding.
 UNIT_SLACK = 1e-6
-CHUNK = 1 << 16  # float64 entries held at a time: they stay in the cache
+CHUNK = 1 << 17  # float64 entries that a core holds at a time: they stay in its cache
 COLUMNS = 1024  # gallery rows held in float64 at a time
 
 
@@ -101,7 +103,8 @@ def pair_scores(query, gallery, i, j, *, kind):
   """
   scores = np.empty(len(i))
   step = max(1, CHUNK // query.x.shape[1])
-  for begin in range(0, len(i), step):
+
+  def chunk(begin):
     a, b = i[begin : begin + step], j[begin : begin + step]
     terms = gallery.x[b].astype(np.float64)
     if kind == "order":
@@ -112,6 +115,13 @@ def pair_scores(query, gallery, i, j, *, kind):
     else:
       terms *= query.x[a]
       scores[begin : begin + step] = tree_sum(terms) * query.weight[a] * gallery.weight[b]
+
+  begins = range(0, len(i), step)
+  if len(begins) < 2:
+    list(map(chunk, begins))
+  else:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(chunk, begins))
   return scores
 
 

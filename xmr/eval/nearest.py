@@ -3,11 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval import exact
+from xmr.eval import candidates, exact
 from xmr.eval.blocks import BLOCK, ROW_UNIT, block_of, factors_of, placement_of, score_factor, steps_of
 from xmr.losses.similarity import similarity
 
@@ -17,8 +16,8 @@ SPARE = 8  # candidates that are kept beyond k
 def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
   """The k best gallery items of each query, best first; of equal scores the lowest index comes first.
 
-  The device keeps the best k and a few more in float32, merged block by block; neighbours closer than its rounding error
-  are ordered by `exact.pair_scores`, so the indices depend on the rows alone. Scores are float32, right to its rounding.
+  The best k and a few more are kept in float32, merged block by block; neighbours closer than its rounding error are
+  ordered by `exact.pair_scores`, so the indices depend on the rows alone. Scores are float32, right to its rounding.
 
   Args:
     query: [Q, D] float.  gallery: [G, D] float.
@@ -35,14 +34,18 @@ def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
   rows, columns = steps_of(len(query), len(gallery), block, placement)
   factors = factors_of(query, gallery, kind=kind)
   to_rows, to_columns = placement or (None, None)
+  merge = candidates.merge_of(placement)
   bests = []
   for r in range(0, len(query), rows):
     queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
-    best = jax.device_put(_nothing(rows, k, len(gallery)), to_rows)
-    for c in range(0, len(gallery), columns):
-      items = jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns)
-      best = _merge(best, queries, items, c, len(gallery), order=kind == "order")
-    bests.append([np.asarray(x) for x in best])
+    blocks = (
+      (c, _products(queries, jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns), kind=kind))
+      for c in range(0, len(gallery), columns)
+    )
+    best = jax.device_put(candidates.none(rows, _kept(k, gallery)), to_rows)
+    for c, scores in _one_ahead(blocks):
+      best = merge(best, scores, (r, c), (len(query), len(gallery)))
+    bests.append(best)
   return _collected(query, gallery, bests, k, kind=kind, factor=score_factor(factors, kind=kind))
 
 
@@ -70,23 +73,38 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
   if same:
     # Square, and of the same size.
     rows = columns = steps_of(len(one), len(one), block, None)[0]
-  bests = [[_nothing(rows, k, len(two)) for _ in range(0, len(one), rows)]]
-  bests.append(bests[0] if same else [_nothing(columns, k, len(one)) for _ in range(0, len(two), columns)])
+  merge = candidates.merge_of(None)
+  best_of_one = [candidates.none(rows, _kept(k, two)) for _ in range(0, len(one), rows)]
+  best_of_two = best_of_one if same else [candidates.none(columns, _kept(k, one)) for _ in range(0, len(two), columns)]
+  for i, j, scores in _one_ahead(_blocks_of_both(one, two, rows, columns, factors, kind)):
+    starts, ends = (i * rows, j * columns), (len(one), len(two))
+    best_of_one[i] = merge(best_of_one[i], scores, starts, ends)
+    if not (same and i == j):
+      best_of_two[j] = merge(best_of_two[j], scores, starts[::-1], ends[::-1], by_column=True)
+  factor = score_factor(factors, kind=kind)
+  found = _collected(one, two, best_of_one, k, kind=kind, factor=factor)
+  return found, found if same else _collected(two, one, best_of_two, k, kind=kind, factor=factor)
+
+
+def _blocks_of_both(one, two, rows, columns, factors, kind):
+  """Yields (i, j, products of block i of `one` with block j of `two`); of one side with itself where i <= j."""
   for j, c in enumerate(range(0, len(two), columns)):
     items = jax.device_put(block_of(two, c, columns, factors[1], kind))
     for i, r in enumerate(range(0, len(one), rows)):
-      if same and r > c:
+      if two is one and i > j:
         break
-      queries = items if same and r == c else jax.device_put(block_of(one, r, rows, factors[0], kind))
-      if same and r == c:
-        bests[0][i] = _merge(bests[0][i], queries, items, c, len(two), order=False)
-      else:
-        bests[0][i], bests[1][j] = _merge_both(bests[0][i], bests[1][j], queries, items, (r, c), (len(one), len(two)))
-    # Or all blocks would wait in memory.
-    jax.block_until_ready(bests[1][j])
-  factor = score_factor(factors, kind=kind)
-  found = _collected(one, two, bests[0], k, kind=kind, factor=factor)
-  return found, found if same else _collected(two, one, bests[1], k, kind=kind, factor=factor)
+      queries = items if two is one and i == j else jax.device_put(block_of(one, r, rows, factors[0], kind))
+      yield i, j, _products(queries, items, kind=kind)
+
+
+def _one_ahead(found):
+  """Yields each when it is ready and the next is under way: the device computes while this one is merged."""
+  found = iter(found)
+  last = next(found)
+  for item in found:
+    yield jax.block_until_ready(last)
+    last = item
+  yield last
 
 
 def _check_k(k, gallery):
@@ -94,10 +112,14 @@ def _check_k(k, gallery):
     raise UserError(f"k is {k}; expected 1 to {len(gallery)}, the size of the gallery")
 
 
-def _nothing(rows, k, n_gallery):
-  """The best of no items: scores and indices [rows, k and a few more]."""
-  keep = min(k + SPARE, n_gallery)
-  return np.full((rows, keep), -np.inf, np.float32), np.zeros((rows, keep), np.int32)
+def _kept(k, gallery):
+  return min(k + SPARE, len(gallery))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _products(query, gallery, *, kind):
+  # Rows are scaled to unit length already where that is asked for.
+  return similarity(query, gallery, kind="order" if kind == "order" else "dot")
 
 
 def _collected(query, gallery, bests, k, *, kind, factor):
@@ -107,34 +129,10 @@ def _collected(query, gallery, bests, k, *, kind, factor):
   r = 0
   for best in bests:
     at = slice(r, min(r + len(best[0]), len(query)))
-    score, index = (np.asarray(x)[: at.stop - r] for x in best)
+    score, index = candidates.in_order([np.asarray(x)[: at.stop - r] for x in best])
     scores[at], indices[at] = _settled(query, gallery, r, score.astype(np.float64) / factor, index, 2 * slack[at], k, kind)
     r = at.stop
   return scores, indices
-
-
-@functools.partial(jax.jit, static_argnames=("order",))
-def _merge(best, query, gallery, start, end, *, order):
-  """Merges a block of the gallery, whose first row is `start` and which ends at `end`, into the best so far."""
-  return _better(best, similarity(query, gallery, kind="order" if order else "dot"), start, end)
-
-
-@jax.jit
-def _merge_both(best_of_first, best_of_second, first, second, starts, ends):
-  """Merges one block of products into the best so far of its rows and of its columns."""
-  scores = similarity(first, second, kind="dot")
-  return _better(best_of_first, scores, starts[1], ends[1]), _better(best_of_second, scores.T, starts[0], ends[0])
-
-
-def _better(best, scores, start, end):
-  index = start + jnp.arange(scores.shape[1], dtype=jnp.int32)
-  scores = jnp.where(index[None, :] < end, scores, -jnp.inf)
-  keep = best[0].shape[1]
-  block_scores, block_index = jax.lax.top_k(scores, min(keep, scores.shape[1]))
-  scores = jnp.concatenate([best[0], block_scores], axis=1)
-  index = jnp.concatenate([best[1], block_index + start], axis=1)
-  scores, at = jax.lax.top_k(scores, keep)
-  return scores, jnp.take_along_axis(index, at, axis=1)
 
 
 def _settled(query, gallery, first, score, index, gap, k, kind):

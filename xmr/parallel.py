@@ -109,6 +109,14 @@ def mesh(devices=None):
   return Mesh(devices, (DATA,), axis_types=(AxisType.Auto,))
 
 
+def compiler_options():
+  """Returns what `jit` of a training step is compiled with: {name: value}, for the default platform.
+
+  On a CPU vectors of 512 bits, where it has them: XLA's own choice of 256 costs the L1 distance up to a third of its speed.
+  """
+  return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
+
+
 def replicated(mesh):
   """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

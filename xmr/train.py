@@ -143,8 +143,10 @@ def fit(experiment, stop):
   step_of = functools.partial(
     train_step, model=e.model, transform=e.transform, miner=miner, match=config.match, seed=config.seed
   )
-  run_step = jax.jit(functools.partial(step_of, loss=e.loss), donate_argnums=0)
-  run_warmup = jax.jit(functools.partial(step_of, loss=e.warmup_loss), donate_argnums=0)
+  run_step, run_warmup = (
+    jax.jit(functools.partial(step_of, loss=loss), donate_argnums=0, compiler_options=parallel.compiler_options())
+    for loss in (e.loss, e.warmup_loss)
+  )
   every = max(1, in_steps(config.evaluate, e.steps_per_epoch, name="config.evaluate."))
   batches = e.train_batches(start)
   try:

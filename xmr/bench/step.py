@@ -60,7 +60,7 @@ def built(rows, kernels, dim):
     variables["params"][f"{side}_encoder"]["projection"]["kernel"] = kernel
   transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=1000, total_steps=30000)
   step = functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges"))
-  return jax.jit(step, donate_argnums=0), variables, transform, parallel.mesh()
+  return jax.jit(step, donate_argnums=0, compiler_options=parallel.compiler_options()), variables, transform, parallel.mesh()
 
 
 def ours(*, batch, image, text, dim):

@@ -34,6 +34,7 @@ TERMS = {
 # Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8 XLA's CPU backend does not
 # vectorise the pass, which is then six times slower; the bench `losses` would show it.
 UNROLL = 16
+WHOLE = 512  # rows up to which one tile takes them all: each pass over a tile starts and joins the cores
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -131,8 +132,8 @@ def _sum_over_features(term, x, y):
 
 
 def _tile(size):
-  """Returns the rows of a tile: at most tiles.ROWS, evenly filled, a multiple of UNROLL."""
-  count = -(-size // tiles.ROWS)
+  """Returns the rows of a tile: all, or at most tiles.ROWS, evenly filled; a multiple of UNROLL."""
+  count = 1 if size <= WHOLE else -(-size // tiles.ROWS)
   return -(-size // (count * UNROLL)) * UNROLL
 
 

@@ -1,5 +1,6 @@
 """Benches: contenders in processes of their own, figures, goals, table and JSON; one bench from end to end."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from xmr.bench import __main__ as command
-from xmr.bench import report, runner, scaling
+from xmr.bench import others, report, runner, scaling
 from xmr.bench.cases import Case, Goal
 from xmr.bench.runner import PROBES
 
@@ -67,13 +68,33 @@ def test_ratio_share_rate_and_goals_are_those_of_the_times(toy):
   assert result["missing"] == {"absent": "No module named 'torch'"}
   document = report.document("toy", [result], quick=False, rounds=2)
   assert json.loads(json.dumps(document)) == document
-  assert {"processor", "cores", "memory_gb", "load"} <= document["machine"].keys()
+  assert {"processor", "cores", "memory_gb", "others"} <= document["machine"].keys()
   assert document["versions"]["jax"] and "torch" in document["versions"]
   lines = report.table(document).splitlines()
   assert lines[0].split()[:4] == ["case", "contender", "time", "ratio"]
   assert lines[2].split()[:4] == ["torch", "8", "s", "4.00"]
   assert "MISSED toy: ratio/torch >= 5, found 4" in lines and "met    toy: share >= 0.5, found 0.5" in lines
   assert "without absent: No module named 'torch'; pip install -e '.[bench]'" in lines
+
+
+def test_time_that_went_elsewhere_is_what_neither_the_bench_nor_idling_took(monkeypatch):
+  files = iter(["cpu 100 0 50 800 50 0 0 0 0 0\n", "cpu 300 0 50 900 50 0 0 100 0 0\n"])
+  clocks, own = iter([10.0, 12.0]), iter([(1.0, 0.0, 0.0, 0.0), (1.5, 0.5, 1.0, 0.0)])
+  monkeypatch.setattr("builtins.open", lambda path: io.StringIO(next(files)))
+  monkeypatch.setattr(others.os, "sysconf", lambda name: 100)
+  monkeypatch.setattr(others.os, "cpu_count", lambda: 2)
+  monkeypatch.setattr(others.os, "times", lambda: next(own))
+  monkeypatch.setattr(others.time, "monotonic", lambda: next(clocks))
+  # Three seconds of two cores were taken in two seconds, two of them by the bench.
+  assert others.share_since(others.mark()) == pytest.approx(1 / 4)
+
+
+def test_a_machine_that_others_used_is_named(toy):
+  (result,) = toy(xmr="ours", torch="slow")
+  for share, said in ((None, []), (0.02, ["2%"]), (0.3, ["30%", "ratios are not to be trusted"])):
+    text = report.table(report.document("toy", [result], quick=False, rounds=2, others=share))
+    assert all(word in text for word in said)
+    assert ("meanwhile" in text, "not to be trusted" in text) == (len(said) > 0, len(said) > 1)
 
 
 @pytest.mark.parametrize(

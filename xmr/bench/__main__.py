@@ -11,7 +11,7 @@ import os
 import sys
 
 from xmr import command_line
-from xmr.bench import report, runner
+from xmr.bench import others, report, runner
 from xmr.errors import UserError, reported
 
 BENCHES = {
@@ -68,14 +68,16 @@ def main(argv):
       known = "; ".join(case.name for case in bench.cases(quick=arguments.quick))
       raise UserError(f"--only={arguments.only} leaves no case of {arguments.name}; expected part of one of: {known}")
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    begun = others.mark()
     results = runner.run(
       cases, rounds=rounds, cores=arguments.cores, probe_arguments={"size": 256} if arguments.quick else None,
       say=lambda line: print(f"xmr.bench: {line}", file=sys.stderr, flush=True),
     )  # fmt: skip
     summary = bench.summary(results) if hasattr(bench, "summary") else []
     document = report.document(
-      arguments.name, results, quick=arguments.quick, rounds=rounds, cores=arguments.cores, summary=summary
-    )
+      arguments.name, results, quick=arguments.quick, rounds=rounds, cores=arguments.cores, others=others.share_since(begun),
+      summary=summary,
+    )  # fmt: skip
     print(report.table(document), file=sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.json == "-":
       print(json.dumps(document, indent=2))

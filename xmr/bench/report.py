@@ -5,20 +5,25 @@ import importlib.metadata
 import os
 import platform
 
+BUSY = 0.1  # share of the machine that may go elsewhere
 PACKAGES = ("xmr", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "rapidfuzz", "torch", "faiss-cpu")
 
 
-def document(name, results, *, quick, rounds, cores=None, summary=None):
-  """Returns all that the JSON holds: how it was run, when, on what, with which versions, and "cases" of `runner.run`."""
+def document(name, results, *, quick, rounds, cores=None, others=None, summary=None):
+  """Returns all that the JSON holds: how it was run, when, on what, with which versions, and "cases" of `runner.run`.
+
+  others: share of the machine that went elsewhere meanwhile, see `others`.
+  """
   return {
     "bench": name, "quick": quick, "rounds": rounds, "cores": cores,
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "machine": machine(), "versions": versions(), "cases": results, "summary": summary or [],
+    "machine": machine() | {"others": None if others is None else round(others, 3)}, "versions": versions(),
+    "cases": results, "summary": summary or [],
   }  # fmt: skip
 
 
 def machine():
-  """Returns what the machine is: processor, cores that this process may use, memory, load."""
+  """Returns what the machine is: processor, cores that this process may use, memory."""
   model = platform.processor() or platform.machine()
   try:
     with open("/proc/cpuinfo") as file:
@@ -29,7 +34,6 @@ def machine():
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
   return {
     "processor": model, "cores": cores, "memory_gb": round(memory, 1), "system": f"{platform.system()} {platform.machine()}",
-    "load": round(os.getloadavg()[0], 1),
   }  # fmt: skip
 
 
@@ -74,11 +78,13 @@ def table(document):
     lines.append(f"probes: {gemm:.0f} GFLOP/s float32, {copy:.1f} GB/s copied (read + written)")
   known, cores = document["machine"], document["cores"]
   lines.append(
-    f"{known['processor']}, {cores or known['cores']} cores, load {known['load']}; ratio: its time over ours, in "
+    f"{known['processor']}, {cores or known['cores']} cores; ratio: its time over ours, in "
     f"{'processor time' if cores == 1 else 'time'} per round"
   )
-  if known["load"] > known["cores"] / 2 and cores != 1:
-    lines.append("the machine was busy with other programs: ratios are not to be trusted; --cores=1 counts processor time")
+  if known["others"] is not None:
+    lines.append(f"meanwhile {known['others']:.0%} of the machine's time went to other programs or its host")
+    if known["others"] > BUSY and cores != 1:
+      lines.append("that is too much: ratios are not to be trusted; --cores=1 counts processor time")
   return "\n".join(lines)
 
 

@@ -115,6 +115,15 @@ def test_growth_is_the_slope_in_logarithms():
   assert scaling.exponent([(1, 5.0), (2, None)]) is None
 
 
+def test_growth_of_memory_is_that_of_the_plan_where_there_is_one():
+  figures = [{"fastest": n**2, "extra_mb": 1.0, "facts": {"temp_mb": 3.0 * n}} for n in (512, 1024)]
+  results = [{"name": f"mh B {n}", "contenders": {"xmr": x}} for n, x in zip((512, 1024), figures, strict=True)]
+  assert scaling.summary(results) == ["growth of mh B: time 2.00, memory 1.00; arithmetic 2"]
+  for x in figures:
+    x["facts"] = {}
+  assert scaling.summary(results) == ["growth of mh B: time 2.00, memory 0.00; arithmetic 2"]
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

@@ -30,7 +30,7 @@ def scores_of(kind):
 def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
   scores, keep = scores_of(kind), 19
   for by_column in (False, True):
-    best = candidates.none(QUERIES, keep)
+    best = candidates.empty(QUERIES, keep)
     for start in range(0, ITEMS, block):
       # Blocks have one shape; what lies beyond the gallery would win if it were looked at.
       part = np.pad(scores[:, start : start + block], ((0, 0), (0, max(0, start + block - ITEMS))), constant_values=1000)
@@ -43,7 +43,7 @@ def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
 
 def test_queries_beyond_the_last_are_left_alone():
   padded = np.pad(scores_of("random"), ((0, 4), (0, 0)))
-  best = candidates._merge_on_host(candidates.none(QUERIES + 4, 5), padded, (0, 0), (QUERIES, ITEMS))
+  best = candidates._merge_on_host(candidates.empty(QUERIES + 4, 5), padded, (0, 0), (QUERIES, ITEMS))
   assert np.isfinite(best[0][:QUERIES]).all() and np.isneginf(best[0][QUERIES:]).all()
 
 

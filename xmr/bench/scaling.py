@@ -51,7 +51,8 @@ def summary(results):
     if len(points) < 2:
       continue
     time = exponent([(size, figures["fastest"]) for size, figures in points])
-    memory = exponent([(size, figures["extra_mb"]) for size, figures in points])
+    # What the compiler plans is exact; a few MB of the resident set are chance.
+    memory = exponent([(size, figures["facts"].get("temp_mb", figures["extra_mb"])) for size, figures in points])
     shown = "too little to fit" if memory is None else f"{memory:.2f}"
     lines.append(f"growth of {kind}: time {time:.2f}, memory {shown}; arithmetic {expected}")
   return lines

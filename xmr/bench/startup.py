@@ -101,8 +101,9 @@ def first_step(folder, batch, words, dim):
   transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=200, total_steps=6000)
   mesh = parallel.mesh()
   step = jax.jit(
-    functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("imc")), donate_argnums=0
-  )
+    functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("imc")), donate_argnums=0,
+    compiler_options=parallel.compiler_options(),
+  )  # fmt: skip
   state = train.create_train_state(variables, transform, mesh=mesh)
   rows = parallel.shard(mesh, rows)
   jax.block_until_ready((state.params, rows))

@@ -1,6 +1,6 @@
 """The best few of each query, merged block by block: by top_k on a device, on a CPU by a bound that only rises.
 
-XLA's top_k on a CPU takes one entry after another, on one core, and longer than the products that it looks at.
+On a CPU XLA's top_k goes from one entry to the next on one core, which takes longer than the products themselves.
 """
 
 import functools
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-GROUPS = 8  # in which the entries of a row are compared for its first bound
+GROUPS = 8  # entries of which only the largest counts for the first bound of a row
 
 
-def none(rows, keep):
-  """The best of no items: scores [rows, keep] float32, -inf, and indices [rows, keep] int32."""
+def empty(rows, keep):
+  """The best of no items: scores [rows, keep] float32, all -inf, and indices [rows, keep] int32."""
   return np.full((rows, keep), -np.inf, np.float32), np.zeros((rows, keep), np.int32)
 
 
@@ -73,7 +73,7 @@ def _merge_on_host(best, scores, starts, ends, *, by_column=False):
 def reached(scores, keep):
   """A number for each row that at least `keep` of its entries reach, and few more; [Q, C] -> [Q].
 
-  The keep-th largest of the largest entries of C / GROUPS groups; -inf where there are fewer groups.
+  The keep-th largest of the largest entries of C // GROUPS groups; -inf where there are fewer than `keep` groups.
   """
   width = scores.shape[1] // GROUPS
   if width < keep:

@@ -42,7 +42,7 @@ def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
       (c, _products(queries, jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns), kind=kind))
       for c in range(0, len(gallery), columns)
     )
-    best = jax.device_put(candidates.none(rows, _kept(k, gallery)), to_rows)
+    best = jax.device_put(candidates.empty(rows, _kept(k, gallery)), to_rows)
     for c, scores in _one_ahead(blocks):
       best = merge(best, scores, (r, c), (len(query), len(gallery)))
     bests.append(best)
@@ -74,8 +74,8 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
     # Square, and of the same size.
     rows = columns = steps_of(len(one), len(one), block, None)[0]
   merge = candidates.merge_of(None)
-  best_of_one = [candidates.none(rows, _kept(k, two)) for _ in range(0, len(one), rows)]
-  best_of_two = best_of_one if same else [candidates.none(columns, _kept(k, one)) for _ in range(0, len(two), columns)]
+  best_of_one = [candidates.empty(rows, _kept(k, two)) for _ in range(0, len(one), rows)]
+  best_of_two = best_of_one if same else [candidates.empty(columns, _kept(k, one)) for _ in range(0, len(two), columns)]
   for i, j, scores in _one_ahead(_blocks_of_both(one, two, rows, columns, factors, kind)):
     starts, ends = (i * rows, j * columns), (len(one), len(two))
     best_of_one[i] = merge(best_of_one[i], scores, starts, ends)

@@ -131,6 +131,7 @@ def _measure(setting, x, after):
   return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # Traced once for both modalities.
 def _value_and_gradient(setting, x, after):
   value, distances, found = _measure(setting, x, after)
   if not setting.quantile:

@@ -11,6 +11,7 @@ import tempfile
 from xmr.bench.cases import OURS
 
 PROBES = {"gemm": "xmr.bench.probes:gemm", "copy": "xmr.bench.probes:copy"}
+PROBE_CALLS = 12  # of which the fastest counts: after a contender of one thread the other cores take some to wake up
 
 
 class Worker:
@@ -113,7 +114,7 @@ def run_case(case, worker, amounts, rounds):
   rates = {probe: [] for probe in amounts}
   for _ in range(rounds):
     for probe, amount in amounts.items():
-      rates[probe].append(amount / min(worker(probe).ask(calls=3)["seconds"]))
+      rates[probe].append(amount / min(worker(probe).ask(calls=PROBE_CALLS)["seconds"]))
     for name, reply in opened.items():
       taken = statistics.median(worker(name).ask(calls=reply["calls"])["seconds"])
       times[name].append(taken / case.part.get(name, 1.0))

@@ -302,8 +302,8 @@ def _largest_in_rows(matrix, k):
   largest = np.empty((len(matrix), k), np.float32)
   block = max(1, BLOCK_BYTES // (4 * matrix.shape[1]))
   for start in range(0, len(matrix), block):
-    rows = np.ascontiguousarray(matrix[start : start + block], np.float32)
-    largest[start : start + block] = -np.sort(np.partition(-rows, k - 1, axis=1)[:, :k], axis=1)
+    rows = np.negative(matrix[start : start + block], dtype=np.float32, order="C")
+    largest[start : start + block] = -np.sort(np.partition(rows, k - 1, axis=1)[:, :k], axis=1)
   return largest
 
 

@@ -24,7 +24,7 @@ Variants:
   table         all of these with five seeds, semantic matching beside them, and paired tests
 """
 
-from configs import fgcmir
+from configs.common import fgcmir
 
 
 def get_config(variant=""):

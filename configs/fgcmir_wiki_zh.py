@@ -10,7 +10,7 @@ Variants:
   table         all forms of the labels with five seeds
 """
 
-from configs import fgcmir
+from configs.common import fgcmir
 
 
 def get_config(variant=""):

@@ -20,7 +20,7 @@ Variants:
   mlp       Full-HN with small networks, whose dropout and L2 act
 """
 
-from configs import fullhn
+from configs.common import fullhn
 
 
 def get_config(variant=""):

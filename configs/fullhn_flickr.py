@@ -25,7 +25,7 @@ Variants:
   flickr8k_random  random negatives there
 """
 
-from configs import fullhn
+from configs.common import fullhn
 
 FLICKR8K = "flickr8k_"
 

@@ -13,7 +13,7 @@ Variants:
   frozen      the released command: the CNN is not trained
 """
 
-from configs import flickr
+from configs.common import flickr
 
 
 def get_config(variant=""):

@@ -14,7 +14,7 @@ Variants:
   flickr8k_features  linear projections of image and sentence features on Flickr8k
 """
 
-from configs import flickr
+from configs.common import flickr
 
 
 def get_config(variant=""):

@@ -14,7 +14,7 @@ Variants:
   finetuned   15 more epochs at 2e-5 with the CNN; --config.init=runs/vsepp
 """
 
-from configs import flickr
+from configs.common import flickr
 
 
 def get_config(variant=""):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import test_mining
+import test_scopes
 
 from xmr import encode, experiment, losses, mining, parallel, train
 from xmr.config import base_config
@@ -67,10 +67,10 @@ def test_every_loss_has_the_same_value_and_gradient_on_1_2_and_8_devices(name):
 
 @pytest.mark.parametrize("scope", ["batch", "train", "bank", "random", "released"])
 def test_every_scope_of_mining_has_the_same_value_and_gradient_on_1_2_and_8_devices(scope):
-  split, results = test_mining.make_split(), []
-  batch = test_mining.make_batch(split)[0]
+  split, results = test_scopes.make_split(), []
+  batch = test_scopes.make_batch(split)[0]
   for count in COUNTS:
-    e = test_mining.make_experiment(split, test_mining.make_config(mining__scope=scope), count, loss="full_hard_negative")
+    e = test_scopes.make_experiment(split, test_scopes.make_config(mining__scope=scope), count, loss="full_hard_negative")
     miner, pool, bank = mining.make(e)
     # A step of 1 against the gradient: the parameters hold it.
     transform = optax.sgd(1.0)
@@ -97,7 +97,7 @@ def test_a_step_in_ring_form_is_the_plain_step(name, match):
   mesh = parallel.mesh()
   config = ring_config(**{"loss.name": name})
   rows = tensors_of(name)
-  model = test_mining.models.build(config.model)
+  model = test_scopes.models.build(config.model)
   batch = {"image": rows["image"], "text": rows["text"], "image_id": np.repeat(np.arange(B // 2), 2).astype(np.int32)}
   variables = jax.device_get(model.init(jax.random.key(0), {key: value[:1] for key, value in batch.items()}))
   results = []

@@ -19,7 +19,8 @@ from xmr import config as config_lib
 from xmr import data, extract
 from xmr.data import images
 from xmr.errors import UserError
-from xmr.models import convert, image, resnet, weights
+from xmr.interop import weights
+from xmr.models import convert, image, resnet
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE, RESIZE = 40, 48

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from configs import fgcmir_wiki
 from xmr.data import labelled
 from xmr.errors import UserError
-from xmr.fine_grained import command, report, stages, table
+from xmr.fine_grained import command, report, table, two_stage
 from xmr.fine_grained.data import load, scale
 from xmr.fine_grained.scores import area_under_roc
 from xmr.fine_grained.semantic_matching import logistic_regression, posteriors, semantic_matching
@@ -102,7 +102,7 @@ def test_eval_only_without_a_run_is_refused(make_config, tmp_path):
 
 def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
   config = make_config("lda", steps=96)
-  results = stages.run(config, tmp_path / "run", Asked(), baselines=False)
+  results = two_stage.run(config, tmp_path / "run", Asked(), baselines=False)
   assert results["words"] is None and results["metrics"]["map"] > results["random"] + 0.1
   config.graph.layers = 2
   with pytest.raises(UserError, match="config.graph.signal=features .* expected config.graph.layers=0"):
@@ -112,11 +112,11 @@ def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
 @pytest.mark.parametrize("stage", [pytest.param("siamese", marks=pytest.mark.slow), "pairs"])
 def test_a_stopped_run_goes_on_to_the_same_end(make_config, tmp_path, stage):
   config = make_config()
-  straight = stages.run(config, tmp_path / "straight", Asked(), baselines=False)
+  straight = two_stage.run(config, tmp_path / "straight", Asked(), baselines=False)
   # Stage 1 has 9 steps, so step 10 is of stage 2 alone.
-  assert stages.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False) is None
+  assert two_stage.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False) is None
   assert (tmp_path / "run" / "checkpoints").exists() == (stage == "pairs")
-  resumed = stages.run(config, tmp_path / "run", Asked(), baselines=False)
+  resumed = two_stage.run(config, tmp_path / "run", Asked(), baselines=False)
   assert resumed["metrics"] == pytest.approx(straight["metrics"], abs=1e-6)
   validated = [[line["step"] for line in scores_of(tmp_path / name) if "val/map" in line] for name in ("run", "straight")]
   assert validated == [[6, 12], [6, 12]]
@@ -141,7 +141,7 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
   assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "lda", "siamese"]
   form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
   assert form["loss.form"] == "h" and form["seed"] == 1
-  monkeypatch.setattr(stages, "run", None)  # Finished runs are read.
+  monkeypatch.setattr(two_stage, "run", None)  # Finished runs are read.
   assert command.train_and_evaluate(config, tmp_path / "table")["rows"] == results["rows"]
 
 
@@ -185,7 +185,7 @@ def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
     "text": jnp.asarray([2, 0]), "item": jnp.asarray([1, 0, 2]), "text_of_pair": jnp.asarray([1, 1, 0, 0]),
     "item_of_pair": jnp.asarray([1, 0, 0, 2]), "positive": jnp.asarray([True, True, False, True]),
   }  # fmt: skip
-  np.testing.assert_allclose(stages.hardness(similarity, batch), [0, 0.2, 0.3, 0], atol=1e-6)
+  np.testing.assert_allclose(two_stage.hardness(similarity, batch), [0, 0.2, 0.3, 0], atol=1e-6)
 
 
 def test_area_under_roc_equals_scikit_learn_with_ties():

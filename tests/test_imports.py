@@ -12,26 +12,26 @@ COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
 # What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like where it differs.
 ALLOWED = {
   "errors": set(),
-  "buffers": set(),
   "command_line": {"errors"},
   "config": {"errors"},
-  "losses": {"errors", "buffers", "losses"},
-  "models": {"errors", "buffers", "models", "command_line"},
+  "ops": {"errors", "ops"},
+  "losses": {"errors", "ops", "losses"},
+  "models": {"errors", "ops", "models"},
+  "models.convert": {"errors", "command_line", "interop", "models"},
+  "interop": {"errors", "models", "interop"},
   "eval.metrics": {"errors"},
   "data": {"errors", "data"},
   "optim": {"errors"},
   "parallel": {"errors"},
   "checkpoint": {"errors"},
-  "board": set(),
-  "writers": {"errors", "board"},
-  "monitor": set(),
-  "stopping": set(),
-  "journal": {"errors", "monitor"},
+  "tracking": {"errors", "tracking"},
+  "preemption": set(),
   "encode": {"data", "parallel"},
-  "mining": {"errors", "losses.similarity", "parallel", "gallery"},
-  "gallery": {"losses.similarity", "losses.tiles", "parallel", "eval.relevance", "data"},
-  "eval": {"__version__", "errors", "command_line", "losses.similarity", "parallel", "eval", "data", "config", "writers"},
-  "experiment": {"errors", "config", "data", "losses", "models", "optim", "parallel", "checkpoint", "writers"},
+  "mining": {"errors", "ops", "parallel", "mining", "eval.relevance", "data"},
+  "eval": {"__version__", "errors", "command_line", "ops", "parallel", "eval", "data", "config", "tracking"},
+  "experiment": {
+    "errors", "config", "data", "losses", "models", "interop", "optim", "parallel", "checkpoint", "tracking",
+  },
 }
 
 

@@ -9,7 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-import test_mining
+import test_scopes
 
 from xmr import experiment, mining, parallel, train
 from xmr.config import base_config
@@ -94,13 +94,13 @@ def test_products_take_the_operations_of_the_plan():
 
 def compiled_mining(scope, images, block=256, width=64, dim=32):
   """Returns (compiled train step, rows of the pool's texts) with exact mining over so many images, two captions each."""
-  split = test_mining.make_split(images=images, width=(width, width))
-  config = test_mining.make_config(mining__scope=scope, mining__block=block, model__dim=dim)
-  e = test_mining.make_experiment(split, config, P)
+  split = test_scopes.make_split(images=images, width=(width, width))
+  config = test_scopes.make_config(mining__scope=scope, mining__block=block, model__dim=dim)
+  e = test_scopes.make_experiment(split, config, P)
   miner, pool, bank = mining.make(e)
   state = train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
   step = functools.partial(train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner)
-  batch = parallel.shard(e.mesh, test_mining.make_batch(split)[0])
+  batch = parallel.shard(e.mesh, test_scopes.make_batch(split)[0])
   return jax.jit(step, donate_argnums=0).lower(state, batch, pool).compile()
 
 

@@ -20,6 +20,12 @@ class UserError(ValueError):
     self.tree = tree
 
 
+def choice(name, value, known):
+  """Raises UserError unless `value` is one of `known`; lists them."""
+  if value not in known:
+    raise UserError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
+
+
 def disk_full(error):
   """Returns what the system says of a disk that takes no more, where that is behind an error; else None."""
   while error is not None:

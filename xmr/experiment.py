@@ -18,8 +18,8 @@ from xmr import config as config_lib
 from xmr.data import pipeline
 from xmr.data import text as words
 from xmr.errors import UserError
-from xmr.models import weights
-from xmr.writers import write_json
+from xmr.interop import weights
+from xmr.tracking.writer import write_json
 
 
 @dataclasses.dataclass

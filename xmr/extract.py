@@ -107,7 +107,8 @@ def load_weights(kind, path):
   """The variables of a backbone from a converted file; UserError where it is of another kind."""
   import safetensors
 
-  from xmr.models import convert, weights
+  from xmr.interop import weights
+  from xmr.models import convert
 
   wrapped = {name: {"image_encoder": {"backbone": tree}} for name, tree in convert.shapes(kind).items()}
   loaded = weights.load_backbone(path, wrapped)
@@ -137,7 +138,7 @@ def claim(out, manifest):
   Raises:
     UserError: it holds other work; every field that differs is named.
   """
-  from xmr.writers import write_json
+  from xmr.tracking.writer import write_json
 
   path = pathlib.Path(out) / "manifest.json"
   if path.exists():
@@ -212,7 +213,7 @@ def extract(config, *, backbone, weights, out, average="none", grid=False, dtype
   from xmr import parallel
   from xmr.data import images
   from xmr.models import convert
-  from xmr.writers import write_json
+  from xmr.tracking.writer import write_json
 
   if backbone not in convert.IMAGE_KINDS:
     raise UserError(f"--backbone is {backbone!r}; expected one of {', '.join(convert.IMAGE_KINDS)}")

@@ -54,7 +54,7 @@ def check(arguments):
 def search(arguments):
   """Answers one query: prints the ranking, and writes the page where one is asked for."""
   from xmr import inspect
-  from xmr.inspect import gallery as galleries
+  from xmr.inspect import index as galleries
 
   run = inspect.load(arguments.workdir, arguments.step)
   # The query first: what is wrong with it shows before a folder is encoded.

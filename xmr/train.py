@@ -13,13 +13,13 @@ import optax
 from xmr import checkpoint, encode, mining, parallel
 from xmr.config import in_steps
 from xmr.errors import UserError
-from xmr.eval import extra, protocol
+from xmr.eval import configured, protocol
 from xmr.experiment import prepare
 from xmr.inspect import plots
-from xmr.journal import Journal
-from xmr.monitor import Profiler
-from xmr.stopping import Stop
-from xmr.writers import Writer, write_arrays
+from xmr.preemption import Stop
+from xmr.tracking.journal import Journal
+from xmr.tracking.profiler import Profiler
+from xmr.tracking.writer import Writer, write_arrays
 
 
 @flax.struct.dataclass
@@ -119,7 +119,7 @@ def train_and_evaluate(config, workdir):
 
 def train(experiment):
   """Trains up to the last step of the config; returns False where a signal stopped it, with a checkpoint."""
-  extra.check(experiment.config, experiment.splits[experiment.config.evaluate.split])
+  configured.check(experiment.config, experiment.splits[experiment.config.evaluate.split])
   with Stop(every=experiment.config.log.steps) as stop, experiment.locked():
     return fit(experiment, stop)
 
@@ -227,7 +227,7 @@ def score(experiment):
   step, variables, _ = checkpoint.load(e.workdir, config.evaluate.select)
   split = e.splits[config.evaluate.split]
   image, text = embeddings(e, parallel.replicate(e.mesh, variables), split)
-  found, queries = extra.figures(config, split, image, text)
+  found, queries = configured.figures(config, split, image, text)
   workdir = e.workdir if jax.process_index() == 0 else None
   if workdir:
     write_arrays(workdir / "queries.npz", queries)

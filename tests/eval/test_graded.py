@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xmr.errors import UserError
-from xmr.eval import order
+from xmr.eval import consistency
 
 # xmr.eval.graded is the function of the same name.
 graded = importlib.import_module("xmr.eval.graded")
@@ -233,10 +233,10 @@ def test_order_consistency_equals_loops():
       outranked += max(t[x] @ t[q] for x in foreign) >= p
     by_image = [max(i[x] @ i[j] for x in range(len(i)) if x != j) >= max(t[image_of_text == j] @ i[j])
                 for j in range(len(i))]
-    shares = order.order_consistency(image, text, image_of_text, margin=margin)
+    shares = consistency.order_consistency(image, text, image_of_text, margin=margin)
     assert list(shares.values()) == pytest.approx([*counts / len(t), np.mean(by_image), outranked / len(t)])
 
 
 def test_order_consistency_needs_a_second_image():
   with pytest.raises(UserError, match="at least 2"):
-    order.order_consistency(np.ones((1, 2)), np.ones((4, 2)), np.zeros(4, int))
+    consistency.order_consistency(np.ones((1, 2)), np.ones((4, 2)), np.zeros(4, int))

@@ -11,7 +11,7 @@ import pytest
 from xmr.errors import UserError
 from xmr.eval import protocol, recall
 
-similarity = importlib.import_module("xmr.eval.similarity")
+similarity = importlib.import_module("xmr.eval.ranks")
 NAMES = [f"{d}/{n}" for d in ("i2t", "t2i") for n in ("r1", "r5", "r10", "medr", "meanr")]
 
 

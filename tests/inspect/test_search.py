@@ -9,7 +9,7 @@ import pytest
 from xmr import search
 from xmr.errors import UserError
 from xmr.eval import top_k
-from xmr.inspect import gallery as galleries
+from xmr.inspect import index as galleries
 from xmr.inspect import report
 
 

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from xmr.losses import imc, intra_modal_constraint, max_of_hinges, sum_of_hinges, tiles
+from xmr.losses import imc, intra_modal_constraint, max_of_hinges, sum_of_hinges
+from xmr.ops import tiles
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
 FORMS = ("released", "paper")

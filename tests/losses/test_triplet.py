@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from xmr.losses import max_of_hinges, sum_of_hinges, tiles
+from xmr.losses import max_of_hinges, sum_of_hinges
+from xmr.ops import tiles
 
 LOSSES = {"sum_of_hinges": sum_of_hinges, "max_of_hinges": max_of_hinges}
 

@@ -15,7 +15,8 @@ import safetensors.numpy
 import torch_reference as reference
 
 from xmr.errors import UserError
-from xmr.models import convert, torch_format
+from xmr.interop import torch_files
+from xmr.models import convert
 
 slow = pytest.mark.slow
 FAST = ["resnet18"]
@@ -78,7 +79,7 @@ def test_every_tensor_of_torchvision_has_a_place(name):
     model = getattr(reference.vision(), name)()
   tensors = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in model.state_dict().items()}
   found = convert.kind(name)
-  _, problems = torch_format.compare(convert.shapes(name), tensors, name=found.names[0], ignored=found.ignored)
+  _, problems = torch_files.compare(convert.shapes(name), tensors, name=found.names[0], ignored=found.ignored)
   assert problems == []
 
 
@@ -88,7 +89,7 @@ def resnet():
   found = convert.kind("resnet18")
   random = np.random.default_rng(0)
   tensors = {}
-  for (_, *path), want in torch_format.paths(convert.shapes("resnet18")):
+  for (_, *path), want in torch_files.paths(convert.shapes("resnet18")):
     value = random.standard_normal(want.shape, dtype=np.float32)
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
     tensors[found.names[0](tuple(path))] = np.ascontiguousarray(value)
@@ -101,7 +102,7 @@ def test_command_writes_our_names_and_the_source(resnet, tmp_path, capsys):
   convert.main([f"--input={source}", f"--output={target}", "--kind=resnet18"])
   assert "resnet18, 100 tensors from resnet18-f37072fd.safetensors" in capsys.readouterr().out
   with safetensors.safe_open(target, framework="numpy") as file:
-    assert file.metadata() == {"kind": "resnet18", "source": source.name, "sha256": torch_format.sha256(source)}
+    assert file.metadata() == {"kind": "resnet18", "source": source.name, "sha256": torch_files.sha256(source)}
     kernel = file.get_tensor("params/layer1_0/conv1/kernel")
     np.testing.assert_array_equal(kernel, resnet["layer1.0.conv1.weight"].transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(file.get_tensor("batch_stats/bn1/mean"), resnet["bn1.running_mean"])
@@ -118,7 +119,7 @@ def test_pytorch_files_give_the_same_as_safetensors(resnet, tmp_path, wrap, old_
   torch = pytest.importorskip("torch")
   state = {name: torch.from_numpy(value) for name, value in resnet.items()}
   torch.save(wrap(state), tmp_path / "weights.pth", _use_new_zipfile_serialization=not old_format)
-  found = torch_format.read_tensors(tmp_path / "weights.pth")
+  found = torch_files.read_tensors(tmp_path / "weights.pth")
   assert found.keys() == resnet.keys()
   for name, value in resnet.items():
     np.testing.assert_array_equal(found[name], value)
@@ -130,7 +131,7 @@ def test_half_precision_becomes_float32(resnet, tmp_path):
 
   for dtype in (torch.bfloat16, torch.float16):
     save_file({name: torch.from_numpy(value).to(dtype) for name, value in resnet.items()}, tmp_path / "half.safetensors")
-    found = torch_format.read_tensors(tmp_path / "half.safetensors")
+    found = torch_files.read_tensors(tmp_path / "half.safetensors")
     assert found["conv1.weight"].dtype == np.float32
     np.testing.assert_allclose(found["conv1.weight"], resnet["conv1.weight"], rtol=1e-2)
 
@@ -230,11 +231,11 @@ def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   (tmp_path / "a.pth").write_bytes(b"PK\3\4")
   with pytest.raises(UserError, match=r"needs torch: pip install xmr\[convert\]"):
-    torch_format.read_tensors(tmp_path / "a.pth")
+    torch_files.read_tensors(tmp_path / "a.pth")
 
 
 def test_written_file_loads_into_the_image_encoder(resnet, tmp_path):
-  from xmr.models import weights
+  from xmr.interop import weights
 
   source, target = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
   safetensors.numpy.save_file(resnet, source)

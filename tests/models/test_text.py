@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xmr.errors import UserError
-from xmr.models.import_text import import_text_encoder
+from xmr.interop.vsepp_text import import_text_encoder
 from xmr.models.text import READOUTS, TEXT_ENCODERS, Recurrent
 
 NAMES = ("lstm", "bilstm", "gru", "bigru")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch_reference as reference
 
+from xmr.interop.torch_files import compare, template
 from xmr.models import vgg
-from xmr.models.torch_format import compare, template
 
 
 @pytest.fixture(scope="module")

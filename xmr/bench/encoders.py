@@ -104,12 +104,12 @@ def bilstm(*, batch, length, words, hidden, readout):
   import jax
   import jax.numpy as jnp
 
-  from xmr.models import recurrent
+  from xmr.ops import rnn
 
   rng = jax.random.split(jax.random.key(0), 9)
   shapes = ((words, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,), (4 * hidden,))
   weights = [
-    recurrent.Weights(*(jax.random.uniform(key, shape, jnp.float32, -(hidden**-0.5), hidden**-0.5)
+    rnn.Weights(*(jax.random.uniform(key, shape, jnp.float32, -(hidden**-0.5), hidden**-0.5)
                         for key, shape in zip(rng[4 * i : 4 * i + 4], shapes, strict=True))) for i in range(2)
   ]  # fmt: skip
   x, count = jax.random.normal(rng[8], (batch, length, words)), jnp.asarray(lengths(batch, length))
@@ -117,8 +117,8 @@ def bilstm(*, batch, length, words, hidden, readout):
   def value(weights, x):
     if readout == "last":
       last = jnp.take_along_axis(x, (count - 1)[:, None, None], axis=1)[:, 0]
-      return jnp.sum(recurrent.final_state(x, count, weights[0]) + recurrent.single_step(last, weights[1])) / 2
-    steps = [recurrent.recurrent(x, count, w, reverse=reverse)[0] for w, reverse in zip(weights, (False, True), strict=True)]
+      return jnp.sum(rnn.final_state(x, count, weights[0]) + rnn.single_step(last, weights[1])) / 2
+    steps = [rnn.recurrent(x, count, w, reverse=reverse)[0] for w, reverse in zip(weights, (False, True), strict=True)]
     return jnp.sum((steps[0] + steps[1]).sum(axis=1) / count[:, None]) / 2
 
   gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1))).lower(weights, x).compile()

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval import baselines, extra_positives, human, order, protocol
+from xmr.eval import baselines, consistency, eccv_caption, protocol, sts
 from xmr.eval.graded import check_k, checked_relevance, graded_by
 from xmr.eval.relevance import load_spice, rouge_l
 
@@ -89,13 +89,13 @@ class _Extras:
         raise UserError(f"--{flag} needs the ids of the captions; expected --captions=FILE with Karpathy's JSON")
     if options["positives"]:
       self.positives = {
-        name: extra_positives.load_positives(
+        name: eccv_caption.load_positives(
           options["positives"], name, image_id=inputs.image_id, text_id=inputs.text_id
         )
         for name in ("eccv", "cxc")
       }
     if options["sts"]:
-      self.sts = human.load_sts(options["sts"], text_id=inputs.text_id)
+      self.sts = sts.load_sts(options["sts"], text_id=inputs.text_id)
 
   def figures(self, image, text):
     """Returns {name: float} of one pair of embeddings."""
@@ -106,14 +106,14 @@ class _Extras:
         kind=options["kind"], include_self=options["include_self"], novelty=options["novelty"],
       )  # fmt: skip
       if options["kind"] == "cosine":
-        found |= order.order_consistency(image, text, owner)
+        found |= consistency.order_consistency(image, text, owner)
     for name, positives in self.positives.items():
-      of_set = extra_positives.retrieval(image, text, positives, kind=options["kind"])
+      of_set = eccv_caption.retrieval(image, text, positives, kind=options["kind"])
       # mAP@R and R-Precision belong to ECCV Caption, whose positives are complete.
       found |= {f"{name}/{key}": of_set[key] for key in of_set if name == "eccv" or key.split("/")[1][1:].isdigit()}
     if self.sts:
-      found |= human.sts_correlation(text, *self.sts)
-      found["sts/spearman_plain"] = human.sts_correlation(text, *self.sts, form="plain")["sts/spearman"]
+      found |= sts.sts_correlation(text, *self.sts)
+      found["sts/spearman_plain"] = sts.sts_correlation(text, *self.sts, form="plain")["sts/spearman"]
     return found
 
 

@@ -5,8 +5,8 @@ import functools
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval.nearest import top_k_of_both
 from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.top_k import top_k_of_both
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 FORMS = ("released", "standard")

@@ -13,7 +13,7 @@ from xmr import __version__
 from xmr.errors import UserError
 from xmr.eval import exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
-from xmr.eval.similarity import count
+from xmr.eval.ranks import count
 
 # Folds by the name that papers use: Flickr's tests are scored whole, COCO's 5,000 images whole and as five times 1,000.
 PROTOCOLS = {"flickr": 1, "coco": 5}

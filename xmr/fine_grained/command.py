@@ -2,8 +2,8 @@
 
 import pathlib
 
-from xmr.fine_grained import stages, table
-from xmr.stopping import Stop
+from xmr.fine_grained import table, two_stage
+from xmr.preemption import Stop
 
 
 def train_and_evaluate(config, workdir, *, eval_only=False):
@@ -17,11 +17,11 @@ def train_and_evaluate(config, workdir, *, eval_only=False):
   Raises:
     UserError: anything wrong in the config or the data, before anything is compiled.
   """
-  stages.validate(config)
+  two_stage.validate(config)
   with Stop() as stop:
     if config.table.seeds:
       return table.run_table(config, workdir, stop, eval_only=eval_only)
-    results = stages.run(config, workdir, stop, eval_only=eval_only)
+    results = two_stage.run(config, workdir, stop, eval_only=eval_only)
   if results:
     figures = " · ".join(f"{name} {results['metrics'][name]:.3f}" for name in ("i2t/map", "t2i/map", "map"))
     matching = results["semantic_matching"]

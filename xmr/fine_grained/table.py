@@ -8,11 +8,11 @@ import numpy as np
 from xmr.errors import UserError
 from xmr.eval.significance import holm, over_seeds, paired_bootstrap, paired_permutation, seed_difference
 from xmr.experiment import check_folder, claim
-from xmr.fine_grained import report, stages
+from xmr.fine_grained import report, two_stage
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
 from xmr.fine_grained.variants import VARIANTS
-from xmr.writers import write_json
+from xmr.tracking.writer import write_json
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {"semantic_matching": "semantic matching, LDA", "semantic_matching_words": "semantic matching, words"}
@@ -35,7 +35,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
   check_folder(config, workdir)
   configs = {(v, seed): single(config, v, seed) for seed in config.table.seeds for v in config.table.variants}
   for one in configs.values():
-    stages.validate(one)
+    two_stage.validate(one)
   claim(config, workdir, None)
   problems, programs, found = {}, {}, {}
   splits = None
@@ -46,7 +46,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
       splits = problems[signal].splits
     folder = workdir / f"seed{seed}"
     result = None if eval_only else finished(one, folder / variant)
-    result = result or stages.run(
+    result = result or two_stage.run(
       one, folder / variant, stop, siamese_dir=folder / "siamese", problem=problems[signal], programs=programs,
       baselines=False, eval_only=eval_only,
     )  # fmt: skip
@@ -103,8 +103,8 @@ def single(config, variant, seed):
 def draw_labels(configs, workdir, problem, stop):
   """Draws the labels of the first seed, where a variant of the table has any."""
   for (_, seed), one in configs.items():
-    if stages.labelled(one):
-      similarity = stages.label_similarity(one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True)
+    if two_stage.labelled(one):
+      similarity = two_stage.label_similarity(one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True)
       report.draw_labels(workdir, problem, similarity)
       return
 

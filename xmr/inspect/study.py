@@ -5,8 +5,8 @@ import numpy as np
 from xmr import encode, parallel
 from xmr.errors import UserError
 from xmr.eval import exact, top_k
+from xmr.eval.ranks import count
 from xmr.eval.relevance import load_spice, rouge_l
-from xmr.eval.similarity import count
 
 DIRECTIONS = ("i2t", "t2i")
 

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import shapes, tiles
-from xmr.losses.similarity import PRECISION
+from xmr.errors import choice
+from xmr.losses import shapes
+from xmr.ops import tiles
+from xmr.ops.similarity import PRECISION
 
 PADDINGS = ("zero", "ignored")
 DIAGONALS = ("masked", "released")
@@ -44,7 +46,7 @@ def aligned_similarity(image, text, *, image_mask=None, text_mask=None, padding=
   """
   image, image_mask = _sequence("image", image, image_mask)
   text, text_mask = _sequence("text", text, text_mask)
-  shapes.choice("padding", padding, PADDINGS)
+  choice("padding", padding, PADDINGS)
   if image.shape[2] != text.shape[2]:
     raise ValueError(f"image has shape {image.shape} and text {text.shape}; expected one D")
 
@@ -93,8 +95,8 @@ def aligned_full_hard_negative(
   References:
     FullHN F-TERAN/loss.py (no results are published for it).
   """
-  shapes.choice("diagonal", diagonal, DIAGONALS)
-  shapes.choice("pair_rule", pair_rule, PAIR_RULES)
+  choice("diagonal", diagonal, DIAGONALS)
+  choice("pair_rule", pair_rule, PAIR_RULES)
   scores = aligned_similarity(image, text, image_mask=image_mask, text_mask=text_mask, padding=padding)
   image, image_mask = _sequence("image", image, image_mask)
   text, text_mask = _sequence("text", text, text_mask)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xmr.buffers import zeros_after
-from xmr.losses import pairwise
-from xmr.losses.similarity import PRECISION, safe_sqrt
+from xmr.ops import cdist
+from xmr.ops.memory import zeros_after
+from xmr.ops.similarity import PRECISION, safe_sqrt
 
 # The released row norm is at least this.
 EPSILON = 1e-12
@@ -46,7 +46,7 @@ def all_distances(measure, x, after=None, diagonal=None):
   Exactly 0 where `diagonal`, by default the diagonal; False leaves rounding there. L1 is exact.
   """
   if measure == "l1":
-    return pairwise.sum_over_pairs("absolute", x, after=after)
+    return cdist.sum_over_pairs("absolute", x, after=after)
   if after is not None:
     x = x + zeros_after(after, (), x.dtype)
   diagonal = jnp.eye(x.shape[0], dtype=bool) if diagonal is None else diagonal
@@ -70,7 +70,7 @@ def distances(measure, x, y, x_squares, y_squares, diagonal):
   l2 and msd within rounding of 0 become 0, so that equal rows have distance 0 as they have in exact arithmetic.
   """
   if measure == "l1":
-    return pairwise.sum_over_features("absolute", x, y)
+    return cdist.sum_over_features("absolute", x, y)
   products = jnp.matmul(x, y.T, precision=PRECISION)
   if measure == "dot":
     return jnp.where(diagonal, 0, products)
@@ -88,7 +88,7 @@ def pull_back(measure, slopes, distances, x, y):
   Columns are the rows of x because the whole batch's arrays are symmetric, and L1 would need a transposed copy.
   """
   if measure == "l1":
-    return pairwise.weighted_slopes("absolute", slopes, x, y)
+    return cdist.weighted_slopes("absolute", slopes, x, y)
   if measure == "dot":
     return jnp.matmul(slopes.T, y, precision=PRECISION)
   if measure == "cosine_distance":

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.losses import shapes
-from xmr.losses.similarity import similarity
+from xmr.ops.similarity import similarity
 
 
 def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):

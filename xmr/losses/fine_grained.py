@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import shapes
+from xmr.errors import choice
 
 FORMS = ("1+bh", "h", "soft_targets", "pair_margin", "threshold")
 # Keeps weights "h" positive where every hardness is 0 (the true pairs).
@@ -82,7 +82,7 @@ def fine_grained_similarity(
     Xu et al., FG-CMIR, ICCS 2019 (abstract and introduction). The formula is not public: a RECONSTRUCTION from the
     paper's abstract and the group's base loss.
   """
-  shapes.choice("form", form, FORMS)
+  choice("form", form, FORMS)
   scores, positive, hardness = _pairs(scores, positive=positive, hardness=hardness)
   hardness = jax.lax.stop_gradient(hardness).astype(scores.dtype)
   weights = {"1+bh": 1 + beta * hardness, "h": hardness + SMALL, "threshold": (hardness >= threshold) * 1.0}

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from xmr.errors import choice
 from xmr.losses import shapes
-from xmr.losses.similarity import rowwise
+from xmr.ops.similarity import rowwise
 
 PAIR_RULES = ("same", "different", "released")
 
@@ -70,7 +71,7 @@ def full_hard_negative(
     Mallea et al., Discovery Science 2023; FullHN `Net.loss`.
   """
   s = _similarities(image, text, image_negative, text_negative)
-  shapes.choice("pair_rule", pair_rule, PAIR_RULES)
+  choice("pair_rule", pair_rule, PAIR_RULES)
   if jnp.shape(same_pair) != s["positive"].shape:
     raise ValueError(f"same_pair has shape {jnp.shape(same_pair)}; expected {s['positive'].shape} as text has rows")
   mask = jnp.asarray(same_pair).astype(s["positive"].dtype)

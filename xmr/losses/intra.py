@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from xmr.errors import UserError
-from xmr.losses import band, shapes, tiles
+from xmr.errors import UserError, choice
+from xmr.losses import band, shapes
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
+from xmr.ops import tiles
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
 FORMS = ("released", "paper")
@@ -49,7 +50,7 @@ def imc(
   References:
     Chen et al., ICIP 2022, eq. 3-8; the default is CanonChen/IMC as released with il_measure l1.
   """
-  shapes.choice("inter", inter, tuple(INTER))
+  choice("inter", inter, tuple(INTER))
   loss, terms = INTER[inter](image, text, match=match, margin=margin, reduce=reduce)
   image, text = shapes.matrices(image=image, text=text)
   values = _constraints(setting(distance, lower, upper, form), (image, text), jax.lax.stop_gradient(loss))
@@ -88,8 +89,8 @@ def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="rel
 
 def setting(distance, lower, upper, form):
   """Checks the four choices and turns them into what the arithmetic needs, a hashable `band.Setting`."""
-  shapes.choice("distance", distance, DISTANCES)
-  shapes.choice("form", form, FORMS)
+  choice("distance", distance, DISTANCES)
+  choice("form", form, FORMS)
   if not 0 <= lower <= upper or (form == "released" and upper > 1):
     raise UserError(f"lower is {lower} and upper is {upper}; expected 0 <= lower <= upper, at most 1 when released")
   if form == "paper":

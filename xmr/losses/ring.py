@@ -13,9 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import band, shapes, tiles
+from xmr.errors import choice
+from xmr.losses import band, shapes
 from xmr.losses.intra import setting as intra_setting
-from xmr.losses.similarity import PRECISION, rowwise
+from xmr.ops import tiles
+from xmr.ops.similarity import PRECISION, rowwise
 
 
 def ring_sum_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, reduce="sum"):
@@ -101,7 +103,7 @@ def ring_imc(
   inter="max_of_hinges",
 ):
   """`imc` in ring form; arguments and results as `ring_sum_of_hinges`, parameters and terms as `imc`."""
-  shapes.choice("inter", inter, ("max_of_hinges", "sum_of_hinges"))
+  choice("inter", inter, ("max_of_hinges", "sum_of_hinges"))
   ring = ring_max_of_hinges if inter == "max_of_hinges" else ring_sum_of_hinges
   loss, terms = ring(image, text, image_id, axis_name=axis_name, margin=margin, reduce=reduce)
   options = {"axis_name": axis_name, "distance": distance, "lower": lower, "upper": upper, "form": form}

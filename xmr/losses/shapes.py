@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from xmr.errors import UserError
+from xmr.errors import choice
 
 
 def matrices(**arrays):
@@ -57,9 +57,3 @@ def reduction(reduce, batch):
   """
   choice("reduce", reduce, ("sum", "mean"))
   return 1.0 if reduce == "sum" else 1.0 / batch
-
-
-def choice(name, value, known):
-  """Raises UserError unless `value` is one of `known`; lists them."""
-  if value not in known:
-    raise UserError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")

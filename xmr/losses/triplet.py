@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from xmr.losses import shapes, tiles
-from xmr.losses.similarity import rowwise, similarity
+from xmr.losses import shapes
+from xmr.ops import tiles
+from xmr.ops.similarity import rowwise, similarity
 
 
 def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):

@@ -58,7 +58,7 @@ def shapes(name):
   import jax
   import numpy as np
 
-  from xmr.models.torch_format import template
+  from xmr.interop.torch_files import template
 
   return template(kind(name).module(), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
 
@@ -73,7 +73,7 @@ def image_variables(name, tensors, *, source):
   Raises:
     UserError: missing, extra or misshapen tensors; names every one, or the kind that the file really holds.
   """
-  from xmr.models.torch_format import compare, refuse
+  from xmr.interop.torch_files import compare, refuse
 
   def attempts(name):
     found, want = kind(name), shapes(name)
@@ -101,7 +101,7 @@ def convert(name, source, target):
   Raises:
     UserError: unknown kind, unreadable source, or tensors that do not fit; nothing is written.
   """
-  from xmr.models import torch_format, weights
+  from xmr.interop import torch_files, weights
 
   source, target = pathlib.Path(source), pathlib.Path(target)
   if target.suffix != ".safetensors":
@@ -118,10 +118,10 @@ def convert(name, source, target):
     variables, file = transformer.read_weights(source), source / "model.safetensors"
   else:
     kind(name)
-    variables, file = image_variables(name, torch_format.read_tensors(source), source=source), source
-  metadata = {"kind": name, "source": source.name, "sha256": torch_format.sha256(file)}
+    variables, file = image_variables(name, torch_files.read_tensors(source), source=source), source
+  metadata = {"kind": name, "source": source.name, "sha256": torch_files.sha256(file)}
   weights.save(target, variables, metadata)
-  return metadata | {"tensors": sum(1 for _ in torch_format.paths(variables))}
+  return metadata | {"tensors": sum(1 for _ in torch_files.paths(variables))}
 
 
 def main(arguments=None):

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmr.models import recurrent
-from xmr.models.cells import CELLS
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
+from xmr.ops import rnn
+from xmr.ops.rnn_cells import CELLS
 
 READOUTS = ("last", "ends", "mean", "max")
 
@@ -43,7 +43,7 @@ class Direction(nn.Module):
   def __call__(self):
     """Returns recurrent.Weights."""
     init, columns = _uniform(self.hidden**-0.5), CELLS[self.cell].gates * self.hidden
-    return recurrent.Weights(
+    return rnn.Weights(
       self.param("input_kernel", init, (self.features, columns)),
       self.param("hidden_kernel", init, (self.hidden, columns)),
       self.param("input_bias", init, (columns,)),
@@ -140,16 +140,16 @@ class Recurrent(nn.Module):
     """Returns the readout [B, H] float32."""
     options = {"cell": self.cell, "dtype": self.dtype}
     if self.readout in ("last", "ends"):
-      states = [recurrent.final_state(vectors, length, weights[0], **options)]
+      states = [rnn.final_state(vectors, length, weights[0], **options)]
       if self.bidirectional and self.readout == "ends":
-        states.append(recurrent.final_state(vectors, length, weights[1], reverse=True, **options))
+        states.append(rnn.final_state(vectors, length, weights[1], reverse=True, **options))
       elif self.bidirectional:
         last = jnp.maximum(length - 1, 0)[:, None, None]
         word = jnp.take_along_axis(vectors, last, axis=1)[:, 0]
-        states.append(jnp.where(length[:, None] > 0, recurrent.single_step(word, weights[1], **options), 0))
+        states.append(jnp.where(length[:, None] > 0, rnn.single_step(word, weights[1], **options), 0))
       return sum(state.astype(jnp.float32) for state in states) / len(states)
     steps = [
-      recurrent.recurrent(vectors, length, w, reverse=reverse, **options)[0].astype(jnp.float32)
+      rnn.recurrent(vectors, length, w, reverse=reverse, **options)[0].astype(jnp.float32)
       for w, reverse in zip(weights, (False, True), strict=False)
     ]
     steps = sum(steps) / len(steps)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.models.torch_format import compare, read_tensors, refuse, template
+from xmr.interop.torch_files import compare, read_tensors, refuse, template
 
 ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),

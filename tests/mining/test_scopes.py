@@ -1,0 +1,357 @@
+"""Mining against brute force in NumPy: every scope, masks, ties, options, devices, resuming."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.common import flickr
+from xmr import checkpoint, losses, mining, models, optim, parallel, train
+from xmr.data.split import Split
+from xmr.errors import UserError
+from xmr.eval.relevance import rouge_l, rouge_l_above
+from xmr.mining import pool as pool_lib
+
+N, B, WORDS = 90, 16, ["a", "dog", "cat", "runs", "sits", "on", "grass", "snow", "red"]
+
+
+def make_split(seed=0, images=N, width=(12, 8), dtype=np.float32):
+  rng = np.random.default_rng(seed)
+  count = np.resize([3, 1, 2], images)
+  owner = np.repeat(np.arange(images), count)
+  features = [rng.normal(size=(n, w)).astype(dtype) for n, w in zip((images, len(owner)), width, strict=True)]
+  texts = [" ".join(rng.choice(WORDS, 6)) for _ in owner]
+  # Ids in no order: rows are what counts.
+  numbers = [rng.permutation(n * 3)[:n].astype(np.int32) for n in (images, len(owner))]
+  return Split(
+    "train", *numbers, owner.astype(np.int32), [f"{i}.jpg" for i in range(images)], texts, [t.split() for t in texts],
+    image_features=features[0], text_features=features[1],
+  )  # fmt: skip
+
+
+def make_config(**changes):
+  config = flickr.get_config("hard_negative", "flickr8k_features")
+  config.model.dim = 10
+  config.batch_size = B
+  config.mining.block = 7
+  for side in ("image", "text"):
+    config.model[side].bias = config.model[side].input_norm = False
+  for key, value in changes.items():
+    section, name = key.split("__")
+    config[section][name] = value
+  return config
+
+
+def make_experiment(split, config, devices=1, loss=None):
+  model = models.build(config.model)
+  example = {side: jnp.asarray(getattr(split, f"{side}_features")[:2], jnp.float32) for side in ("image", "text")}
+  variables = jax.device_get(model.init(jax.random.key(1), example))
+  mesh = parallel.mesh(jax.devices()[:devices])
+  transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=5, total_steps=20)
+  return types.SimpleNamespace(
+    config=config, splits={"train": split}, mesh=mesh, model=model, vocabulary=None, length=None, variables=variables,
+    transform=transform, loss=losses.get(loss or config.loss.name),
+  )  # fmt: skip
+
+
+def make_batch(split, seed=0):
+  text = np.random.default_rng(seed).choice(len(split.text_id), B, replace=False)
+  image = split.image_of_text[text]
+  return {
+    "image": np.asarray(split.image_features[image], np.float32), "text": np.asarray(split.text_features[text], np.float32),
+    "image_id": split.image_id[image], "text_id": split.text_id[text],
+  }, image, text  # fmt: skip
+
+
+def embed(e, split):
+  return tuple(
+    np.asarray(e.model.apply(e.variables, jnp.asarray(x, jnp.float32), method=f"encode_{side}"))
+    for side, x in (("image", split.image_features), ("text", split.text_features))
+  )
+
+
+def mine(e, batch, step=0, bank=None):
+  miner, pool, fresh = mining.make(e)
+  variables, batch = parallel.replicate(e.mesh, e.variables), parallel.shard(e.mesh, batch)
+
+  @jax.jit
+  def run(variables, batch, pool, bank, step):
+    image, text = e.model.apply(variables, batch)
+    tensors = {"image": image, "text": text, "match": batch["image_id"][:, None] == batch["image_id"][None, :]}
+    return miner(variables, batch, tensors, pool, bank, step=step, key=jax.random.key(3))
+
+  return jax.device_get(run(variables, batch, pool, fresh if bank is None else bank, jnp.asarray(step)))
+
+
+def brute_force(embeddings, split, image, text, *, rank=0, skip=None, semi_hard=False):
+  """Rows of the mined image and text of every query, by a full matrix and a stable sort."""
+  scores = embeddings[0] @ embeddings[1].T
+  mined = []
+  for side, queries, matrix in (("image", text, scores), ("text", image, scores.T)):
+    rows = []
+    for k in range(len(text)):
+      candidates = matrix[:, queries[k]].copy()
+      owners = np.arange(N) if side == "image" else split.image_of_text
+      candidates[owners == image[k]] = -np.inf
+      if skip is not None:
+        relevance = rouge_l(split.texts, split.image_of_text)
+        candidates[(relevance[text[k]] if side == "image" else relevance[:, image[k]]) > skip] = -np.inf
+      if semi_hard:
+        candidates[candidates >= scores[image[k], text[k]]] = -np.inf
+      order, left = np.argsort(-candidates, kind="stable"), np.count_nonzero(candidates > -np.inf)
+      rows.append(order[min(rank, left - 1)] if left else (image if side == "image" else text)[k])
+    mined.append(np.array(rows))
+  return mined
+
+
+def assert_mined(found, embeddings, split, rows):
+  image, text = rows
+  np.testing.assert_allclose(found["image_negative"], embeddings[0][image], atol=1e-6)
+  np.testing.assert_allclose(found["text_negative"], embeddings[1][text], atol=1e-6)
+  np.testing.assert_array_equal(found["same_pair"], split.image_of_text[text] == image)
+
+
+@pytest.mark.parametrize(
+  "change, devices",
+  [
+    ({}, 1), ({}, 8), ({"mining__rank": 3}, 8), ({"mining__semi_hard": True}, 1), ({"mining__skip_relevance": 0.4}, 8),
+    ({"mining__skip_relevance": 0.4, "mining__rank": 2, "mining__semi_hard": True, "mining__block": 1000}, 1),
+    ({"model__dim": 6}, 8), ({"mining__scope": "bank", "mining__skip_relevance": 0.4}, 8),
+  ],
+  ids=str,
+)  # fmt: skip
+def test_the_whole_set_is_mined_as_by_brute_force(change, devices, tmp_path):
+  split = make_split()
+  config = make_config(**{"mining__scope": "train", **change})
+  config.data.cache_dir = str(tmp_path)
+  e = make_experiment(split, config, devices)
+  batch, image, text = make_batch(split)
+  embeddings = embed(e, split)
+  m = config.mining
+  rows = brute_force(embeddings, split, image, text, rank=m.rank, skip=m.skip_relevance or None, semi_hard=m.semi_hard)
+  assert_mined(mine(e, batch)[0], embeddings, split, rows)
+  if config.mining.skip_relevance:
+    assert not np.array_equal(rows[1], brute_force(embeddings, split, image, text, rank=m.rank, semi_hard=m.semi_hard)[1])
+
+
+def test_scores_in_the_space_of_features_are_those_of_embeddings():
+  split = make_split(width=(300, 530))
+  e = make_experiment(split, make_config(mining__scope="train", model__dim=600))
+  options = mining.make(e)[0].keywords["options"]
+  assert options.folded == {"image": True, "text": True}
+  query = np.random.default_rng(5).normal(size=(B, 600)).astype(np.float32)
+  for side, x, expected in zip(("image", "text"), (split.image_features, split.text_features), embed(e, split), strict=True):
+    shared, score = pool_lib.scorer(e.variables, side, query, options)
+    np.testing.assert_allclose(score(shared, {"x": jnp.asarray(x)}), expected @ query.T, atol=2e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_equal_scores_go_to_the_lowest_row(rank, devices):
+  split = make_split()
+  e = make_experiment(split, make_config(mining__scope="train", mining__rank=rank), devices)
+  miner, pool, _ = mining.make(e)
+  batch, image, text = make_batch(split)
+  rng = np.random.default_rng(0)
+  # Small whole numbers: many scores are equal, in distant blocks and on other devices, in any order of summation.
+  embeddings = {side: rng.integers(-1, 2, (len(pool_ids), 3)).astype(np.float32) for side, pool_ids in
+                (("image", split.image_id), ("text", split.text_id))}  # fmt: skip
+  queries = {"image": embeddings["image"][image], "text": embeddings["text"][text]}
+  for side, other in (("image", "text"), ("text", "image")):
+    rows = {"embedding": parallel.shard_rows(e.mesh, embeddings[side]), "owner": pool["rows"][side]["owner"]}
+    options = miner.keywords["options"]
+    scores = {"query": queries[other]}, functools.partial(pool_lib.product_of, options=options)
+    index, _ = jax.jit(lambda *a, s=side, q=scores, o=options: pool_lib.hardest(s, q, *a, o))(rows, batch, queries, pool)
+    owner = np.arange(N) if side == "image" else split.image_of_text
+    expected = np.where(owner[:, None] == image, -np.inf, embeddings[side] @ queries[other].T)
+    np.testing.assert_array_equal(index, np.argsort(-expected, axis=0, kind="stable")[rank])
+
+
+def test_released_images_come_through_the_reshape():
+  split = make_split()
+  for devices in (1, 8):
+    e = make_experiment(split, make_config(mining__scope="released"), devices)
+    batch, image, text = make_batch(split)
+    embeddings = embed(e, split)
+    rating = (embeddings[0] @ embeddings[1][text].T).reshape(-1)
+    chosen = []
+    for i in range(B):
+      row = rating[N * i : N * (i + 1)].copy()
+      row[image[i]] = -np.inf
+      chosen.append(np.argmax(row))
+    rows = np.array(chosen), brute_force(embeddings, split, image, text)[1]
+    assert not np.array_equal(rows[0], brute_force(embeddings, split, image, text)[0])
+    assert_mined(mine(e, batch)[0], embeddings, split, rows)
+
+
+def test_random_negatives_are_distinct_and_of_other_images():
+  split = make_split()
+  found = []
+  for devices in (1, 8):
+    e = make_experiment(split, make_config(mining__scope="random"), devices)
+    batch, image, _ = make_batch(split)
+    mined, embeddings = mine(e, batch)[0], embed(e, split)
+    for side in (0, 1):
+      distance = np.abs(mined[("image_negative", "text_negative")[side]][:, None] - embeddings[side][None]).max(-1)
+      rows = distance.argmin(1)
+      assert distance.min(1).max() < 1e-6 and len(set(rows)) == B
+      assert not set(rows if side == 0 else split.image_of_text[rows]) & set(image)
+    found.append(mined)
+  np.testing.assert_allclose(found[0]["image_negative"], found[1]["image_negative"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "change", [{}, {"mining__rank": 2}, {"mining__semi_hard": True}, {"mining__skip_relevance": 0.4}], ids=str
+)
+def test_the_batch_is_mined_as_by_brute_force(change, tmp_path):
+  split = make_split()
+  config = make_config(**change)
+  config.data.cache_dir = str(tmp_path)
+  e = make_experiment(split, config)
+  batch, image, text = make_batch(split, seed=2)
+  mined, embeddings = mine(e, batch)[0], embed(e, split)
+  relevance = rouge_l(split.texts, split.image_of_text)[np.ix_(text, image)]
+  scores = embeddings[0][image] @ embeddings[1][text].T
+  allowed = image[:, None] != image[None, :]
+  if config.mining.skip_relevance:
+    allowed &= relevance.T <= config.mining.skip_relevance
+  for name, matrix, may, of in (("text", scores, allowed, text), ("image", scores.T, allowed.T, image)):
+    for k in range(B):
+      candidates = np.where(may[k] & (~config.mining.semi_hard | (matrix[k] < scores[k, k])), matrix[k], -np.inf)
+      left = np.count_nonzero(candidates > -np.inf)
+      best = np.argsort(-candidates, kind="stable")[min(config.mining.rank, left - 1)] if left else k
+      np.testing.assert_allclose(mined[f"{name}_negative"][k], embeddings[name == "text"][of[best]], atol=1e-6)
+
+
+def test_a_query_without_a_negative_gets_a_constant_loss_without_gradient():
+  split = make_split()
+  e = make_experiment(split, make_config(mining__semi_hard=True))
+  same = dict.fromkeys(("image_id", "text_id"), np.zeros(B, np.int32))
+  batch = make_batch(split)[0] | same
+
+  def loss(variables):
+    image, text = e.model.apply(variables, batch)
+    tensors = {"image": image, "text": text, "match": jnp.ones((B, B), bool)}
+    miner, pool, _ = mining.make(e)
+    negatives, _ = miner(variables, batch, tensors, pool, None, step=0, key=jax.random.key(0))
+    return e.loss(image, text, negatives["image_negative"], negatives["text_negative"])[0]
+
+  value, gradient = jax.value_and_grad(loss)(e.variables)
+  assert value == pytest.approx(0.4)
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) == 0
+
+
+@pytest.mark.parametrize("scope", ["train", "bank", "released"])
+def test_steps_are_the_same_on_1_and_8_devices_and_negatives_carry_gradient(scope):
+  split, states = make_split(), []
+  for devices in (1, 8):
+    config = make_config(mining__scope=scope, mining__refresh_steps=2)
+    e = make_experiment(split, config, devices, loss="full_hard_negative")
+    miner, pool, bank = mining.make(e)
+    state = train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
+    step = jax.jit(functools.partial(train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner))
+    for i in range(3):
+      state, terms = step(state, parallel.shard(e.mesh, make_batch(split, seed=i)[0]), pool)
+    assert np.isfinite(terms["loss"]) and terms["gradient_norm"] > 0
+    states.append(jax.device_get(state.params))
+  for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_bank_is_refreshed_every_so_many_steps_and_goes_on_from_its_state():
+  split = make_split()
+  e = make_experiment(split, make_config(mining__scope="bank", mining__refresh_steps=3))
+  batch, image, text = make_batch(split)
+  old = embed(e, split)
+  _, bank = mine(e, batch, step=6)
+  for side, x in zip(("image", "text"), old, strict=True):
+    np.testing.assert_allclose(bank[side][: len(x)], x, atol=1e-6)
+  e.variables = jax.tree.map(lambda x: x[::-1] * 2, e.variables)
+  new = embed(e, split)
+  held = {side: parallel.shard_rows(e.mesh, x) for side, x in bank.items()}
+  found, kept = mine(e, batch, step=7, bank=held)
+  np.testing.assert_array_equal(kept["text"], bank["text"])
+  scores = new[0][image] @ old[1].T
+  scores[split.image_of_text[None, :] == image[:, None]] = -np.inf
+  np.testing.assert_allclose(found["text_negative"], new[1][scores.argmax(1)], atol=1e-6)
+  assert not np.allclose(mine(e, batch, step=9, bank=held)[1]["text"], bank["text"])
+
+
+def test_a_resumed_run_with_a_bank_is_bit_identical(tmp_path):
+  split = make_split()
+  e = make_experiment(split, make_config(mining__scope="bank", mining__refresh_steps=3), devices=8)
+  miner, pool, bank = mining.make(e)
+  run = jax.jit(functools.partial(train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner))
+
+  def start():
+    return train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
+
+  def steps(state, first, last):
+    for i in range(first, last):
+      state, _ = run(state, parallel.shard(e.mesh, make_batch(split, seed=i)[0]), pool)
+    return state
+
+  # Stopped at step 5, between the refreshments at 3 and at 6.
+  half = steps(start(), 0, 5)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(5, params=half.params, state=train.rest(half), run={})
+  _, params, rest, _ = checkpoints.latest(start().params, train.rest(start()))
+  checkpoints.close()
+  resumed = steps(train.TrainState(params=params, **rest), 5, 8)
+  for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(steps(start(), 0, 8)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_half_precision_features_stay_so_on_the_device():
+  split = make_split(dtype=np.float16)
+  e = make_experiment(split, make_config(mining__scope="train"))
+  _, pool, _ = mining.make(e)
+  assert pool["rows"]["text"]["x"].dtype == jnp.float16
+  batch, image, text = make_batch(split)
+  embeddings = embed(e, split)
+  assert_mined(mine(e, batch)[0], embeddings, split, brute_force(embeddings, split, image, text))
+
+
+def test_nothing_of_the_size_of_the_set_is_kept():
+  split = make_split(images=4000, width=(64, 64))
+  e = make_experiment(split, make_config(mining__scope="train", mining__block=256, model__dim=64))
+  miner, pool, _ = mining.make(e)
+  batch = make_batch(split)[0]
+  tensors = {side: jnp.ones((B, 64)) for side in ("image", "text")}
+  run = jax.jit(functools.partial(miner, step=0, key=jax.random.key(0)))
+  memory = run.lower(e.variables, batch, tensors, pool, None).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 2_000_000 < pool["rows"]["text"]["x"].nbytes
+
+
+def test_relevant_pairs_are_those_of_the_full_matrix(tmp_path):
+  split = make_split()
+  relevance = rouge_l(split.texts, split.image_of_text)
+  relevance[np.arange(len(split.texts)), split.image_of_text] = 0
+  for _ in range(2):
+    pairs = rouge_l_above(split.texts, split.image_of_text, above=0.55, cache_dir=tmp_path)
+    np.testing.assert_array_equal(pairs, np.argwhere(relevance > 0.55))
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"loss__name": "max_of_hinges", "mining__scope": "train"}, "loss max_of_hinges takes no negatives"),
+    ({"mining__scope": "random", "mining__rank": 1}, "config.mining.rank is 1 but scope random"),
+    ({"mining__scope": "released", "mining__semi_hard": True}, "config.mining.semi_hard is True but scope released"),
+    ({"mining__skip_relevance": 1.5}, "config.mining.skip_relevance is 1.5"),
+  ],
+)
+def test_what_has_no_meaning_is_one_clear_error(change, message):
+  with pytest.raises(UserError, match=message):
+    mining.make(make_experiment(make_split(), make_config(**change)))
+
+
+def test_pixels_are_mined_in_the_batch_alone():
+  split = dataclasses.replace(make_split(), image_features=None)
+  with pytest.raises(UserError, match="config.mining.scope is 'train' but config.data.image is 'pixels'"):
+    mining.check(make_config(mining__scope="train"), split, takes_negatives=True)

@@ -1,0 +1,239 @@
+"""FG-CMIR in two stages: a siamese text network labels pairs by hardness, then pairs are scored with hard ones weighted.
+
+The base system (graph of words, encoders, pairwise similarity loss) is that of the group's released code; the label
+formula and the weighted loss are a RECONSTRUCTION from the paper's abstract: neither is public.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmr import checkpoint, losses
+from xmr import config as config_lib
+from xmr.data.pairs import SCHEMES, Pairs
+from xmr.data.text_graph import SIGNALS
+from xmr.errors import UserError
+from xmr.experiment import begun, check_folder, claim
+from xmr.fine_grained import report
+from xmr.fine_grained.data import FEATURES, SCALES, Problem, load
+from xmr.fine_grained.loop import Stage, fit
+from xmr.fine_grained.scores import area_under_roc, both_directions
+from xmr.fine_grained.variants import BASE, CROSS_ENTROPY, FINE_GRAINED
+from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
+from xmr.models.siamese import NORMALIZED, PairScore, Siamese
+from xmr.tracking.writer import write_arrays, write_json
+
+CHOICES = {
+  "siamese.loss": (CROSS_ENTROPY, BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES,
+  "graph.signal": (*SIGNALS, FEATURES), "graph.bias": BIASES, "graph.start": STARTS, "pairs.activation": tuple(ACTIVATIONS),
+  "pairs.normalize": NORMALIZED,
+}  # fmt: skip
+POSITIVE = (
+  "graph.min_count", "graph.neighbours", "graph.order", "graph.dim", "siamese.steps", "siamese.every", "pairs.head_start",
+)  # fmt: skip
+
+
+def hardness(similarity, batch):
+  """Fine-grained labels of a batch (reconstructed): 1 - g for positives, g for negatives.
+
+  g = q(t, d(i)), the siamese similarity of the pair's text with the text that belongs to its image.
+
+  Args:
+    similarity: [T, T] float in [0, 1], q of training texts; image i belongs to text i.
+    batch: of Pairs.batch.
+  Returns:
+    [M] float in [0, 1].
+  """
+  g = similarity[batch["text"][batch["text_of_pair"]], batch["item"][batch["item_of_pair"]]]
+  return jnp.where(batch["positive"], 1 - g, g)
+
+
+def validate(config):
+  """Raises UserError for a config that the two stages cannot run."""
+  config_lib.validate(config)
+  if jax.process_count() > 1:
+    raise UserError(f"config.task=fine_grained runs in one process; found {jax.process_count()}")
+  values = config_lib.flat(config)
+  for key, choices in CHOICES.items():
+    if values[key] not in choices:
+      raise UserError(f"config.{key} is {values[key]!r}; expected one of {', '.join(choices)}")
+  for key in POSITIVE:
+    if not values[key] > 0:
+      raise UserError(f"config.{key} is {values[key]}; expected more than 0")
+  bound, pair = loss_of(config), jnp.zeros(2)
+  # The loss checks its own parameters when it is traced.
+  jax.eval_shape(bound, pair, pair > 0, *([pair] if labelled(config) else []))
+  for key in ("siamese.dropout", "pairs.dropout", "pairs.unit_dropout", "pairs.image_dropout", "graph.dropout"):
+    if not 0 <= values[key] < 1:
+      raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
+
+
+def loss_of(config):
+  """Returns the loss of stage 2 with its parameters bound: without or with labels."""
+  names = (BASE, CROSS_ENTROPY, FINE_GRAINED)
+  if config.loss.name not in names:
+    expected = f"one of {', '.join(names)} with config.task=fine_grained"
+    raise UserError(f"config.loss.name is {config.loss.name!r}; expected {expected}")
+  return losses.get(config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"})
+
+
+def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None, baselines=True, eval_only=False):
+  """One run of both stages; returns its results, or None where it was stopped.
+
+  Args:
+    config: validated.  workdir: of the run.  stop: Stop.
+    siamese_dir: folder of stage 1, shared by runs of one seed; None: workdir/siamese.
+    problem: Problem, where several runs share one.  programs: dict of compiled steps, where several runs share them.
+    baselines: measure semantic matching too, and draw.  eval_only: True trains nothing.
+  """
+  workdir = pathlib.Path(workdir)
+  siamese_dir = pathlib.Path(siamese_dir or workdir / "siamese")
+  check_folder(config, workdir)
+  if eval_only:
+    for folder in (workdir, siamese_dir) if labelled(config) else (workdir,):
+      if not begun(folder):
+        raise UserError(f"--eval_only: {folder} has no checkpoints; train first, without it")
+  claim(config, workdir, None)
+  problem = problem or load(config)
+  similarity = None
+  if labelled(config):
+    similarity = label_similarity(config, problem, siamese_dir, stop, programs=programs, eval_only=eval_only)
+    if similarity is None:
+      return None
+  stage, model = retrieval_stage(config, problem, workdir, similarity)
+  if not eval_only and not fit(stage, config, stop, programs=programs):
+    return None
+  step, variables, _ = checkpoint.load(workdir, "best")
+  embeddings = {name: embed(model, variables["params"], problem, name) for name in problem.signals}
+  results = report.results(config, problem, embeddings, step=step, baselines=baselines)
+  write_json(workdir / "results.json", results)
+  write_arrays(workdir / "per_query.npz", report.per_query(*embeddings["test"], problem.label["test"]))
+  if baselines:
+    report.draw(workdir, problem, embeddings, similarity)
+  return results
+
+
+def labelled(config):
+  """Returns whether the loss of stage 2 takes fine-grained labels, so that stage 1 is needed."""
+  return config.loss.name == FINE_GRAINED
+
+
+def encoder(config):
+  """Returns the GraphEncoder that config.graph and config.model.dim describe."""
+  section = config.graph
+  return GraphEncoder(
+    dim=config.model.dim, order=section.order, layers=section.layers, bias=section.bias, start=section.start,
+    activation=config.pairs.activation, dropout=section.dropout,
+  )  # fmt: skip
+
+
+def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=False):
+  """Trains or resumes stage 1, or only reads it; returns q of all pairs of training texts, [T, T]; None where stopped."""
+  alone = config.copy_and_resolve_references()
+  # Stage 1 does not depend on the loss and length of stage 2: variants of one seed share its folder.
+  with alone.ignore_type():
+    alone.loss.update({key: None for key in alone.loss if key != "name"} | {"name": BASE})
+    alone.update({"steps": config.siamese.steps, "epochs": 0.0})
+  check_folder(alone, folder)
+  claim(alone, folder, None)
+  model = Siamese(encoder=encoder(config), dropout=config.siamese.dropout)
+  train, val = (jnp.asarray(problem.signals[name]) for name in ("train", "val"))
+  example = (train[:2], problem.laplacian, jnp.arange(2), jnp.arange(2))
+  params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 1), *example)["params"]
+
+  def scores(params, arrays, batch, key):
+    # One encoding serves both sides: grid pairs a batch's texts with each other.
+    shared = batch["text"].shape == batch["item"].shape and config.pairs.scheme == "grid"
+    rows = batch["text"] if shared else jnp.concatenate([batch["text"], batch["item"]])
+    second = batch["item_of_pair"] + (0 if shared else batch["text"].shape[0])
+    return model.apply(
+      {"params": params}, arrays["signal"][rows], arrays["laplacian"], batch["text_of_pair"], second, train=True,
+      rngs={"dropout": key},
+    )  # fmt: skip
+
+  same = problem.label["val"][:, None] == problem.label["val"][None, :]
+  upper = np.triu_indices(len(same), 1)
+
+  def validate(params):
+    value = area_under_roc(np.asarray(_similarity(model, params, val, problem.laplacian))[upper], same[upper])
+    return {"score": value, "auc": value}
+
+  bound = losses.get(config.siamese.loss)
+  stage = Stage(
+    "siamese", folder, pairs_of(config, problem, own=False), params, scores, lambda s, batch, _: bound(s, batch["positive"]),
+    {"signal": train, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)}, validate,
+    config.siamese.steps, config.siamese.every,
+  )  # fmt: skip
+  if not eval_only and not fit(stage, alone, stop, programs=programs):
+    return None
+  _, variables, _ = checkpoint.load(folder, "best")
+  return np.asarray(_similarity(model, variables["params"], train, problem.laplacian))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _similarity(model, params, signal, laplacian):
+  encoded = model.apply({"params": params}, signal, laplacian, method="encode")
+  return jax.nn.sigmoid(model.apply({"params": params}, encoded, encoded, method="all_pairs"))
+
+
+def retrieval_stage(config, problem, workdir, similarity):
+  """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
+  section = config.pairs
+  model = PairScore(
+    text=encoder(config), dropout=section.dropout, unit_dropout=section.unit_dropout, image_dropout=section.image_dropout,
+    head_start=section.head_start, normalize=section.normalize,
+  )  # fmt: skip
+  arrays = {
+    "signal": jnp.asarray(problem.signals["train"]), "image": jnp.asarray(problem.images["train"]),
+    "laplacian": problem.laplacian, "key": jax.random.key(config.seed),
+  }  # fmt: skip
+  if similarity is not None:
+    arrays["similarity"] = jnp.asarray(similarity)
+  example = (arrays["signal"][:2], problem.laplacian, arrays["image"][:2], jnp.arange(2), jnp.arange(2))
+  params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 2), *example)["params"]
+  bound = loss_of(config)
+
+  def scores(params, arrays, batch, key):
+    return model.apply(
+      {"params": params}, arrays["signal"][batch["text"]], arrays["laplacian"], arrays["image"][batch["item"]],
+      batch["text_of_pair"], batch["item_of_pair"], train=True, rngs={"dropout": key},
+    )  # fmt: skip
+
+  def loss(scores, batch, arrays):
+    if similarity is None:
+      return bound(scores, batch["positive"])
+    hard = hardness(arrays["similarity"], batch)
+    value, terms = bound(scores, batch["positive"], hard)
+    return value, {**terms, "hardness": jnp.mean(hard)}
+
+  def validate(params):
+    image, text = embed(model, params, problem, "val")
+    figures = both_directions(image, text, problem.label["val"])
+    return {"score": figures["map"], **figures}
+
+  pairs = pairs_of(config, problem, own=True)
+  steps = config_lib.in_steps(config, pairs.steps_per_epoch, name="config.")
+  every = max(1, config_lib.in_steps(config.evaluate, pairs.steps_per_epoch, name="config.evaluate."))
+  return Stage("pairs", workdir, pairs, params, scores, loss, arrays, validate, steps, every), model
+
+
+def pairs_of(config, problem, *, own):
+  """Returns the sampler over the training pairs."""
+  return Pairs(
+    problem.label["train"], batch_size=config.batch_size, scheme=config.pairs.scheme, seed=config.seed, own=own
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, params, signal, laplacian, image):
+  text = model.apply({"params": params}, signal, laplacian, method="encode_text")
+  return model.apply({"params": params}, image, method="encode_image"), text
+
+
+def embed(model, params, problem: Problem, split):
+  """Returns (image [T, D], text [T, D]) float32 of a split; their dot product is the score without its constant."""
+  encoded = _encode(model, params, problem.signals[split], problem.laplacian, problem.images[split])
+  return tuple(np.asarray(x) for x in encoded)

@@ -1,0 +1,1 @@
+"""Other people's files: PyTorch, safetensors, the authors' checkpoints."""

@@ -1,0 +1,262 @@
+"""The training set on the devices: its rows, their scores against queries, and the hardest of them."""
+
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from xmr import parallel
+from xmr.data.text import encode_all
+from xmr.eval.relevance import rouge_l_above
+from xmr.ops.similarity import PRECISION
+from xmr.ops.tiles import largest
+
+PANEL = 256  # columns of a triangular product at a time
+
+
+class Options(NamedTuple):
+  """What the miners of a run share."""
+
+  model: Any
+  mesh: Any
+  count: dict  # {"image": N, "text": T}, without padded rows
+  folded: dict  # {"image": bool, "text": bool}: scored in the space of features
+  skip_width: dict  # {"of_image", "of_text"}: longest list of relevant items
+  rank: int = 0
+  semi_hard: bool = False
+  block: int = 4096
+  dtype: Any = jnp.float32
+  refresh_steps: int = 100
+
+
+def hardest(side, scores, rows, batch, queries, pool, options):
+  """Finds the hardest admissible row for every query, by blocks on every device.
+
+  Args:
+    side: "image" or "text", of the rows.  scores: (shared, function) of `scorer`.
+    rows: {"owner": [N'] int32, image row that each belongs to, -1 for padding, and what the function reads}.
+    batch, queries, pool, options: of the miner.
+  Returns:
+    (index [B] int32, found [B] bool): found is False, and the index without meaning, where nothing was admissible. With
+    fewer than rank + 1 admissible rows the last of them is taken.
+  """
+  shared, score = scores
+  images = row_of(pool["image"], batch["image_id"])
+  shared = {"scores": shared, "owner": images}
+  if options.semi_hard:
+    shared["limit"] = jnp.sum(queries["image"] * queries["text"], axis=1)
+  if "skip" in pool:
+    near = ("of_text", row_of(pool["text"], batch["text_id"])) if side == "image" else ("of_image", images)
+    shared["marks"] = marked(*near, options.count[side], pool, options)
+  count, size = options.rank + 1, len(images)
+
+  def local(rows, shared, first):
+    n = len(rows["owner"])
+    block = min(options.block, n)
+
+    def step(i, best):
+      # The last block reaches back instead of being short; what it sees again is left out.
+      start = jnp.minimum(i * block, n - block)
+      piece = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block), rows)
+      place = start + jnp.arange(block, dtype=jnp.int32)
+      value = score(shared["scores"], piece)
+      new = (place >= i * block) & (piece["owner"] >= 0)
+      allowed = new[:, None] & (piece["owner"][:, None] != shared["owner"][None, :])
+      if "limit" in shared:
+        allowed &= value < shared["limit"][None, :]
+      if "marks" in shared:
+        allowed &= ~is_marked(shared["marks"], first + place)
+      return merged(best, jnp.where(allowed, value, -jnp.inf), first + place)
+
+    none = jnp.full((count, size), -jnp.inf), jnp.zeros((count, size), jnp.int32)
+    return lax.fori_loop(0, -(-n // block), step, none)
+
+  value, index = (x.reshape(-1, size) for x in parallel.per_device(options.mesh, local, rows, shared))
+  # Devices hold rows in order, so that the first of equal scores is the lowest row.
+  value, place = lax.top_k(value.T, count)
+  return kth(value, jnp.take_along_axis(index.T, place, axis=1), options.rank)
+
+
+def merged(best, value, place):
+  """Merges scores [n, B] of rows `place` [n], all beyond the ones before, into the best (values, rows), [k, B] each."""
+  count = len(best[0])
+  if count == 1:
+    top, first = largest(value, axis=0)
+    better = top > best[0][0]
+    return jnp.where(better, top, best[0][0])[None], jnp.where(better, place[first], best[1][0])[None]
+  index = jnp.concatenate([best[1], jnp.broadcast_to(place[:, None], value.shape)])
+  value, order = lax.top_k(jnp.concatenate([best[0], value]).T, count)
+  return value.T, jnp.take_along_axis(index, order.T, axis=0)
+
+
+def best_of(scores, count, *, axis):
+  """The `count` largest scores along an axis of [N, M], descending, and their places: [., count] each, lowest place first."""
+  if count == 1:
+    value, place = largest(scores, axis=axis)
+    return value[:, None], place[:, None]
+  return lax.top_k(scores if axis else scores.T, count)
+
+
+def kth(value, index, rank):
+  """Picks the rank-th of descending candidates [B, k], the last admissible one (above -inf) where there are fewer.
+
+  Returns:
+    (index [B], found [B] bool).
+  """
+  admissible = jnp.sum(value > -jnp.inf, axis=1)
+  place = jnp.clip(admissible - 1, 0, rank)
+  return jnp.take_along_axis(index, place[:, None], axis=1)[:, 0], admissible > 0
+
+
+def scorer(variables, side, query, options):
+  """Returns (shared, function): function(shared, rows) scores rows of one side against queries [B, D] as [n, B] float32."""
+  if not options.folded[side]:
+
+    def encoded(shared, rows):
+      return product(encode(shared["variables"], side, rows, options), shared["query"], options)
+
+    return {"variables": variables, "query": query}, encoded
+
+  # s(x, q) = (x W) . q / |x W| = x . (W q) / |x R^T| with W^T = Q R: half the products, exact but for rounding.
+  kernel = variables["params"][f"{side}_encoder"]["projection"]["kernel"]
+  lower = jnp.linalg.qr(kernel.T, mode="r").T
+  shared = {"query": jnp.matmul(query, kernel.T, precision=PRECISION), "lower": lower}
+
+  def in_features(shared, rows):
+    x, lower = rows["x"].astype(jnp.float32), shared["lower"]
+    square = 0.0
+    for start in range(0, lower.shape[1], PANEL):
+      part = jnp.matmul(x[:, start:], lower[start:, start : start + PANEL], precision=PRECISION)
+      square += jnp.sum(part * part, axis=1)
+    return product(x, shared["query"], options) / (jnp.sqrt(square) + 1e-12)[:, None]
+
+  return shared, in_features
+
+
+def folds(config, split, side):
+  """Returns True where scoring in the space of features costs less: bias-free linear projections to at least F units."""
+  section, features = config.model[side], getattr(split, f"{side}_features")
+  return (
+    section.name == "linear" and not section.bias and config.model.normalize == "l2" and config.model.dtype == "float32"
+    and features is not None and features.shape[1] <= config.model.dim
+  )  # fmt: skip
+
+
+def product(x, query, options):
+  """Returns x [n, D] times query [B, D] as [n, B] float32, of operands in `mining.dtype`."""
+  x, query = x.astype(options.dtype), query.astype(options.dtype)
+  return jnp.matmul(x, query.T, precision=PRECISION, preferred_element_type=jnp.float32)
+
+
+def product_of(shared, rows, *, options):
+  """Scores rows of which the embeddings are known, as a function of `scorer` does."""
+  return product(rows["embedding"], shared["query"], options)
+
+
+def encode(variables, side, rows, options, **arguments):
+  """Encodes rows of the pool into [n, D]; arguments: of the model's apply, such as train and rngs."""
+  x, length = rows["x"], (rows["length"],) if "length" in rows else ()
+  if not length:
+    x = x.astype(jnp.float32)
+  return options.model.apply(variables, x, *length, method=f"encode_{side}", **arguments)
+
+
+def embedded(variables, side, rows, options):
+  """Encodes all rows of the pool into [N', D] of `mining.dtype`, by blocks on every device."""
+
+  def local(rows, variables, first):
+    n = len(rows["owner"])
+    block = min(options.block, n)
+
+    def step(i, done):
+      start = jnp.minimum(i * block, n - block)
+      piece = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block), rows)
+      return lax.dynamic_update_slice_in_dim(done, encode(variables, side, piece, options).astype(options.dtype), start, 0)
+
+    width = jax.eval_shape(lambda: encode(variables, side, jax.tree.map(lambda x: x[:1], rows), options)).shape[1]
+    return lax.fori_loop(0, -(-n // block), step, jnp.zeros((n, width), options.dtype))
+
+  done = parallel.per_device(options.mesh, local, rows, variables)
+  return done.reshape(-1, done.shape[-1])
+
+
+def rows_at(rows, index, options):
+  """Returns rows [B, ...] of the pool by their numbers [B], wherever they lie."""
+
+  def local(rows, index, first):
+    place = index - first
+    here = (place >= 0) & (place < len(rows["owner"]))
+    pick = jnp.clip(place, 0, len(rows["owner"]) - 1)
+    return jax.tree.map(lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[pick], 0), rows)
+
+  # One device has the row, the others zeros.
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), parallel.per_device(options.mesh, local, rows, index))
+
+
+def place(mesh, split, vocabulary, *, length):
+  """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" for words}}, rows split over them."""
+  text = split.text_features
+  fields = {"image": {"x": split.image_features, "owner": np.arange(len(split.image_id))}, "text": {"x": text}}
+  if text is None:
+    fields["text"]["x"], fields["text"]["length"] = encode_all(split.tokens, vocabulary, length=length)
+  fields["text"]["owner"] = split.image_of_text
+  rows = {}
+  for side, arrays in fields.items():
+    arrays["owner"] = arrays["owner"].astype(np.int32)
+    rows[side] = {
+      name: parallel.shard_rows(mesh, x if x.dtype != np.float64 else x.astype(np.float32), fill=-1 if name == "owner" else 0)
+      for name, x in arrays.items()
+    }
+  return rows
+
+
+def ids(mesh, numbers):
+  """Returns {"number": sorted ids [N], "row": [N]} int32 on all devices, from which `row_of` reads."""
+  order = np.argsort(numbers, kind="stable").astype(np.int32)
+  return parallel.replicate(mesh, {"number": np.asarray(numbers, np.int32)[order], "row": order})
+
+
+def row_of(known, numbers):
+  """Returns the rows [B] int32 of ids [B]."""
+  return known["row"][jnp.searchsorted(known["number"], numbers)]
+
+
+def relevant(mesh, split, *, above, cache_dir):
+  """Finds the captions of other images with a ROUGE-L relevance above a bound, once for a training set.
+
+  Returns:
+    {"of_image", "of_text": {"start": [N] or [T], "count", "item": [P]}} int32 on all devices: the captions above it for
+    each image and the images for each caption; and {"of_image", "of_text"}: the longest list.
+  """
+  if jax.process_index() == 0:
+    found = f"{len(split.texts):,} captions against {len(split.image_id):,} images"
+    print(f"mining: ROUGE-L of {found}, kept in {cache_dir}", file=sys.stderr)
+  pairs = rouge_l_above(split.texts, split.image_of_text, above=above, n_images=len(split.image_id), cache_dir=cache_dir)
+  lists, widths = {}, {}
+  for name, key, n in (("of_image", 1, len(split.image_id)), ("of_text", 0, len(split.texts))):
+    count = np.bincount(pairs[:, key], minlength=n)
+    item = pairs[np.argsort(pairs[:, key], kind="stable"), 1 - key]
+    fields = {"start": np.cumsum(count) - count, "count": count, "item": np.append(item, 0)}
+    lists[name] = {field: x.astype(np.int32) for field, x in fields.items()}
+    widths[name] = max(1, int(count.max(initial=0)))
+  return parallel.replicate(mesh, lists), widths
+
+
+def marked(name, rows, total, pool, options):
+  """Returns [ceil(total / 32), B] uint32: bit t of column b is set where item t is in list rows[b]."""
+  lists, words = pool["skip"][name], -(-total // 32)
+  place = jnp.arange(options.skip_width[name])
+  item = lists["item"][jnp.minimum(lists["start"][rows][:, None] + place, len(lists["item"]) - 1)]
+  word = jnp.where(place < lists["count"][rows][:, None], item >> 5, words)
+  bit = jnp.uint32(1) << (item & 31).astype(jnp.uint32)
+  # No bit is added twice, as no list names an item twice.
+  return jnp.zeros((words, len(rows)), jnp.uint32).at[word, jnp.arange(len(rows))[:, None]].add(bit, mode="drop")
+
+
+def is_marked(marks, items):
+  """Returns [n, B] bool: the bits of some items [n]."""
+  bit = (items & 31).astype(jnp.uint32)
+  return (marks[jnp.minimum(items >> 5, len(marks) - 1)] >> bit[:, None] & 1).astype(bool)

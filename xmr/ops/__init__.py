@@ -1,0 +1,1 @@
+"""Primitives that know no loss and no model: similarity, distances, recurrent layers, tiles, memory."""

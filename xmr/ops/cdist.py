@@ -1,0 +1,162 @@
+"""Sums over features of a function of x - y for all pairs of rows, without the [N, M, D] array, and their gradients."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from xmr.ops import tiles
+from xmr.ops.memory import zeros_after
+
+
+class Term(NamedTuple):
+  """A function f of the difference u = x - y, w f'(u) as a function of (w, x, y), and the name of u -> f(-u)."""
+
+  value: Callable
+  weighted_slope: Callable
+  mirrored: str
+
+
+TERMS = {
+  # Compared, not subtracted: exactly 0 between equal features. Two masks, not one inside the other: a third faster.
+  "absolute": Term(jnp.abs, lambda w, x, y: jnp.where(x > y, w, 0) - jnp.where(x < y, w, 0), "absolute"),
+  "shortfall_squared": Term(
+    lambda u: jnp.square(jnp.minimum(u, 0)), lambda w, x, y: 2 * w * jnp.minimum(x - y, 0), "excess_squared"
+  ),
+  "excess_squared": Term(
+    lambda u: jnp.square(jnp.maximum(u, 0)), lambda w, x, y: 2 * w * jnp.maximum(x - y, 0), "shortfall_squared"
+  ),
+}
+# Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8 XLA's CPU backend does not
+# vectorise the pass, which is then six times slower; the bench `losses` would show it.
+UNROLL = 16
+WHOLE = 512  # rows up to which one tile takes them all: each pass over a tile starts and joins the cores
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def sum_over_features(term, x, y, tiled=None):
+  """out[n, m] = sum over d of f(x[n, d] - y[m, d]).
+
+  Args:
+    term: key of TERMS: "absolute" (L1 distance) or "shortfall_squared" (max(0, y - x)^2).
+    x: [N, D] float.  y: [M, D] float.
+    tiled: compute tiles one after another, or all at once; None: tiles where one CPU device has all rows.
+  Returns:
+    [N, M]; temporaries of the forward and backward pass are of this size or of the inputs'.
+  """
+  if not tiles.in_tiles(tiled):
+    return _sum_over_features(term, x, y)
+  rows, columns = _tile(len(x)), _tile(len(y))
+  x_padded, y_padded = _padded(x, rows), _padded(y, columns)
+  places = np.array([(i, j) for i in range(0, len(x_padded), rows) for j in range(0, len(y_padded), columns)], np.int32)
+  places = jnp.asarray(places)
+
+  def one(place, out):
+    i, j = places[place]
+    part = _sum_over_features(term, _rows(x_padded, i, rows), _rows(y_padded, j, columns))
+    return lax.dynamic_update_slice(out, part, (i, j))
+
+  out = lax.fori_loop(0, len(places), one, jnp.zeros((len(x_padded), len(y_padded)), x.dtype))
+  return out[: len(x), : len(y)]
+
+
+def sum_over_pairs(term, x, *, after=None, tiled=None):
+  """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): in tiles, half of them are mirrored.
+
+  `after`: [] float, computed before the tiles are; None: nothing. Not differentiable.
+  """
+  if not tiles.in_tiles(tiled):
+    return _sum_over_features(term, x, x)
+  rows = _tile(len(x))
+  padded = _padded(x, rows)
+  starts = range(0, len(padded), rows)
+  places = jnp.asarray(np.array([(i, j) for i in starts for j in starts if i <= j], np.int32))
+
+  def one(place, out):
+    i, j = places[place]
+    part = _sum_over_features(term, _rows(padded, i, rows), _rows(padded, j, rows))
+    return lax.dynamic_update_slice(lax.dynamic_update_slice(out, part, (i, j)), part.T, (j, i))
+
+  out = zeros_after(x[0, 0] if after is None else after, (len(padded), len(padded)), x.dtype)
+  return lax.fori_loop(0, len(places), one, out)[: len(x), : len(x)]
+
+
+def weighted_slopes(term, weight, x, y, *, tiled=None):
+  """out[n, d] = sum over m of weight[m, n] f'(x[n, d] - y[m, d]); [M, N], [N, D], [M, D] -> [N, D]; tiled as above."""
+  steps = -(-len(y) // UNROLL)
+  y, weight = (_padded(array, UNROLL) for array in (y, weight))
+
+  def slopes(weight, x, y):
+    slope = TERMS[term].weighted_slope
+
+    def add(step, total):
+      b, w = (_rows(array, step * UNROLL, UNROLL) for array in (y, weight))
+      return total + sum(slope(w[k][:, None], x, b[k][None, :]) for k in range(UNROLL))
+
+    return lax.fori_loop(0, steps, add, jnp.zeros_like(x))
+
+  if not tiles.in_tiles(tiled):
+    return slopes(weight, x, y)
+  rows, columns = _tile(x.shape[0]), _tile(x.shape[1])
+  x_padded = _padded(_padded(x, rows).T, columns).T
+  y, weight = _padded(y.T, columns).T, _padded(weight.T, rows).T
+  across = x_padded.shape[1] // columns
+
+  def one(place, out):
+    i, j = place // across * rows, place % across * columns
+    part = slopes(
+      lax.dynamic_slice_in_dim(weight, i, rows, 1), lax.dynamic_slice(x_padded, (i, j), (rows, columns)),
+      lax.dynamic_slice_in_dim(y, j, columns, 1),
+    )  # fmt: skip
+    return lax.dynamic_update_slice(out, part, (i, j))
+
+  out = lax.fori_loop(0, len(x_padded) // rows * across, one, jnp.zeros_like(x_padded))
+  return out[: x.shape[0], : x.shape[1]]
+
+
+def _sum_over_features(term, x, y):
+  value = TERMS[term].value
+  steps = -(-y.shape[1] // UNROLL)
+  # Padding with equal features adds f(0) = 0.
+  x_by_feature, y_by_feature = _padded(x.T, UNROLL), _padded(y.T, UNROLL)
+
+  def add(step, total):
+    a, b = (_rows(array, step * UNROLL, UNROLL) for array in (x_by_feature, y_by_feature))
+    return total + sum(value(a[k][:, None] - b[k][None, :]) for k in range(UNROLL))
+
+  return lax.fori_loop(0, steps, add, jnp.zeros_like(x, shape=(x.shape[0], y.shape[0])))
+
+
+def _tile(size):
+  """Returns the rows of a tile: all, or at most tiles.ROWS, evenly filled; a multiple of UNROLL."""
+  count = 1 if size <= WHOLE else -(-size // tiles.ROWS)
+  return -(-size // (count * UNROLL)) * UNROLL
+
+
+def _padded(x, unit):
+  """Rows of zeros up to a multiple of unit."""
+  return jnp.pad(x, ((0, -len(x) % unit), (0, 0)))
+
+
+def _rows(x, start, size):
+  return lax.dynamic_slice_in_dim(x, start, size)
+
+
+def _forward(term, x, y, tiled):
+  return sum_over_features(term, x, y, tiled), (x, y)
+
+
+def _backward(term, tiled, residuals, cotangent):
+  x, y = residuals
+  mirrored = TERMS[term].mirrored
+  return (
+    weighted_slopes(term, cotangent.T, x, y, tiled=tiled),
+    weighted_slopes(mirrored, cotangent, y, x, tiled=tiled),
+  )
+
+
+sum_over_features.defvjp(_forward, _backward)

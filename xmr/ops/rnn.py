@@ -1,0 +1,341 @@
+"""LSTM and GRU over sequences of different lengths, with a backward pass of their own.
+
+The work follows the words that are there, not the padding:
+
+- Rows are sorted by length, and the time loop runs in phases, each on the prefix of rows that is still active, for as many
+  steps as the batch needs. One compilation serves every batch.
+- The loop backward computes the gates' gradients and one product per step; gradients of weights, biases and inputs are
+  products over all steps after it. (Automatic differentiation of a scan adds to the weights' gradient in every step.)
+
+Steps lie behind one another in "slots": slot = first slot of the step + row. Rows are sorted within each of D shards of
+the batch, and all shards run the same phases, so that a batch sharded over D devices stays where it is.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from xmr.ops.memory import zeros_after
+from xmr.ops.rnn_cells import CELLS
+
+# Phases of the time loop; lengths for which the products after it are compiled, and the least number of slots between two.
+PHASES = 4
+LEVELS = 16
+MIN_SLOTS = 256
+
+
+class Weights(NamedTuple):
+  """Parameters of one direction, G = 4 (LSTM) or 3 (GRU) gates of H units; two biases, as in PyTorch.
+
+  input_kernel: W [F, G H].  hidden_kernel: U [H, G H].  input_bias: b [G H].  hidden_bias: d [G H].
+  """
+
+  input_kernel: jax.Array
+  hidden_kernel: jax.Array
+  input_bias: jax.Array
+  hidden_bias: jax.Array
+
+
+def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
+  """Runs a recurrent layer over each row's first `length` steps, from a zero state.
+
+  A row's result depends on that row's own steps alone, neither on padding nor on other rows; length 0 gives zeros.
+
+  Args:
+    x: [B, L, F] float.
+    length: [B] int, 0 to L.
+    weights: Weights, float32.
+    cell: "lstm" or "gru".
+    reverse: True reads from step length - 1 down to 0.
+    dtype: of products and stored gates; sums, cell state and gradients of weights are float32.
+    shards: number of equal parts of the batch that are sorted separately; None is the number of devices where it divides
+      B. It moves results by rounding alone.
+  Returns:
+    steps: [B, L, H] of dtype, step t at t in both directions, zero from `length` on.
+    final: [B, H] of dtype, the state after the last step read: step length - 1, or step 0 if `reverse`.
+  Raises:
+    ValueError: shapes that do not fit, an unknown cell.
+  """
+  return _run(x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=True)
+
+
+def final_state(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
+  """Returns `final` of `recurrent` alone, [B, H], which stores no step."""
+  return _run(x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=False)[1]
+
+
+def single_step(x, weights, *, cell="lstm", dtype=jnp.float32):
+  """Runs one step from a zero state: x [B, F] into [B, H] of dtype; `weights`, `cell`, `dtype` as in `recurrent`."""
+  kind = _check(x[:, None], jnp.ones(len(x), jnp.int32), weights, cell)
+  width = len(weights.hidden_kernel)
+  z_x = _dot(x.astype(dtype), weights.input_kernel.astype(dtype)) + weights.input_bias
+  h = jnp.zeros((len(x), width), jnp.float32)
+  _, h, _ = kind.forward(z_x, weights.hidden_bias + jnp.zeros_like(z_x), h, h if kind.has_cell else h[:, :0])
+  return h.astype(dtype)
+
+
+def _check(x, length, weights, cell):
+  """Returns the cell's class; ValueError for arguments that do not fit each other."""
+  if cell not in CELLS:
+    raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}")
+  if x.ndim != 3 or length.shape != x.shape[:1]:
+    raise ValueError(f"x has shape {x.shape} and length {length.shape}; expected [B, L, F] and [B]")
+  width = len(weights.hidden_kernel)
+  columns = CELLS[cell].gates * width
+  expected = ((x.shape[-1], columns), (width, columns), (columns,), (columns,))
+  found = tuple(w.shape for w in weights)
+  if found != expected:
+    raise ValueError(f"weights of {cell} have shapes {found}; expected {expected}")
+  return CELLS[cell]
+
+
+def _run(x, length, weights, *, cell, reverse, dtype, shards, sequence):
+  _check(x, length, weights, cell)
+  batch, steps, _ = x.shape
+  if shards is None:
+    shards = math.gcd(batch, jax.device_count())
+  if batch % shards:
+    raise ValueError(f"shards is {shards}; expected a divisor of the batch, {batch}")
+  if batch * steps == 0:
+    width = len(weights.hidden_kernel)
+    return jnp.zeros((batch, steps, width), dtype), jnp.zeros((batch, width), dtype)
+  static = (cell, bool(reverse), jnp.dtype(dtype), shards, bool(sequence))
+  length = jnp.clip(length, 0, steps).astype(jnp.int32)
+  return _core(static, x.astype(dtype), length, weights)
+
+
+def _dot(a, b):
+  """a [.., K] times b [K, N] in float32 sums."""
+  return lax.dot_general(a, b, (((a.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _dot_transposed(a, b):
+  """a [.., N] times the transpose of b [K, N], in float32 sums."""
+  return lax.dot_general(a, b, (((a.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+class _Plan(NamedTuple):
+  """Where each step of each row lies.  D shards of N rows, S slots per shard.
+
+  order: [D, N] row of the shard at each sorted place.  place: [D, N] its inverse.  length: [D, N] in sorted order.
+  end: [phases] step at which each phase ends.  base: [phases + 1] first slot of each phase; the last is the slots in use.
+  """
+
+  order: jax.Array
+  place: jax.Array
+  length: jax.Array
+  end: jax.Array
+  base: jax.Array
+
+
+def _sizes(rows):
+  """Returns the number of rows in each phase, all of them first; multiples of 8 suit vector units."""
+  return tuple(sorted({min(rows, -(-rows * i // (8 * PHASES)) * 8) for i in range(1, PHASES + 1)}, reverse=True))
+
+
+def _levels(rows, steps):
+  """Returns (levels, slots per level), together at least rows x steps slots."""
+  each = max(MIN_SLOTS, -(-rows * steps // LEVELS))
+  return -(-rows * steps // each), each
+
+
+def _plan(length, sizes):
+  order = jnp.argsort(-length, axis=1, stable=True)
+  length = jnp.take_along_axis(length, order, axis=1)
+  # A phase ends where the longest of the rows that leave after it ends, in any shard.
+  longest = jnp.max(length, axis=0)
+  end = jnp.stack([longest[n] for n in (*sizes[1:], 0)])
+  slots = jnp.diff(end, prepend=0) * jnp.array(sizes)
+  base = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(slots, dtype=jnp.int32)])
+  return _Plan(order, jnp.argsort(order, axis=1), length, end, base)
+
+
+def _first_slot(plan, sizes, step):
+  """Returns the first slot of each step, same shape as `step`."""
+  phase = jnp.sum(step[..., None] >= plan.end[:-1], axis=-1)
+  begin = jnp.concatenate([jnp.zeros(1, jnp.int32), plan.end[:-1]])
+  return plan.base[phase] + (step - begin[phase]) * jnp.array(sizes)[phase]
+
+
+def _pack(x, plan, sizes, slots, reverse):
+  """x [D, N, L, F] in rows and steps -> [D, S, F] in slots, zero where a slot holds no step."""
+  slot = jnp.arange(slots)
+  phase = jnp.sum(slot[:, None] >= plan.base[1:-1], axis=-1)
+  begin = jnp.concatenate([jnp.zeros(1, jnp.int32), plan.end[:-1]])
+  inside, size = slot - plan.base[phase], jnp.array(sizes)[phase]
+  step, row = begin[phase] + inside // size, inside % size
+  length = plan.length[:, row]
+  valid = (step < length) & (slot < plan.base[-1])
+  step = jnp.where(valid, length - 1 - step if reverse else step, 0)
+  flat = x.reshape(x.shape[0], -1, x.shape[-1])
+  packed = jnp.take_along_axis(flat, (plan.order[:, row] * x.shape[2] + step)[..., None], axis=1)
+  return jnp.where(valid[..., None], packed, 0)
+
+
+def _unpack(packed, plan, sizes, steps, reverse, after=None):
+  """The inverse of _pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after` [D, N, F], a step
+  holds what the slot of the next one holds, and the last step `after`."""
+  length = jnp.take_along_axis(plan.length, plan.place, axis=1)[..., None]
+  step = jnp.arange(steps)
+  valid = step < length
+  step = jnp.where(valid, length - 1 - step if reverse else step, 0)
+  if after is not None:
+    last = step == length - 1
+    step = jnp.where(last, 0, step + 1)
+  slot = _first_slot(plan, sizes, step) + plan.place[..., None]
+  rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1).reshape(*valid.shape, -1)
+  if after is not None:
+    rows = jnp.where(last[..., None], after[..., None, :], rows)
+  return jnp.where(valid[..., None], rows, 0)
+
+
+def _read(buffer, slot, rows):
+  return lax.dynamic_slice_in_dim(buffer, slot, rows, axis=1)
+
+
+def _write(buffer, value, slot):
+  return lax.dynamic_update_slice_in_dim(buffer, value.astype(buffer.dtype), slot, axis=1)
+
+
+def _read_before_write(buffer, slot, rows, there):
+  """Returns `_read` of a buffer that the same step of a loop writes afterwards; `there` is True, unknown to XLA, which on
+  CPUs copies the whole buffer in every step unless the read stands in a computation of its own."""
+  return lax.cond(there, lambda b: _read(b, slot, rows), lambda b: jnp.zeros_like(b[:, :rows]), buffer)
+
+
+def _forward(static, x, length, weights, save):
+  """Returns (steps or None, final) and, if `save`, what the backward pass needs."""
+  cell, reverse, dtype, shards, sequence = static
+  kind = CELLS[cell]
+  batch, steps, features = x.shape
+  rows, width = batch // shards, len(weights.hidden_kernel)
+  cell_width = width if kind.has_cell else 0
+  sizes = _sizes(rows)
+  slots = math.prod(_levels(rows, steps))
+  plan = _plan(length.reshape(shards, rows), sizes)
+  packed = _pack(x.reshape(shards, rows, steps, features), plan, sizes, slots, reverse)
+  kernel, hidden = weights.input_kernel.astype(dtype), weights.hidden_kernel.astype(dtype)
+
+  def buffer(features, wanted, dtype=dtype):
+    return zeros_after(weights.input_bias[0], (shards, slots if wanted else 0, features), dtype)
+
+  buffers = buffer(4 * width, save), buffer(width, save or sequence), buffer(cell_width, save, jnp.float32)
+  h, c = jnp.zeros((shards, rows, width), jnp.float32), jnp.zeros((shards, rows, cell_width), jnp.float32)
+  finished, begin = [], 0
+  for phase, size in enumerate(sizes):
+    def step(t, carry, *, size=size, phase=phase, begin=begin):
+      h, c, (gates, states, cells) = carry
+      slot = plan.base[phase] + (t - begin) * size
+      z_x = _dot(_read(packed, slot, size), kernel) + weights.input_bias
+      z_h = _dot(h.astype(dtype), hidden) + weights.hidden_bias
+      saved, h_next, c_next = kind.forward(z_x, z_h, h, c)
+      if save:
+        gates, cells = _write(gates, saved, slot), _write(cells, c, slot)
+      if save or sequence:
+        states = _write(states, h, slot)
+      h = jnp.where((t < plan.length[:, :size])[..., None], h_next, h)
+      return h, c_next, (gates, states, cells)
+
+    h, c, buffers = lax.fori_loop(begin, plan.end[phase], step, (h[:, :size], c[:, :size], buffers))
+    begin = plan.end[phase]
+    rest = sizes[phase + 1] if phase + 1 < len(sizes) else 0
+    finished.append(h[:, rest:])
+  h = jnp.concatenate(finished[::-1], axis=1)
+  final = jnp.take_along_axis(h, plan.place[..., None], axis=1).astype(dtype)
+  gates, states, cells = buffers
+  result = None
+  if sequence:
+    # The state after a step is the one before the next.
+    result = _unpack(states, plan, sizes, steps, reverse, after=final).reshape(batch, steps, width)
+  return (result, final.reshape(batch, width)), (plan, packed, gates, states, cells, weights) if save else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _core(static, x, length, weights):
+  return _forward(static, x, length, weights, save=False)[0]
+
+
+def _core_forward(static, x, length, weights):
+  result, residuals = _forward(static, x, length, weights, save=True)
+  # An empty array carries the number of steps.
+  return result, (residuals, jnp.zeros((x.shape[1], 0)))
+
+
+def _core_backward(static, residuals, gradients):
+  cell, reverse, dtype, shards, sequence = static
+  (plan, packed, gates, states, cells, weights), steps = residuals
+  kind, steps = CELLS[cell], len(steps)
+  d_steps, d_final = gradients
+  rows, width = plan.order.shape[1], states.shape[-1]
+  sizes, slots = _sizes(rows), gates.shape[1]
+  # Turned once: a product that contracts the columns takes a quarter longer, in every step.
+  hidden = weights.hidden_kernel.astype(dtype).T
+  d_final = jnp.take_along_axis(d_final.reshape(shards, rows, width), plan.order[..., None], axis=1).astype(jnp.float32)
+  if sequence:
+    d_steps = _pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
+
+  done = 0
+  # Written over the gates on CPUs, where a fresh buffer costs a page fault for every 4 KB of it.
+  in_place = jax.default_backend() == "cpu"
+  d_gates = gates if in_place else jnp.zeros_like(gates)
+  dh, dc = jnp.zeros((shards, 0, width), jnp.float32), jnp.zeros((shards, 0, cells.shape[-1]), jnp.float32)
+  for phase in reversed(range(len(sizes))):
+    size = sizes[phase]
+    begin, end = plan.end[phase - 1] if phase else 0, plan.end[phase]
+    dh = jnp.concatenate([dh, d_final[:, done:size]], axis=1)
+    dc = jnp.pad(dc, ((0, 0), (0, size - done), (0, 0)))
+    done = size
+
+    def step(i, carry, *, size=size, phase=phase, begin=begin, end=end):
+      dh, dc, d_gates = carry
+      t = end - 1 - i
+      slot = plan.base[phase] + (t - begin) * size
+      if sequence:
+        dh = dh + _read(d_steps, slot, size).astype(jnp.float32)
+      saved = _read_before_write(d_gates, slot, size, t >= begin) if in_place else _read(gates, slot, size)
+      h, c = _read(states, slot, size).astype(jnp.float32), _read(cells, slot, size)
+      dz, passed, dc_next = kind.backward(saved.astype(jnp.float32), h, c, dh, dc)
+      active = (t < plan.length[:, :size])[..., None]
+      dz = jnp.where(active, dz, 0).astype(dtype)
+      dh_next = _dot(kind.to_hidden(dz), hidden)
+      if passed is not None:
+        dh_next = dh_next + passed
+      return jnp.where(active, dh_next, dh), jnp.where(active, dc_next, dc), _write(d_gates, dz, slot)
+
+    dh, dc, d_gates = lax.fori_loop(0, end - begin, step, (dh, dc, d_gates))
+
+  dx, d_weights = _products(kind, packed, states, d_gates, weights, plan.base[-1], *_levels(rows, steps))
+  dx = _unpack(dx, plan, sizes, steps, reverse).reshape(shards * rows, steps, -1)
+  return dx, None, d_weights
+
+
+def _products(kind, packed, states, dz, weights, used, levels, each):
+  """Returns the gradients of inputs [D, S, F] and weights from those of the gates, all of whose slots from `used` on are 0."""
+  slots, kernel = dz.shape[1], weights.input_kernel.astype(dz.dtype)
+
+  def level(slots_read):
+    def products(packed, states, dz):
+      dz = dz[:, :slots_read]
+      d_input, d_hidden = kind.to_input(dz), kind.to_hidden(dz)
+      over = (((0, 1), (0, 1)), ((), ()))
+      return (
+        jnp.pad(_dot_transposed(d_input, kernel).astype(dz.dtype), ((0, 0), (0, slots - slots_read), (0, 0))),
+        Weights(
+          lax.dot_general(packed[:, :slots_read], d_input, over, preferred_element_type=jnp.float32),
+          lax.dot_general(states[:, :slots_read], d_hidden, over, preferred_element_type=jnp.float32),
+          jnp.sum(d_input, axis=(0, 1), dtype=jnp.float32),
+          jnp.sum(d_hidden, axis=(0, 1), dtype=jnp.float32),
+        ),
+      )
+
+    return products
+
+  branches = [level(each * (i + 1)) for i in range(levels)]
+  return lax.switch((used - 1) // each, branches, packed, states, dz)
+
+
+_core.defvjp(_core_forward, _core_backward)

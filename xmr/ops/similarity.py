@@ -1,0 +1,73 @@
+"""How alike two embeddings are: cosine, dot product, order; all pairs or row by row. Training and evaluation share it."""
+
+import jax
+import jax.numpy as jnp
+
+from xmr.errors import choice
+from xmr.ops import cdist
+
+KINDS = ("cosine", "dot", "order")
+# On TPU and recent GPU a float32 product is rounded to fewer bits unless asked otherwise; ranks and thresholds see it.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def similarity(query, gallery, *, kind="cosine", text_query=False):
+  """Similarity of every query with every gallery item.
+
+  cosine: q.g / (|q| |g|), 0 where a row is all zeros.   dot: q.g.
+  order: -|max(0, text - image)|_2, 0 where the image entails the text; not symmetric, so it must know which side is the
+  image: the query, unless `text_query`.
+
+  Args:
+    query: [Q, D] float.  gallery: [G, D] float.
+    kind: "cosine", "dot" or "order".
+    text_query: for "order" alone: True where the queries are texts and the gallery images.
+  Returns:
+    [Q, G] float32 (or wider, as the inputs), higher is more alike.
+  Raises:
+    ValueError: not two-dimensional, or different D; names both.  UserError: unknown kind.
+  References:
+    order: Vendrov et al., Order-embeddings, ICLR 2016, eq. 1-3; VSE++ `order_sim`, as released (the root of the sum).
+  """
+  choice("kind", kind, KINDS)
+  query, gallery = _wide(query), _wide(gallery)
+  if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+    raise ValueError(f"query has shape {query.shape} and gallery {gallery.shape}; expected [Q, D] and [G, D] of one D")
+  if kind == "order":
+    if text_query:
+      return similarity(gallery, query, kind=kind).T
+    return -safe_sqrt(cdist.sum_over_features("shortfall_squared", query, gallery))
+  if kind == "cosine":
+    query, gallery = unit(query), unit(gallery)
+  return jnp.matmul(query, gallery.T, precision=PRECISION)
+
+
+def rowwise(image, text, *, kind="cosine"):
+  """Similarity of image i with text i, [..., D] and [..., D] -> [...]; the kinds of `similarity`."""
+  choice("kind", kind, KINDS)
+  image, text = _wide(image), _wide(text)
+  if kind == "order":
+    return -safe_sqrt(jnp.sum(jnp.square(jax.nn.relu(text - image)), axis=-1))
+  if kind == "cosine":
+    image, text = unit(image), unit(text)
+  return jnp.sum(image * text, axis=-1)
+
+
+def unit(x):
+  """x / |x|_2 along the last axis, [..., D]; a row of zeros stays zero and its gradient finite."""
+  # Scaled by the largest entry first: squares of entries below 1e-19 vanish in float32.
+  scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+  x = x / jnp.where(scale > 0, scale, 1)
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x / jnp.sqrt(jnp.where(square > 0, square, 1))
+
+
+def safe_sqrt(x):
+  """Square root whose gradient is 0 (not infinite) where x is 0; x is at least 0."""
+  positive = x > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _wide(x):
+  x = jnp.asarray(x)
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

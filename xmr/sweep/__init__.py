@@ -1,0 +1,1 @@
+"""Many runs of one config and the table that compares them."""

@@ -1,0 +1,117 @@
+"""Where a run's numbers go: metrics.jsonl (the truth), TensorBoard, the progress line, JSON files."""
+
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+
+def write_json(path, value):
+  """Writes JSON so that a reader never sees half a file."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  temporary.replace(path)
+
+
+def write_arrays(path, arrays):
+  """Writes {name: array} as .npz so that a reader never sees half a file."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with temporary.open("wb") as file:
+    np.savez_compressed(file, **arrays)
+  temporary.replace(path)
+
+
+def kept_lines(path, last_step):
+  """Returns the lines of a metrics.jsonl up to a step: later ones are trained again, half lines were cut by a kill."""
+  lines = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)["step"] <= last_step:
+        lines.append(line)
+    except (json.JSONDecodeError, KeyError, TypeError):
+      continue
+  return lines
+
+
+class Writer:
+  """Writes scalars of one run; in processes other than the first every method does nothing."""
+
+  def __init__(self, workdir, *, step=0, total=0, tensorboard=True, progress=True, active=True):
+    """Opens the files of a run.
+
+    Args:
+      workdir: folder of the run.
+      step: steps done by the checkpoint that this start continues from; what was logged after it is dropped.
+      total: steps of the whole run, for the progress line.
+      tensorboard, progress: write event files, show a line on standard error.
+      active: True in the process that writes.
+    """
+    self.active = active
+    self.bar = self.board = None
+    if not active:
+      return
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if path.exists():
+      temporary = path.with_suffix(".part")
+      temporary.write_text("".join(line + "\n" for line in kept_lines(path, step)))
+      temporary.replace(path)
+    self.file = path.open("a")
+    if tensorboard:
+      from xmr.tracking.tensorboard import Board
+
+      self.board = Board(pathlib.Path(workdir) / "tensorboard", step=step)
+    if progress:
+      self.bar = tqdm(
+        total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, file=sys.stderr,
+        bar_format="{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}",
+      )  # fmt: skip
+
+  def scalars(self, step, values):
+    """Writes one line of named numbers at a step."""
+    if not self.active:
+      return
+    values = {name: float(value) for name, value in values.items()}
+    # null, not NaN: the file stays JSON for every reader.
+    finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+    self.file.write(json.dumps({"step": int(step), **finite}) + "\n")
+    self.file.flush()
+    if self.board:
+      self.board.scalars(step, values)
+
+  def hparams(self, flat):
+    """Shows the config in TensorBoard: as a text, and beside the validation scores of other runs."""
+    if self.active and self.board:
+      rows = "\n".join(f"|{key}|`{value}`|" for key, value in flat.items())
+      self.board.text(0, "config", f"|field|value|\n|-|-|\n{rows}")
+      self.board.hparams(flat, ("val/rsum", "val/i2t/r1", "val/t2i/r1"))
+
+  def image(self, step, name, pixels):
+    """Shows a picture [H, W, 3] uint8 in TensorBoard."""
+    if self.active and self.board:
+      self.board.image(step, name, pixels)
+
+  def progress(self, step, text):
+    """Moves the progress line to a step."""
+    if self.bar is not None:
+      self.bar.set_description_str(text, refresh=False)
+      self.bar.update(step - self.bar.n)
+
+  def say(self, text):
+    """Prints a line above the progress line, on standard error."""
+    if self.active:
+      tqdm.write(text, file=sys.stderr)
+
+  def close(self):
+    """Flushes and closes everything."""
+    if not self.active:
+      return
+    self.file.close()
+    if self.board:
+      self.board.close()
+    if self.bar is not None:
+      self.bar.close()

@@ -1,6 +1,7 @@
 """FG-CMIR on TVGraz. The data is not public here: the command prints the folder that it expects.
 
-  python -m xmr.main --config=configs/fgcmir_tvgraz.py --config.data.dir=data/tvgraz --workdir=runs/fgcmir_tvgraz
+  python -m xmr.main --config=configs/fgcmir_tvgraz.py --config.data.dir=data/tvgraz
+  --workdir=runs/fgcmir_tvgraz
 
 VGG19 fc7 features of the images as image_fc7.npy, [pairs, 4096] in the order of the list. Not run.
 

@@ -1,17 +1,23 @@
-"""FG-CMIR on English Wikipedia (Xu et al., ICCS 2019): 2,173 training and 693 test pairs, ten categories.
+"""FG-CMIR on English Wikipedia (Xu et al., ICCS 2019): 2,173 training and 693 test pairs, ten
+categories.
 
-  python -m xmr.main --config=configs/fgcmir_wiki.py --config.data.dir=data/wikipedia --workdir=runs/fgcmir
+  python -m xmr.main --config=configs/fgcmir_wiki.py --config.data.dir=data/wikipedia
+  --workdir=runs/fgcmir
 
-One run of the base loss, seed 0, with --config.graph.min_count=30 --config.model.dim=64 (MAP, test against test):
+One run of the base loss, seed 0, with --config.graph.min_count=30 --config.model.dim=64 (MAP, test
+against test):
 
   result                       image query   text query   mean
   base loss                    0.299         0.229        0.264
-  semantic matching, SIFT+LDA  0.318         0.245        0.282   same run, SIFT scaled as here (root, standard)
+  semantic matching, SIFT+LDA  0.318         0.245        0.282   same run, SIFT scaled as here
+  (root, standard)
 
-Hold-outs of the training split preferred unit rows of texts, a head that starts small and more dropout (pairs.normalize=text
-pairs.head_start=0.01 graph.dropout=0.6 pairs.image_dropout=0.6); the test split did not, so the base loss keeps its defaults.
+Hold-outs of the training split preferred unit rows of texts, a head that starts small and more
+dropout (pairs.normalize=text pairs.head_start=0.01 graph.dropout=0.6 pairs.image_dropout=0.6); the
+test split did not, so the base loss keeps its defaults.
 
-The label formula and the weighted loss are a reconstruction; the base system is that of the group's released code.
+The label formula and the weighted loss are a reconstruction; the base system is that of the group's
+released code.
 
 Variants:
   base          the pairwise similarity loss, without labels
@@ -20,8 +26,9 @@ Variants:
   soft_targets  similarity labels as targets of the scores
   pair_margin   a margin per pair
   threshold     only pairs of hardness 0.5 and above
-  cross_entropy  every pair by itself, without labels: texts of unit rows, more units and dropout, larger batches
-  table         all of these with five seeds, semantic matching beside them, and paired tests
+  cross_entropy  every pair by itself, without labels: texts of unit rows, more units and dropout,
+  larger batches table         all of these with five seeds, semantic matching beside them, and
+  paired tests
 """
 
 from configs.common import fgcmir

@@ -1,7 +1,8 @@
-"""FG-CMIR on Chinese Wikipedia; words by jieba (the extra "chinese"). The data is not public here: the command prints the
-folder that it expects.
+"""FG-CMIR on Chinese Wikipedia; words by jieba (the extra "chinese"). The data is not public here:
+the command prints the folder that it expects.
 
-  python -m xmr.main --config=configs/fgcmir_wiki_zh.py --config.data.dir=data/wikipedia_zh --workdir=runs/fgcmir_zh
+  python -m xmr.main --config=configs/fgcmir_wiki_zh.py --config.data.dir=data/wikipedia_zh
+  --workdir=runs/fgcmir_zh
 
 VGG19 fc7 features of the images as image_fc7.npy, [pairs, 4096] in the order of the list. Not run.
 

@@ -1,9 +1,11 @@
 """Full-HN on COCO, the setting of the paper (Mallea et al., Discovery Science 2023).
 
-  python -m xmr.main --config=configs/fullhn_coco.py --config.data.dir=data/coco --workdir=runs/fullhn_coco
+  python -m xmr.main --config=configs/fullhn_coco.py --config.data.dir=data/coco
+  --workdir=runs/fullhn_coco
 
-As configs/fullhn_flickr.py, with margins 0.2 (0.4 collapses HN) and the restval images in training; the 5K test is scored
-whole, as in the paper. As released: `--config.mining.scope=released`. Needs a GPU: 566,000 captions are mined at every step.
+As configs/fullhn_flickr.py, with margins 0.2 (0.4 collapses HN) and the restval images in training;
+the 5K test is scored whole, as in the paper. As released: `--config.mining.scope=released`. Needs a
+GPU: 566,000 captions are mined at every step.
 
   result            i2t R@1/5/10         t2i R@1/5/10         rsum
   paper F-HN        18.8 / 42.4 / 55.9   19.5 / 42.7 / 54.7   234.0

@@ -1,10 +1,12 @@
 """Full-HN on Flickr30K, the setting of the paper (Mallea et al., Discovery Science 2023).
 
-  python -m xmr.main --config=configs/fullhn_flickr.py --config.data.dir=data/flickr30k --workdir=runs/fullhn_flickr
+  python -m xmr.main --config=configs/fullhn_flickr.py --config.data.dir=data/flickr30k
+  --workdir=runs/fullhn_flickr
 
-Linear projections to 1024 units of EfficientNetV2-L and MPNet features (`python -m xmr.extract` makes such files), margins
-0.4, negatives mined over the whole training set at every step, 30 epochs of 512 captions. As released, the images came
-through a wrong reshape: `--config.mining.scope=released`.
+Linear projections to 1024 units of EfficientNetV2-L and MPNet features (`python -m xmr.extract`
+makes such files), margins 0.4, negatives mined over the whole training set at every step, 30 epochs
+of 512 captions. As released, the images came through a wrong reshape:
+`--config.mining.scope=released`.
 
   result            i2t R@1/5/10         t2i R@1/5/10         rsum
   paper F-HN        47.3 / 75.5 / 85.0   39.4 / 69.0 / 79.2   395.4
@@ -19,8 +21,8 @@ Variants:
   m_hn      the intra-modal similarity in place of the margin
   random    hinges on random negatives
   mlp       Full-HN with small networks, whose dropout and L2 act
-  flickr8k_f_hn    Full-HN on the features of Flickr8k, margins 0.2, mined in the batch; minutes on two cores
-  flickr8k_hn      HN there
+  flickr8k_f_hn    Full-HN on the features of Flickr8k, margins 0.2, mined in the batch; minutes on
+  two cores flickr8k_hn      HN there
   flickr8k_m_hn    M-HN there
   flickr8k_random  random negatives there
 """

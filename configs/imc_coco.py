@@ -1,8 +1,11 @@
-"""IMC on COCO (Chen et al., ICIP 2022): 113,287 training images with restval; 1K in five folds, and 5K.
+"""IMC on COCO (Chen et al., ICIP 2022): 113,287 training images with restval; 1K in five folds, and
+5K.
 
-  python -m xmr.main --config=configs/imc_coco.py --config.data.dir=data/coco --workdir=runs/imc_coco
+  python -m xmr.main --config=configs/imc_coco.py --config.data.dir=data/coco
+  --workdir=runs/imc_coco
 
-The encoders and the schedule of configs/imc_flickr.py. Needs a GPU, the photographs, GloVe and converted weights.
+The encoders and the schedule of configs/imc_flickr.py. Needs a GPU, the photographs, GloVe and
+converted weights.
 
   result       i2t R@1/5/10         t2i R@1/5/10         rsum
   paper 1K     65.3 / 90.8 / 96.4   53.9 / 86.0 / 93.6   486.0

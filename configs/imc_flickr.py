@@ -1,10 +1,12 @@
 """IMC on Flickr30K, the setting of the paper (Chen et al., ICIP 2022).
 
-  python -m xmr.main --config=configs/imc_flickr.py --config.data.dir=data/flickr30k --workdir=runs/imc_flickr
+  python -m xmr.main --config=configs/imc_flickr.py --config.data.dir=data/flickr30k
+  --workdir=runs/imc_flickr
 
-ResNet-152 on pixels, trained with the text encoder (the released command leaves it frozen, `:frozen`; the published
-numbers need it trained), BiLSTM on words with 840B GloVe, 30 epochs of 128 captions. Needs a GPU, the photographs, GloVe and
-weights converted by `python -m xmr.models.convert --kind=resnet152`.
+ResNet-152 on pixels, trained with the text encoder (the released command leaves it frozen,
+`:frozen`; the published numbers need it trained), BiLSTM on words with 840B GloVe, 30 epochs of 128
+captions. Needs a GPU, the photographs, GloVe and weights converted by `python -m xmr.models.convert
+--kind=resnet152`.
 
   result            i2t R@1/5/10         t2i R@1/5/10         rsum
   paper             58.5 / 85.0 / 91.2   45.4 / 74.8 / 83.0   437.9

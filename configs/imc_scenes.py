@@ -1,6 +1,7 @@
-"""IMC on rendered scenes, pixels and words from scratch: the main job without a download, minutes on two CPU cores.
+"""IMC on rendered scenes, pixels and words from scratch: the main job without a download, minutes
+on two CPU cores.
 
-  python -m xmr.main --config=configs/imc_scenes.py --workdir=runs/scenes
+python -m xmr.main --config=configs/imc_scenes.py --workdir=runs/scenes
 """
 
 from xmr.config import base_config

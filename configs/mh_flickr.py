@@ -1,6 +1,7 @@
 """MH on Flickr30K with the encoders of IMC: the loss of VSE++ in IMC's setting, its baseline.
 
-  python -m xmr.main --config=configs/mh_flickr.py --config.data.dir=data/flickr30k --workdir=runs/mh_flickr
+  python -m xmr.main --config=configs/mh_flickr.py --config.data.dir=data/flickr30k
+  --workdir=runs/mh_flickr
 
 Everything but the loss is configs/imc_flickr.py, with the same variants.
 

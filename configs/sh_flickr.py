@@ -1,6 +1,7 @@
 """SH on Flickr30K with the encoders of IMC: the loss of VSE0 in IMC's setting, its baseline.
 
-  python -m xmr.main --config=configs/sh_flickr.py --config.data.dir=data/flickr30k --workdir=runs/sh_flickr
+  python -m xmr.main --config=configs/sh_flickr.py --config.data.dir=data/flickr30k
+  --workdir=runs/sh_flickr
 
 Everything but the loss is configs/imc_flickr.py, with the same variants.
 

@@ -7,7 +7,9 @@ import subprocess
 
 # Before JAX starts: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 import pytest
 
@@ -57,7 +59,9 @@ def small_disk(tmp_path):
   folder.mkdir()
   if shutil.which("mount") is None or os.geteuid():
     pytest.skip("only root can mount a small file system")
-  done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True)
+  done = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True
+  )
   if done.returncode:
     pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
   yield SmallDisk(folder)

@@ -1,4 +1,6 @@
-"""A run of seconds through the real command line: forty images and eighty captions, both as features, small projections."""
+"""A run of seconds through the real command line: forty images and eighty captions, both as
+features, small projections.
+"""
 
 import json
 import os
@@ -14,15 +16,32 @@ from xmr import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
-# Features on both sides, as they compile fast; dropout, so that randomness counts; five steps per epoch.
+# Features on both sides, as they compile fast; dropout, so that randomness counts; five steps per
+# epoch.
 SMALL = {
-  "data.name": "karpathy", "data.image_features": "image.npy", "data.text_features": "text.npy",
-  "model.image.name": "mlp", "model.image.hidden": 16, "model.image.dropout": 0.2, "model.text.name": "linear",
-  "model.dim": 16, "batch_size": 16, "eval_batch_size": 16, "loss.name": "max_of_hinges",
-  "optimizer.schedule": "constant", "epochs": 0.0, "steps": STEPS, "warmup.epochs": 0.0,
-  "evaluate.epochs": 0.0, "evaluate.steps": 6, "checkpoint.steps": 2, "log.steps": 2, "log.tensorboard": False,
-  "log.progress": False, "picture": False,
-}  # fmt: skip
+  "data.name": "karpathy",
+  "data.image_features": "image.npy",
+  "data.text_features": "text.npy",
+  "model.image.name": "mlp",
+  "model.image.hidden": 16,
+  "model.image.dropout": 0.2,
+  "model.text.name": "linear",
+  "model.dim": 16,
+  "batch_size": 16,
+  "eval_batch_size": 16,
+  "loss.name": "max_of_hinges",
+  "optimizer.schedule": "constant",
+  "epochs": 0.0,
+  "steps": STEPS,
+  "warmup.epochs": 0.0,
+  "evaluate.epochs": 0.0,
+  "evaluate.steps": 6,
+  "checkpoint.steps": 2,
+  "log.steps": 2,
+  "log.tensorboard": False,
+  "log.progress": False,
+  "picture": False,
+}
 
 
 def write_data(folder, *, n_images=60, captions=2, dim=24):
@@ -38,7 +57,15 @@ def write_data(folder, *, n_images=60, captions=2, dim=24):
       sentences.append({"raw": f"caption {sentid}", "sentid": sentid, "imgid": imgid})
       sentid += 1
     ids = [sentence["sentid"] for sentence in sentences]
-    images.append({"filename": f"{imgid}.jpg", "imgid": imgid, "split": split, "sentids": ids, "sentences": sentences})
+    images.append(
+      {
+        "filename": f"{imgid}.jpg",
+        "imgid": imgid,
+        "split": split,
+        "sentids": ids,
+        "sentences": sentences,
+      }
+    )
   (folder / "dataset_small.json").write_text(json.dumps({"images": images, "dataset": "small"}))
   np.save(folder / "image.npy", rng.normal(size=(n_images, dim)).astype(np.float32))
   np.save(folder / "text.npy", rng.normal(size=(n_images * captions, dim)).astype(np.float32))
@@ -54,28 +81,47 @@ def arguments(data, workdir, **changes):
 
 def command(data, workdir, *, processes=1, **changes):
   """Returns the command line of a run in one process, or in several through launch/local.sh."""
-  start = [sys.executable, "-m", "xmr.main"] if processes == 1 else ["bash", "launch/local.sh", f"--processes={processes}"]
+  start = (
+    [sys.executable, "-m", "xmr.main"]
+    if processes == 1
+    else ["bash", "launch/local.sh", f"--processes={processes}"]
+  )
   return [*start, *arguments(data, workdir, **changes)]
 
 
 def environment(devices=1, **changes):
   """Returns the environment of a process with so many virtual devices."""
   flags = f"--xla_force_host_platform_device_count={devices}"
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHON": sys.executable, **changes}
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": flags,
+    "PYTHON": sys.executable,
+    **changes,
+  }
 
 
 def start(command, *, log, devices=1, **changes):
   """Starts a command; its output goes to a file, which no full pipe can stop."""
   with open(log, "w") as file:
-    return subprocess.Popen(command, cwd=ROOT, env=environment(devices, **changes), stdout=file, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+      command, cwd=ROOT, env=environment(devices, **changes), stdout=file, stderr=subprocess.STDOUT
+    )
 
 
 def run(command, *, code=0, devices=1, timeout=400, **changes):
-  """Runs a command to its end, with all that it starts, and returns its standard output and error."""
+  """Runs a command to its end, with all that it starts, and returns its standard output and
+  error.
+  """
   process = subprocess.Popen(
-    command, cwd=ROOT, env=environment(devices, **changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    command,
+    cwd=ROOT,
+    env=environment(devices, **changes),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
     start_new_session=True,
-  )  # fmt: skip
+  )
   try:
     printed, _ = process.communicate(timeout=timeout)
   finally:
@@ -101,7 +147,9 @@ def parameters(workdir, step=STEPS):
 
 def logged(workdir):
   """Returns the lines of metrics.jsonl."""
-  return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+  return [
+    json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 def steps_logged(workdir, name="train/loss"):

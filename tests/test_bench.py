@@ -1,4 +1,6 @@
-"""Benches: contenders in processes of their own, figures, goals, table and JSON; one bench from end to end."""
+"""Benches: contenders in processes of their own, figures, goals, table and JSON; one bench from end
+to end.
+"""
 
 import io
 import json
@@ -12,7 +14,7 @@ from xmr.bench import others, report, runner, scaling
 from xmr.bench.cases import Case, Goal
 from xmr.bench.runner import PROBES
 
-TOY = '''
+TOY = """
 def ours(n):
   return {"run": lambda: 2.0, "answer": lambda: [n, 1.0], "facts": {"mb": 3.0}}
 
@@ -38,19 +40,31 @@ def ended(n):
 
 def probe():
   return {"run": lambda: 0.5, "facts": {"amount": 10.0}}
-'''
+"""
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-  """Runs a case of contenders that say themselves how long they took; probes give 20 units per second."""
+  """Runs a case of contenders that say themselves how long they took; probes give 20 units per
+  second.
+  """
   (tmp_path / "toy_contenders.py").write_text(TOY)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
   monkeypatch.setattr(runner, "PROBES", {name: "toy_contenders:probe" for name in PROBES})
 
   def run(*, goals=(), **contenders):
     functions = {name: f"toy_contenders:{function}" for name, function in contenders.items()}
-    case = Case("toy", functions, {"n": 4}, products=10, traffic=10, part={"sample": 0.1}, items=6, unit="things", goals=goals)
+    case = Case(
+      "toy",
+      functions,
+      {"n": 4},
+      products=10,
+      traffic=10,
+      part={"sample": 0.1},
+      items=6,
+      unit="things",
+      goals=goals,
+    )
     return runner.run([case], rounds=2)
 
   return run
@@ -58,9 +72,13 @@ def toy(tmp_path, monkeypatch):
 
 def test_ratio_share_rate_and_goals_are_those_of_the_times(toy):
   goals = (
-    Goal("ratio/torch", at_least=5), Goal("share", at_least=0.5), Goal("rate", at_least=3), Goal("facts/mb", at_most=2),
-    Goal("seconds", at_most=2), Goal("ratio/nobody", at_least=1),
-  )  # fmt: skip
+    Goal("ratio/torch", at_least=5),
+    Goal("share", at_least=0.5),
+    Goal("rate", at_least=3),
+    Goal("facts/mb", at_most=2),
+    Goal("seconds", at_most=2),
+    Goal("ratio/nobody", at_least=1),
+  )
   (result,) = toy(xmr="ours", torch="slow", sample="part", absent="absent", goals=goals)
   assert result["ratios"] == result["ratios_of_fastest"] == {"torch": 4.0, "sample": 5.0}
   assert (result["limit_seconds"], result["share"], result["rate"]) == (1.0, 0.5, 3.0)
@@ -73,7 +91,10 @@ def test_ratio_share_rate_and_goals_are_those_of_the_times(toy):
   lines = report.table(document).splitlines()
   assert lines[0].split()[:4] == ["case", "contender", "time", "ratio"]
   assert lines[2].split()[:4] == ["torch", "8", "s", "4.00"]
-  assert "MISSED toy: ratio/torch >= 5, found 4" in lines and "met    toy: share >= 0.5, found 0.5" in lines
+  assert (
+    "MISSED toy: ratio/torch >= 5, found 4" in lines
+    and "met    toy: share >= 0.5, found 0.5" in lines
+  )
   assert "without absent: No module named 'torch'; pip install -e '.[bench]'" in lines
 
 
@@ -117,7 +138,10 @@ def test_growth_is_the_slope_in_logarithms():
 
 def test_growth_of_memory_is_that_of_the_plan_where_there_is_one():
   figures = [{"fastest": n**2, "extra_mb": 1.0, "facts": {"temp_mb": 3.0 * n}} for n in (512, 1024)]
-  results = [{"name": f"mh B {n}", "contenders": {"xmr": x}} for n, x in zip((512, 1024), figures, strict=True)]
+  results = [
+    {"name": f"mh B {n}", "contenders": {"xmr": x}}
+    for n, x in zip((512, 1024), figures, strict=True)
+  ]
   assert scaling.summary(results) == ["growth of mh B: time 2.00, memory 1.00; arithmetic 2"]
   for x in figures:
     x["facts"] = {}
@@ -127,7 +151,11 @@ def test_growth_of_memory_is_that_of_the_plan_where_there_is_one():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["nobody"], "no bench 'nobody'; expected one of losses, step, mining, ranks, graded, rouge, startup, data, encoders"),
+    (
+      ["nobody"],
+      "no bench 'nobody'; expected one of losses, step, mining, ranks, graded, rouge, startup, "
+      "data, encoders",
+    ),
     ([], "the following arguments are required: NAME"),
     (["rouge", "--rounds=0"], "--rounds is 0; expected at least 1"),
     (["rouge", "--only=nothing"], "--only=nothing leaves no case of rouge"),
@@ -161,5 +189,9 @@ def test_a_quick_bench_writes_its_json(tmp_path, capsys):
   document = json.loads((tmp_path / "rouge.json").read_text())
   assert (document["bench"], document["quick"], document["rounds"]) == ("rouge", True, 1)
   (case,) = document["cases"]
-  assert case["contenders"].keys() == {"xmr", "python"} and case["ratios"]["python"] > 0 and case["rate"] > 0
+  assert (
+    case["contenders"].keys() == {"xmr", "python"}
+    and case["ratios"]["python"] > 0
+    and case["rate"] > 0
+  )
   assert "M caption pairs" in capsys.readouterr().out

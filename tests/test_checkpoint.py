@@ -18,15 +18,23 @@ from xmr.errors import UserError
 @pytest.fixture(scope="module")
 def trees():
   mesh = parallel.mesh()
-  params = parallel.replicate(mesh, {"encoder": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}})
+  params = parallel.replicate(
+    mesh, {"encoder": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
+  )
   opt_state = parallel.replicate(mesh, optax.adam(1e-3).init(params))
   batch_stats = parallel.replicate(mesh, {"norm": {"mean": np.full(3, 0.25, np.float32)}})
-  return params, {"step": parallel.replicate(mesh, np.int32(7)), "opt_state": opt_state, "batch_stats": batch_stats}
+  return params, {
+    "step": parallel.replicate(mesh, np.int32(7)),
+    "opt_state": opt_state,
+    "batch_stats": batch_stats,
+  }
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, trees):
-  """A run folder with steps 5 (score 1), 7 (score 9, the best), 9 (score 9), 11 and 13 (not validated)."""
+  """A run folder with steps 5 (score 1), 7 (score 9, the best), 9 (score 9), 11 and 13 (not
+  validated).
+  """
   folder = tmp_path_factory.mktemp("saved")
   (folder / "config.json").write_text("{}")
   checkpoints = checkpoint.Checkpoints(folder)
@@ -66,7 +74,11 @@ def test_latest_restores_every_leaf_and_its_structure(run, trees):
   checkpoints.close()
 
 
-@pytest.mark.parametrize("harm", [damage, lambda folder: (shutil.rmtree(folder), folder.mkdir())], ids=["truncated", "empty"])
+@pytest.mark.parametrize(
+  "harm",
+  [damage, lambda folder: (shutil.rmtree(folder), folder.mkdir())],
+  ids=["truncated", "empty"],
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(run, trees, harm, capsys):
   harm(run / "checkpoints" / "13")
   checkpoints = checkpoint.Checkpoints(run)
@@ -83,7 +95,9 @@ def test_load_gives_numpy_of_the_best_the_latest_or_a_given_step(run):
     found, variables, record = checkpoint.load(run, wanted)
     assert (found, record["best"]) == (step, step)
     assert type(variables["params"]["encoder"]["kernel"]) is np.ndarray
-    np.testing.assert_array_equal(variables["params"]["encoder"]["kernel"], np.arange(6.0).reshape(2, 3) + step)
+    np.testing.assert_array_equal(
+      variables["params"]["encoder"]["kernel"], np.arange(6.0).reshape(2, 3) + step
+    )
     np.testing.assert_array_equal(variables["batch_stats"]["norm"]["mean"], np.full(3, 0.25))
 
 
@@ -110,17 +124,25 @@ def test_nest_undoes_flatten():
 
 
 @pytest.mark.parametrize("pages", [0, 1, 4, 9, 13, 20])
-def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(trees, small_disk, pages, capfd, monkeypatch):
-  # The disk is full at another file each time; the threads of the others go on, and fail, beside the first.
+def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(
+  trees, small_disk, pages, capfd, monkeypatch
+):
+  # The disk is full at another file each time; the threads of the others go on, and fail, beside
+  # the first.
   monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
   checkpoints = checkpoint.Checkpoints(small_disk)
   checkpoints.save(2, params=trees[0], state=trees[1], run={"best": 2})
   small_disk.fill(leave=4096 * pages)
   running = set(threading.enumerate())
-  with pytest.raises(UserError, match="step 4 is not saved .* No space left on device; earlier checkpoints are intact"):
+  with pytest.raises(
+    UserError,
+    match="step 4 is not saved .* No space left on device; earlier checkpoints are intact",
+  ):
     checkpoints.save(4, params=trees[0], state=trees[1], run={"best": 2}, score=1.0)
   give_up = time.monotonic() + 20
-  while left := [thread for thread in set(threading.enumerate()) - running if checkpoint.at_work(thread)]:
+  while left := [
+    thread for thread in set(threading.enumerate()) - running if checkpoint.at_work(thread)
+  ]:
     assert time.monotonic() < give_up, left
     time.sleep(0.02)
   gc.collect()

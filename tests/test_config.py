@@ -55,7 +55,9 @@ def test_a_duration_has_one_unit():
 
 def test_only_what_moves_no_done_step_may_change_on_resume():
   old = config_lib.flat(config_lib.base_config())
-  assert config_lib.differences(old, {**old, "epochs": 40.0, "data.workers": 3, "log.steps": 1}) == []
+  assert (
+    config_lib.differences(old, {**old, "epochs": 40.0, "data.workers": 3, "log.steps": 1}) == []
+  )
   assert config_lib.differences(old, {**old, "seed": 1, "loss.margin": 0.3}) == [
     "config.loss.margin: None -> 0.3",
     "config.seed: 0 -> 1",

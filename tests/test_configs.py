@@ -27,7 +27,9 @@ def built():
       yield name, module, variant
 
 
-@pytest.mark.parametrize("name, module, variant", list(built()), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+  "name, module, variant", list(built()), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_every_config_and_variant_is_valid(name, module, variant):
   config = module.get_config(variant) if variant else module.get_config()
   config_lib.validate(config)
@@ -38,9 +40,10 @@ def test_every_config_and_variant_is_valid(name, module, variant):
 def test_every_field_is_read_by_the_code():
   source = "\n".join(p.read_text() for p in (ROOT / "xmr").rglob("*.py") if p.name != "config.py")
   unread = [
-    key for key in config_lib.flat(config_lib.base_config())
+    key
+    for key in config_lib.flat(config_lib.base_config())
     if not re.search(rf"\b{key.split('.')[-1]}\b", source)
-  ]  # fmt: skip
+  ]
   assert not unread
 
 

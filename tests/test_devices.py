@@ -1,4 +1,6 @@
-"""One device or many, one answer: every loss, every scope of mining, evaluation; and the ring form through the train step."""
+"""One device or many, one answer: every loss, every scope of mining, evaluation; and the ring form
+through the train step.
+"""
 
 import functools
 import inspect
@@ -30,13 +32,18 @@ def tensors_of(name, seed=0):
   image_id = np.repeat(np.arange(B // 2), 2)
   image = rows()
   tensors = {
-    "image": image, "text": rows(image), "image_negative": rows(image), "text_negative": rows(image),
-    "match": image_id[:, None] == image_id[None, :], "same_pair": (rng.random(B) < 0.5).astype(np.float32),
-    "scores": rng.normal(size=B).astype(np.float32), "positive": rng.random(B) < 0.4,
+    "image": image,
+    "text": rows(image),
+    "image_negative": rows(image),
+    "text_negative": rows(image),
+    "match": image_id[:, None] == image_id[None, :],
+    "same_pair": (rng.random(B) < 0.5).astype(np.float32),
+    "scores": rng.normal(size=B).astype(np.float32),
+    "positive": rng.random(B) < 0.4,
     "hardness": rng.random(B).astype(np.float32),
     "image_mask": np.arange(TOKENS) < rng.integers(2, TOKENS + 1, (B, 1)),
     "text_mask": np.arange(TOKENS) < rng.integers(2, TOKENS + 1, (B, 1)),
-  }  # fmt: skip
+  }
   taken = inspect.signature(losses.LOSSES[name]).parameters
   return {key: value for key, value in tensors.items() if key in taken}
 
@@ -70,12 +77,18 @@ def test_every_scope_of_mining_has_the_same_value_and_gradient_on_1_2_and_8_devi
   split, results = test_scopes.make_split(), []
   batch = test_scopes.make_batch(split)[0]
   for count in COUNTS:
-    e = test_scopes.make_experiment(split, test_scopes.make_config(mining__scope=scope), count, loss="full_hard_negative")
+    e = test_scopes.make_experiment(
+      split, test_scopes.make_config(mining__scope=scope), count, loss="full_hard_negative"
+    )
     miner, pool, bank = mining.make(e)
     # A step of 1 against the gradient: the parameters hold it.
     transform = optax.sgd(1.0)
     state = train.create_train_state(e.variables, transform, mesh=e.mesh, bank=bank)
-    step = jax.jit(functools.partial(train.train_step, model=e.model, transform=transform, loss=e.loss, miner=miner))
+    step = jax.jit(
+      functools.partial(
+        train.train_step, model=e.model, transform=transform, loss=e.loss, miner=miner
+      )
+    )
     state, terms = step(state, parallel.shard(e.mesh, batch), pool)
     results.append(jax.device_get((terms["loss"], state.params)))
     assert terms["gradient_norm"] > 0
@@ -98,8 +111,14 @@ def test_a_step_in_ring_form_is_the_plain_step(name, match):
   config = ring_config(**{"loss.name": name})
   rows = tensors_of(name)
   model = test_scopes.models.build(config.model)
-  batch = {"image": rows["image"], "text": rows["text"], "image_id": np.repeat(np.arange(B // 2), 2).astype(np.int32)}
-  variables = jax.device_get(model.init(jax.random.key(0), {key: value[:1] for key, value in batch.items()}))
+  batch = {
+    "image": rows["image"],
+    "text": rows["text"],
+    "image_id": np.repeat(np.arange(B // 2), 2).astype(np.int32),
+  }
+  variables = jax.device_get(
+    model.init(jax.random.key(0), {key: value[:1] for key, value in batch.items()})
+  )
   results = []
   for form in ("plain", "ring"):
     config.loss_form = form
@@ -107,7 +126,11 @@ def test_a_step_in_ring_form_is_the_plain_step(name, match):
     found = []
     for each in (loss, warmup):
       state = train.create_train_state(variables, optax.sgd(1.0), mesh=mesh)
-      step = jax.jit(functools.partial(train.train_step, model=model, transform=optax.sgd(1.0), loss=each, match=match))
+      step = jax.jit(
+        functools.partial(
+          train.train_step, model=model, transform=optax.sgd(1.0), loss=each, match=match
+        )
+      )
       state, terms = step(state, parallel.shard(mesh, batch), None)
       found.append(jax.device_get((state.params, terms)))
     results.append(found)
@@ -115,7 +138,10 @@ def test_a_step_in_ring_form_is_the_plain_step(name, match):
 
 
 def test_a_loss_without_a_ring_form_is_refused():
-  with pytest.raises(UserError, match="loss hard_negative has no ring form; expected one of imc, .*config.loss_form=plain"):
+  with pytest.raises(
+    UserError,
+    match="loss hard_negative has no ring form; expected one of imc, .*config.loss_form=plain",
+  ):
     experiment.losses_of(ring_config(**{"loss.name": "hard_negative"}), parallel.mesh())
   with pytest.raises(UserError, match="loss imc has no parameter temperature"):
     experiment.losses_of(ring_config(**{"loss.temperature": 0.1}), parallel.mesh())
@@ -130,9 +156,15 @@ def test_evaluation_on_eight_devices_equals_one_exactly(kind):
   text = (image[image_of_text] + rng.normal(size=(192, D))).astype(np.float32)
   spread = encode.over_devices(image)
   assert len(spread.sharding.device_set) == 8
-  assert protocol.score(spread, text, image_of_text, kind=kind) == protocol.score(image, text, image_of_text, kind=kind)
+  assert protocol.score(spread, text, image_of_text, kind=kind) == protocol.score(
+    image, text, image_of_text, kind=kind
+  )
   queries = encode.over_devices(text)
-  found, expected = (ranks(x, image, image_of_text, kind=kind, text_query=True) for x in (queries, text))
+  found, expected = (
+    ranks(x, image, image_of_text, kind=kind, text_query=True) for x in (queries, text)
+  )
   np.testing.assert_array_equal(found, expected)
-  for found, expected in zip(top_k(queries, image, 7, kind=kind), top_k(text, image, 7, kind=kind), strict=True):
+  for found, expected in zip(
+    top_k(queries, image, 7, kind=kind), top_k(text, image, 7, kind=kind), strict=True
+  ):
     np.testing.assert_array_equal(found, expected)

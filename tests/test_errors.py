@@ -10,11 +10,18 @@ from xmr.errors import UserError, reported
 
 @pytest.mark.parametrize("lines, unbuffered", [(1, ""), (100_000, ""), (1, "1")])
 def test_a_reader_that_leaves_early_gets_no_traceback(lines, unbuffered):
-  code = f"from xmr.errors import reported\nwith reported():\n  input()\n  for i in range({lines}): print(i)"
+  code = (
+    "from xmr.errors import reported\nwith reported():\n  input()\n  for i in "
+    "range({lines}): print(i)"
+  )
   process = subprocess.Popen(
-    [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    [sys.executable, "-c", code],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
     env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-  )  # fmt: skip
+  )
   process.stdout.close()
   process.stdin.write("\n")
   process.stdin.close()

@@ -47,7 +47,9 @@ def write_weights(path, module):
 def backbone(tmp_path_factory):
   """Weights of a small network that goes by the name of resnet18: its path and its variables."""
   path, known = tmp_path_factory.mktemp("weights") / "resnet18.safetensors", convert.kind
-  small = convert.Kind(lambda: resnet.ResNet((1, 1), False, 8), (resnet.torchvision_name,), ("fc.",))
+  small = convert.Kind(
+    lambda: resnet.ResNet((1, 1), False, 8), (resnet.torchvision_name,), ("fc.",)
+  )
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(convert, "kind", lambda name: small if name == "resnet18" else known(name))
     yield path, write_weights(path, small.module())
@@ -59,7 +61,9 @@ def centre(config):
   found = {}
   for split in data.load(config).values():
     for row, number in enumerate(split.image_id):
-      found[int(number)] = images.eval_crop(images.decode(split.pixels[row], name=""), resize=RESIZE, size=SIZE)
+      found[int(number)] = images.eval_crop(
+        images.decode(split.pixels[row], name=""), resize=RESIZE, size=SIZE
+      )
   return np.stack([found[number] for number in sorted(found)])
 
 
@@ -77,13 +81,19 @@ def run(config, weights_of, out, **changes):
   return extract.extract(config, **(options | changes))
 
 
-def test_rows_are_image_ids_and_the_manifest_says_of_what(config, backbone, centre, features, tmp_path):
+def test_rows_are_image_ids_and_the_manifest_says_of_what(
+  config, backbone, centre, features, tmp_path
+):
   manifest = run(config, backbone, tmp_path)
   found = np.load(tmp_path / "features.npy", allow_pickle=False)
   assert found.shape == (20, 16) and found.dtype == np.float32
   np.testing.assert_allclose(found, features(centre), rtol=1e-4, atol=1e-4)
   assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
-  assert manifest["source"] == "made.pth" and manifest["source_sha256"] == "abc" and manifest["complete"] is True
+  assert (
+    manifest["source"] == "made.pth"
+    and manifest["source_sha256"] == "abc"
+    and manifest["complete"] is True
+  )
   assert manifest["shape"] == [20, 16] and manifest["resize"] == RESIZE and manifest["crop"] == SIZE
   assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "manifest.json"]
 
@@ -101,7 +111,9 @@ def test_grid_of_a_mirror_is_turned_back(config, backbone, centre, features, tmp
   run(config, backbone, tmp_path, average="flip", grid=True)
   found = np.load(tmp_path / "features.npy", allow_pickle=False)
   mirrored = features(centre[:, :, ::-1], keep=True)[:, :, ::-1]
-  np.testing.assert_allclose(found, (features(centre, keep=True) + mirrored) / 2, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    found, (features(centre, keep=True) + mirrored) / 2, rtol=1e-4, atol=1e-4
+  )
 
 
 def test_ten_crops_are_corners_centre_and_mirrors():
@@ -128,10 +140,14 @@ def test_a_killed_run_goes_on_where_it_stopped(config, backbone, tmp_path, monke
     run(config, backbone, tmp_path / "cut")
   assert not (tmp_path / "cut/features.npy").exists()
   monkeypatch.setattr(extract, "write_array", write)
-  monkeypatch.setattr(images, "decode", lambda content, name: count.append(name) or decode(content, name=name))
+  monkeypatch.setattr(
+    images, "decode", lambda content, name: count.append(name) or decode(content, name=name)
+  )
   run(config, backbone, tmp_path / "cut")
   assert len(set(count)) == 12, "the first block of eight was encoded again"
-  assert (tmp_path / "cut/features.npy").read_bytes() == (tmp_path / "whole/features.npy").read_bytes()
+  assert (tmp_path / "cut/features.npy").read_bytes() == (
+    tmp_path / "whole/features.npy"
+  ).read_bytes()
   count.clear()
   run(config, backbone, tmp_path / "cut")
   assert not count, "finished work was done again"
@@ -158,18 +174,23 @@ def test_a_damaged_block_is_made_again(config, backbone, tmp_path, monkeypatch):
 def test_other_work_in_the_folder_is_named_and_kept(config, backbone, tmp_path):
   run(config, backbone, tmp_path)
   before = (tmp_path / "features.npy").read_bytes()
-  with pytest.raises(UserError, match="holds features made otherwise .*average: 'none' -> 'flip'.*give another --out"):
+  with pytest.raises(
+    UserError, match="holds features made otherwise .*average: 'none' -> 'flip'.*give another --out"
+  ):
     run(config, backbone, tmp_path, average="flip")
   assert (tmp_path / "features.npy").read_bytes() == before
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-  ({"backbone": "resnet20"}, "--backbone is 'resnet20'; expected one of resnet18,"),
-  ({"backbone": "resnet50"}, "does not fit this network"),
-  ({"weights": "absent.safetensors"}, "absent.safetensors: no such file"),
-  ({"average": "ten_crop", "grid": True}, "--grid and --average=ten_crop"),
-  ({"batch_size": 9}, "--batch_size is 9; expected a multiple of the 8 devices"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"backbone": "resnet20"}, "--backbone is 'resnet20'; expected one of resnet18,"),
+    ({"backbone": "resnet50"}, "does not fit this network"),
+    ({"weights": "absent.safetensors"}, "absent.safetensors: no such file"),
+    ({"average": "ten_crop", "grid": True}, "--grid and --average=ten_crop"),
+    ({"batch_size": 9}, "--batch_size is 9; expected a multiple of the 8 devices"),
+  ],
+)
 def test_mistakes_are_named_before_anything_is_written(config, backbone, tmp_path, changes, words):
   with pytest.raises(UserError) as error:
     run(config, backbone, tmp_path / "out", **changes)
@@ -185,26 +206,51 @@ def test_tensorflow_weights_see_pixels_from_minus_one_to_one():
 def test_command_extracts_and_reports_the_speed(config, tmp_path):
   write_weights(tmp_path / "resnet18.safetensors", resnet.ResNet(*resnet.RESNETS["resnet18"]))
   flags = {
-    "config": "configs/imc_scenes.py", "config.data.cache_dir": config.data.cache_dir, "config.data.image_size": SIZE,
-    "config.data.resize": RESIZE, "config.data.scenes.n_train": 12, "config.data.scenes.n_val": 4,
-    "config.data.scenes.n_test": 4, "backbone": "resnet18", "weights": tmp_path / "resnet18.safetensors",
+    "config": "configs/imc_scenes.py",
+    "config.data.cache_dir": config.data.cache_dir,
+    "config.data.image_size": SIZE,
+    "config.data.resize": RESIZE,
+    "config.data.scenes.n_train": 12,
+    "config.data.scenes.n_val": 4,
+    "config.data.scenes.n_test": 4,
+    "backbone": "resnet18",
+    "weights": tmp_path / "resnet18.safetensors",
     "out": tmp_path / "out",
-  }  # fmt: skip
-  command = [sys.executable, "-m", "xmr.extract", *(f"--{key}={value}" for key, value in flags.items())]
+  }
+  command = [
+    sys.executable,
+    "-m",
+    "xmr.extract",
+    *(f"--{key}={value}" for key, value in flags.items()),
+  ]
   environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   assert "[20, 512] float32, 20 images at " in done.stdout and "images/s" in done.stdout
-  wrong = subprocess.run([*command, "--average=mean"], cwd=ROOT, env=environment, capture_output=True, text=True,
-                         timeout=300)  # fmt: skip
-  assert wrong.returncode == 2 and wrong.stderr.startswith("xmr: error: ") and wrong.stderr.count("\n") == 1
+  wrong = subprocess.run(
+    [*command, "--average=mean"],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert (
+    wrong.returncode == 2
+    and wrong.stderr.startswith("xmr: error: ")
+    and wrong.stderr.count("\n") == 1
+  )
 
 
 def test_a_damaged_image_is_named(config, backbone, tmp_path, monkeypatch):
   whole = io.BytesIO()
   Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(whole, "JPEG")
   source = [whole.getvalue(), whole.getvalue()[:200]] * 4
-  monkeypatch.setattr(extract, "images_of", lambda config: [(i, source, i, f"{i}.jpg") for i in range(8)])
+  monkeypatch.setattr(
+    extract, "images_of", lambda config: [(i, source, i, f"{i}.jpg") for i in range(8)]
+  )
   with pytest.raises(UserError, match="1.jpg"):
     run(config, backbone, tmp_path)
 
@@ -213,11 +259,23 @@ def test_a_damaged_image_is_named(config, backbone, tmp_path, monkeypatch):
 def test_two_processes_write_what_one_writes_and_a_mistake_ends_both(config, tmp_path):
   write_weights(tmp_path / "resnet18.safetensors", resnet.ResNet(*resnet.RESNETS["resnet18"]))
   flags = {
-    "config": "configs/imc_scenes.py", "config.data.cache_dir": config.data.cache_dir, "config.data.image_size": SIZE,
-    "config.data.resize": RESIZE, "config.data.scenes.n_train": 12, "config.data.scenes.n_val": 4,
-    "config.data.scenes.n_test": 4, "backbone": "resnet18", "weights": tmp_path / "resnet18.safetensors", "batch_size": 8,
-  }  # fmt: skip
-  command = [sys.executable, "-m", "xmr.extract", *(f"--{key}={value}" for key, value in flags.items())]
+    "config": "configs/imc_scenes.py",
+    "config.data.cache_dir": config.data.cache_dir,
+    "config.data.image_size": SIZE,
+    "config.data.resize": RESIZE,
+    "config.data.scenes.n_train": 12,
+    "config.data.scenes.n_val": 4,
+    "config.data.scenes.n_test": 4,
+    "backbone": "resnet18",
+    "weights": tmp_path / "resnet18.safetensors",
+    "batch_size": 8,
+  }
+  command = [
+    sys.executable,
+    "-m",
+    "xmr.extract",
+    *(f"--{key}={value}" for key, value in flags.items()),
+  ]
   small_run.run([*command, f"--out={tmp_path / 'one'}"])
 
   def both(*extra):
@@ -226,7 +284,14 @@ def test_two_processes_write_what_one_writes_and_a_mistake_ends_both(config, tmp
       place = f"127.0.0.1:{free.getsockname()[1]}"
     logs = [tmp_path / f"{index}.log" for index in range(2)]
     started = [
-      small_run.start([*command, *extra], log=log, devices=2, XMR_COORDINATOR=place, XMR_PROCESSES="2", XMR_PROCESS=str(i))
+      small_run.start(
+        [*command, *extra],
+        log=log,
+        devices=2,
+        XMR_COORDINATOR=place,
+        XMR_PROCESSES="2",
+        XMR_PROCESS=str(i),
+      )
       for i, log in enumerate(logs)
     ]
     return [process.wait(timeout=600) for process in started], [log.read_text() for log in logs]
@@ -234,7 +299,9 @@ def test_two_processes_write_what_one_writes_and_a_mistake_ends_both(config, tmp
   codes, printed = both(f"--out={tmp_path / 'two'}")
   assert codes == [0, 0], printed
   assert "20 images at " in printed[0] and "20 images at " not in printed[1]
-  one, two = (np.load(tmp_path / f"{name}/features.npy", allow_pickle=False) for name in ("one", "two"))
+  one, two = (
+    np.load(tmp_path / f"{name}/features.npy", allow_pickle=False) for name in ("one", "two")
+  )
   np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4)
   codes, printed = both(f"--out={tmp_path / 'two'}", "--average=flip")
   assert all(codes) and "holds features made otherwise" in printed[0], printed

@@ -1,4 +1,6 @@
-"""Faults that really happen to a run: killed at any moment, a full disk, a damaged checkpoint, other devices, other workers."""
+"""Faults that really happen to a run: killed at any moment, a full disk, a damaged checkpoint,
+other devices, other workers.
+"""
 
 import os
 import pathlib
@@ -37,7 +39,8 @@ def test_the_same_command_twice_gives_the_same_bits(data, undisturbed, tmp_path)
   small_run.run(small_run.command(data, tmp_path / "run"))
   small_run.assert_equal(small_run.parameters(tmp_path / "run"), small_run.parameters(undisturbed))
   first, second = (
-    [line["train/loss"] for line in small_run.logged(w) if "train/loss" in line] for w in (tmp_path / "run", undisturbed)
+    [line["train/loss"] for line in small_run.logged(w) if "train/loss" in line]
+    for w in (tmp_path / "run", undisturbed)
   )
   assert first == second
 
@@ -46,7 +49,8 @@ def test_the_same_command_twice_gives_the_same_bits(data, undisturbed, tmp_path)
 def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(data, tmp_path):
   small_run.run(small_run.command(data, tmp_path / "whole", **LONG))
   rng, workdir, caught = np.random.default_rng(20), tmp_path / "run", []
-  # A moment: while a checkpoint is being written, or so many seconds after the start or after the first new step.
+  # A moment: while a checkpoint is being written, or so many seconds after the start or after the
+  # first new step.
   moments = list(rng.permutation(["saving"] * 4 + ["starting"] * 2 + ["training"] * 4))
   while moments:
     moment = moments.pop()
@@ -60,7 +64,9 @@ def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(
       if moment == "starting":
         process.wait(rng.uniform(0.5, 5))
       elif moment == "saving":
-        small_run.wait_for(lambda goes_on=goes_on: goes_on() and saves_in_progress(workdir), process=process)
+        small_run.wait_for(
+          lambda goes_on=goes_on: goes_on() and saves_in_progress(workdir), process=process
+        )
       else:
         small_run.wait_for(goes_on, process=process)
         process.wait(rng.uniform(0, 0.5))
@@ -74,14 +80,18 @@ def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(
       moments = ["saving"]
   assert caught.count(("saving", True)) >= 2, caught
   small_run.run(small_run.command(data, workdir, **LONG))
-  small_run.assert_equal(small_run.parameters(workdir, 100), small_run.parameters(tmp_path / "whole", 100))
+  small_run.assert_equal(
+    small_run.parameters(workdir, 100), small_run.parameters(tmp_path / "whole", 100)
+  )
   for name in ("train/loss", "val/rsum"):
     assert small_run.steps_logged(workdir, name) == small_run.steps_logged(tmp_path / "whole", name)
   assert not saves_in_progress(workdir)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(data, undisturbed, damage, tmp_path):
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+  data, undisturbed, damage, tmp_path
+):
   workdir = tmp_path / "run"
   shutil.copytree(undisturbed, workdir)
   newest = workdir / "checkpoints" / str(small_run.STEPS)
@@ -93,23 +103,32 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(data, undisturb
       if path.is_file():
         os.truncate(path, path.stat().st_size // 2)
   printed = small_run.run(small_run.command(data, workdir))
-  assert f"xmr: warning: checkpoint {newest} does not restore" in printed and "from step 10 of 12" in printed
+  assert (
+    f"xmr: warning: checkpoint {newest} does not restore" in printed
+    and "from step 10 of 12" in printed
+  )
   small_run.assert_equal(small_run.parameters(workdir), small_run.parameters(undisturbed))
   assert small_run.steps_logged(workdir) == small_run.steps_logged(undisturbed)
 
 
 @pytest.mark.parametrize("pages", [0, 5])
-def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoints_before(data, undisturbed, small_disk, pages, tmp_path):
+def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoints_before(
+  data, undisturbed, small_disk, pages, tmp_path
+):
   workdir = small_disk / "run"
   changes = {"evaluate.steps": 1000, "log.tensorboard": True}
-  process = small_run.start(small_run.command(data, workdir, steps=100_000, **changes), log=tmp_path / "log")
+  process = small_run.start(
+    small_run.command(data, workdir, steps=100_000, **changes), log=tmp_path / "log"
+  )
   small_run.wait_for(lambda: (workdir / "checkpoints" / "4").exists(), process=process)
   small_disk.fill(leave=4096 * pages)
   assert process.wait(120) == 2
   *_, last = (tmp_path / "log").read_text().strip().splitlines()
   assert last.startswith("xmr: error: ") and "No space left on device" in last
   assert "Traceback" not in (tmp_path / "log").read_text()
-  kept = max(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
+  kept = max(
+    int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit()
+  )
   small_disk.release()
   if kept > small_run.STEPS:
     pytest.skip("the run was faster than the disk could be filled")
@@ -123,32 +142,60 @@ def test_a_run_goes_on_on_other_devices_and_back(data, undisturbed, tmp_path):
   workdir = tmp_path / "run"
   for devices, steps in ((8, 4), (1, 8), (8, 10), (2, 12)):
     small_run.run(small_run.command(data, workdir, steps=steps), devices=devices)
-  small_run.assert_equal(small_run.parameters(workdir), small_run.parameters(undisturbed), atol=1e-6)
+  small_run.assert_equal(
+    small_run.parameters(workdir), small_run.parameters(undisturbed), atol=1e-6
+  )
   assert small_run.steps_logged(workdir) == small_run.steps_logged(undisturbed)
 
 
 @pytest.mark.slow
 def test_another_number_of_data_workers_changes_no_bit(data, tmp_path):
   pixels = {
-    "data.name": "scenes", "data.image": "pixels", "data.text": "words", "data.scenes.n_train": 20, "data.scenes.n_val": 5,
-    "data.scenes.n_test": 5, "data.image_size": 32, "data.resize": 32, "vocabulary.min_count": 1, "vocabulary.glove": "",
-    "model.image.name": "convnet", "model.text.name": "gru", "model.text.input_norm": False, "model.text.word_dim": 8,
-    "batch_size": 8, "steps": 8,
-  }  # fmt: skip
+    "data.name": "scenes",
+    "data.image": "pixels",
+    "data.text": "words",
+    "data.scenes.n_train": 20,
+    "data.scenes.n_val": 5,
+    "data.scenes.n_test": 5,
+    "data.image_size": 32,
+    "data.resize": 32,
+    "vocabulary.min_count": 1,
+    "vocabulary.glove": "",
+    "model.image.name": "convnet",
+    "model.text.name": "gru",
+    "model.text.input_norm": False,
+    "model.text.word_dim": 8,
+    "batch_size": 8,
+    "steps": 8,
+  }
   small_run.run(small_run.command(data, tmp_path / "whole", **pixels))
   for workers, steps in ((0, 2), (2, 6), (1, 8)):
-    small_run.run(small_run.command(data, tmp_path / "run", **pixels | {"data.workers": workers, "steps": steps}))
-  small_run.assert_equal(small_run.parameters(tmp_path / "run", 8), small_run.parameters(tmp_path / "whole", 8))
+    small_run.run(
+      small_run.command(
+        data, tmp_path / "run", **pixels | {"data.workers": workers, "steps": steps}
+      )
+    )
+  small_run.assert_equal(
+    small_run.parameters(tmp_path / "run", 8), small_run.parameters(tmp_path / "whole", 8)
+  )
 
 
 def test_seconds_are_split_and_the_profile_flag_writes_a_trace(data, tmp_path):
   workdir = tmp_path / "run"
   small_run.run(small_run.command(data, workdir, **{"profile.start": 4, "profile.steps": 2}))
-  traces = [path for path in pathlib.Path(workdir / "profile").rglob("*.xplane.pb") if path.stat().st_size > 1000]
+  traces = [
+    path
+    for path in pathlib.Path(workdir / "profile").rglob("*.xplane.pb")
+    if path.stat().st_size > 1000
+  ]
   assert len(traces) == 1
   lines = small_run.logged(workdir)
-  expected = {"seconds/data": [2, 4, 6, 8, 10, 12], "seconds/step": [2, 4, 6, 8, 10, 12], "seconds/evaluation": [6, 12],
-              "seconds/checkpoint": [2, 4, 6, 8, 10, 12]}  # fmt: skip
+  expected = {
+    "seconds/data": [2, 4, 6, 8, 10, 12],
+    "seconds/step": [2, 4, 6, 8, 10, 12],
+    "seconds/evaluation": [6, 12],
+    "seconds/checkpoint": [2, 4, 6, 8, 10, 12],
+  }
   for name, steps in expected.items():
     assert [line["step"] for line in lines if name in line] == steps
     assert all(0 <= line[name] < 120 for line in lines if name in line)
@@ -164,7 +211,11 @@ def test_a_long_run_keeps_its_memory_and_its_pace(data, tmp_path):
   memory = {}
   try:
     for mark in range(total // 10, total, total // 10):
-      small_run.wait_for(lambda mark=mark: (workdir / "checkpoints" / str(mark)).exists(), seconds=300, process=process)
+      small_run.wait_for(
+        lambda mark=mark: (workdir / "checkpoints" / str(mark)).exists(),
+        seconds=300,
+        process=process,
+      )
       memory[mark] = psutil.Process(process.pid).memory_info().rss / 2**20
     assert process.wait(300) == 0
   finally:
@@ -172,9 +223,17 @@ def test_a_long_run_keeps_its_memory_and_its_pace(data, tmp_path):
   print({mark: round(value) for mark, value in memory.items()})
   early, late = memory[3 * total // 10], memory[9 * total // 10]
   assert late - early < 0.03 * early, memory
-  seconds = {line["step"]: line["seconds/step"] for line in small_run.logged(workdir) if "seconds/step" in line}
+  seconds = {
+    line["step"]: line["seconds/step"]
+    for line in small_run.logged(workdir)
+    if "seconds/step" in line
+  }
   third = total // 3
-  pace = [np.median([value for step, value in seconds.items() if a < step <= a + third]) for a in (0, third, 2 * third)]
+  pace = [
+    np.median([value for step, value in seconds.items() if a < step <= a + third])
+    for a in (0, third, 2 * third)
+  ]
   print([f"{1000 * value:.2f} ms" for value in pace])
-  # Other programs on the machine may slow it for a while; a leak would slow every part after the first.
+  # Other programs on the machine may slow it for a while; a leak would slow every part after the
+  # first.
   assert min(pace[1:]) < 1.5 * pace[0], pace

@@ -1,4 +1,6 @@
-"""Both stages of FG-CMIR from a folder to results.json, stopped and resumed, and the parts in between."""
+"""Both stages of FG-CMIR from a folder to results.json, stopped and resumed, and the parts in
+between.
+"""
 
 import gzip
 import json
@@ -23,11 +25,15 @@ WORDS = [f"word{i}" for i in range(24)]
 
 @pytest.fixture
 def make_config(tmp_path, monkeypatch):
-  """Writes a set of three categories that words and features tell apart; returns a function that makes its config."""
+  """Writes a set of three categories that words and features tell apart; returns a function that
+  makes its config.
+  """
   folder, rng = tmp_path / "source", np.random.default_rng(0)
   folder.mkdir()
   layout = labelled.LAYOUTS["wikipedia"]
-  monkeypatch.setitem(labelled.LAYOUTS, "wikipedia", labelled.Layout(layout.lists, {}, layout.source))
+  monkeypatch.setitem(
+    labelled.LAYOUTS, "wikipedia", labelled.Layout(layout.lists, {}, layout.source)
+  )
   (folder / "categories.list").write_text("a\nb\nc\n")
   features, rows = {}, []
   for split, suffix, count in (("train", "tr", 60), ("test", "te", 18)):
@@ -41,7 +47,9 @@ def make_config(tmp_path, monkeypatch):
   with gzip.open(folder / "texts.jsonl.gz", "wt") as file:
     file.writelines(json.dumps(row) + "\n" for row in rows)
   io.savemat(folder / "raw_features.mat", features)
-  (folder / "vectors.txt").write_text("".join(f"{w} {' '.join(f'{x:.3f}' for x in rng.normal(size=4))}\n" for w in WORDS))
+  (folder / "vectors.txt").write_text(
+    "".join(f"{w} {' '.join(f'{x:.3f}' for x in rng.normal(size=4))}\n" for w in WORDS)
+  )
 
   def make(variant="", **fields):
     config = fgcmir_wiki.get_config(variant)
@@ -74,14 +82,24 @@ def scores_of(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(make_config, tmp_path, capsys):
+def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(
+  make_config, tmp_path, capsys
+):
   results = command.train_and_evaluate(make_config(), tmp_path / "run")
   written = json.loads((tmp_path / "run" / "results.json").read_text())
   assert written["metrics"] == results["metrics"]
-  assert results["metrics"]["map"] == (results["metrics"]["i2t/map"] + results["metrics"]["t2i/map"]) / 2
+  assert (
+    results["metrics"]["map"] == (results["metrics"]["i2t/map"] + results["metrics"]["t2i/map"]) / 2
+  )
   assert results["metrics"]["map"] > results["random"] + 0.1
   assert {"semantic_matching", "semantic_matching_words"} <= set(results)
-  for file in ("precision_recall.png", "hardness.png", "hardness.md", "siamese/metrics.jsonl", "metrics.jsonl"):
+  for file in (
+    "precision_recall.png",
+    "hardness.png",
+    "hardness.md",
+    "siamese/metrics.jsonl",
+    "metrics.jsonl",
+  ):
     assert (tmp_path / "run" / file).stat().st_size
   assert (tmp_path / "run" / "hardness.md").read_text().count("- g = ") == 10
   assert any("val/auc" in line for line in scores_of(tmp_path / "run" / "siamese"))
@@ -105,7 +123,9 @@ def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
   results = two_stage.run(config, tmp_path / "run", Asked(), baselines=False)
   assert results["words"] is None and results["metrics"]["map"] > results["random"] + 0.1
   config.graph.layers = 2
-  with pytest.raises(UserError, match="config.graph.signal=features .* expected config.graph.layers=0"):
+  with pytest.raises(
+    UserError, match="config.graph.signal=features .* expected config.graph.layers=0"
+  ):
     load(config)
 
 
@@ -114,11 +134,17 @@ def test_a_stopped_run_goes_on_to_the_same_end(make_config, tmp_path, stage):
   config = make_config()
   straight = two_stage.run(config, tmp_path / "straight", Asked(), baselines=False)
   # Stage 1 has 9 steps, so step 10 is of stage 2 alone.
-  assert two_stage.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False) is None
+  assert (
+    two_stage.run(config, tmp_path / "run", Asked(4 if stage == "siamese" else 10), baselines=False)
+    is None
+  )
   assert (tmp_path / "run" / "checkpoints").exists() == (stage == "pairs")
   resumed = two_stage.run(config, tmp_path / "run", Asked(), baselines=False)
   assert resumed["metrics"] == pytest.approx(straight["metrics"], abs=1e-6)
-  validated = [[line["step"] for line in scores_of(tmp_path / name) if "val/map" in line] for name in ("run", "straight")]
+  validated = [
+    [line["step"] for line in scores_of(tmp_path / name) if "val/map" in line]
+    for name in ("run", "straight")
+  ]
   assert validated == [[6, 12], [6, 12]]
 
 
@@ -129,16 +155,36 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
     config.table.update({"variants": ("base", "hardness", "lda"), "seeds": (0, 1)})
   config.graph.min_count, config.model.dim, config.steps = 2, 16, 6
   results = command.train_and_evaluate(config, tmp_path / "table")
-  assert set(results["rows"]) == {"base", "hardness", "lda"} and results["rows"]["base"]["map"]["n"] == 2
-  assert set(results["tests"]) == {"hardness", "lda", "semantic_matching", "semantic_matching_words"}
+  assert (
+    set(results["rows"]) == {"base", "hardness", "lda"} and results["rows"]["base"]["map"]["n"] == 2
+  )
+  assert set(results["tests"]) == {
+    "hardness",
+    "lda",
+    "semantic_matching",
+    "semantic_matching_words",
+  }
   for test in results["tests"].values():
     assert test["map"]["low"] <= test["map"]["difference"] <= test["map"]["high"]
     assert 0 < test["map"]["p"] <= test["map"]["p_holm"] <= 1
   text = (tmp_path / "table" / "table.md").read_text()
-  assert all(f"| {row} |" in text for row in ("base", "hardness", "semantic matching, words", "random"))
-  assert "than base at 0.05 after Holm's adjustment" in text and " against semantic matching, words: image query " in text
-  assert all((tmp_path / "table" / file).stat().st_size for file in ("precision_recall.png", "hardness.png", "hardness.md"))
-  assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == ["base", "hardness", "lda", "siamese"]
+  assert all(
+    f"| {row} |" in text for row in ("base", "hardness", "semantic matching, words", "random")
+  )
+  assert (
+    "than base at 0.05 after Holm's adjustment" in text
+    and " against semantic matching, words: image query " in text
+  )
+  assert all(
+    (tmp_path / "table" / file).stat().st_size
+    for file in ("precision_recall.png", "hardness.png", "hardness.md")
+  )
+  assert sorted(p.name for p in (tmp_path / "table" / "seed1").iterdir()) == [
+    "base",
+    "hardness",
+    "lda",
+    "siamese",
+  ]
   form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
   assert form["loss.form"] == "h" and form["seed"] == 1
   monkeypatch.setattr(two_stage, "run", None)  # Finished runs are read.
@@ -148,13 +194,20 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
 def test_paired_tests_see_a_row_that_is_better_on_every_query():
   rng = np.random.default_rng(0)
   base = [{"i2t": rng.random(40), "t2i": rng.random(40)} for _ in range(3)]
-  found = {"base": base, "fine_grained": [{name: x + 0.01 for name, x in run.items()} for run in base]}
+  found = {
+    "base": base,
+    "fine_grained": [{name: x + 0.01 for name, x in run.items()} for run in base],
+  }
   rows = {name: table.mean_of(runs) for name, runs in found.items()}
   rows["semantic_matching"] = {"i2t": rng.random(40), "t2i": rng.random(40)}
   tests = table.tests(found, rows)
   assert tests["fine_grained"]["map"]["difference"] == pytest.approx(0.01)
-  assert tests["fine_grained"]["map"]["p_holm"] < 0.01 and tests["fine_grained"]["map"]["p_seeds"] < 0.01
-  assert tests["semantic_matching"]["map"]["p"] > 0.01 and np.isnan(tests["semantic_matching"]["map"]["p_seeds"])
+  assert (
+    tests["fine_grained"]["map"]["p_holm"] < 0.01 and tests["fine_grained"]["map"]["p_seeds"] < 0.01
+  )
+  assert tests["semantic_matching"]["map"]["p"] > 0.01 and np.isnan(
+    tests["semantic_matching"]["map"]["p_seeds"]
+  )
 
 
 def test_the_best_variant_is_held_against_two_regressions():
@@ -175,16 +228,21 @@ def test_an_unknown_row_of_the_table_is_named(make_config, tmp_path):
   config = make_config("table")
   with config.ignore_type():
     config.table.variants = ("base", "other")
-  with pytest.raises(UserError, match="config.table.variants holds 'other'; expected some of base, fine_grained"):
+  with pytest.raises(
+    UserError, match="config.table.variants holds 'other'; expected some of base, fine_grained"
+  ):
     command.train_and_evaluate(config, tmp_path / "table")
 
 
 def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
   similarity = jnp.asarray([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])
   batch = {
-    "text": jnp.asarray([2, 0]), "item": jnp.asarray([1, 0, 2]), "text_of_pair": jnp.asarray([1, 1, 0, 0]),
-    "item_of_pair": jnp.asarray([1, 0, 0, 2]), "positive": jnp.asarray([True, True, False, True]),
-  }  # fmt: skip
+    "text": jnp.asarray([2, 0]),
+    "item": jnp.asarray([1, 0, 2]),
+    "text_of_pair": jnp.asarray([1, 1, 0, 0]),
+    "item_of_pair": jnp.asarray([1, 0, 0, 2]),
+    "positive": jnp.asarray([True, True, False, True]),
+  }
   np.testing.assert_allclose(two_stage.hardness(similarity, batch), [0, 0.2, 0.3, 0], atol=1e-6)
 
 
@@ -197,7 +255,9 @@ def test_area_under_roc_equals_scikit_learn_with_ties():
 def test_logistic_regression_equals_scikit_learn():
   rng = np.random.default_rng(0)
   x, label = rng.normal(size=(90, 4)), rng.integers(0, 3, 90)
-  theirs = LogisticRegression(C=1 / (90 * 0.01), tol=1e-8, max_iter=1000).fit(x, label).predict_proba(x)
+  theirs = (
+    LogisticRegression(C=1 / (90 * 0.01), tol=1e-8, max_iter=1000).fit(x, label).predict_proba(x)
+  )
   np.testing.assert_allclose(logistic_regression(x, label, l2=0.01)(x), theirs, atol=2e-3)
 
 
@@ -210,12 +270,16 @@ def test_semantic_matching_is_perfect_where_both_classifiers_are():
 
 def test_image_scales_use_the_training_part_alone():
   rng = np.random.default_rng(0)
-  images = {name: rng.random((20, 3)) * (5 if name == "test" else 1) for name in ("train", "val", "test")}
+  images = {
+    name: rng.random((20, 3)) * (5 if name == "test" else 1) for name in ("train", "val", "test")
+  }
   found = scale(images, "root_standard")
   np.testing.assert_allclose(found["train"].mean(axis=0), 0, atol=1e-6)
   np.testing.assert_allclose(found["train"].std(axis=0), 1, atol=1e-5)
   root = np.sqrt(images["train"])
-  np.testing.assert_allclose(found["test"], (np.sqrt(images["test"]) - root.mean(axis=0)) / root.std(axis=0), rtol=1e-4)
+  np.testing.assert_allclose(
+    found["test"], (np.sqrt(images["test"]) - root.mean(axis=0)) / root.std(axis=0), rtol=1e-4
+  )
 
 
 def test_random_scores_give_the_share_of_relevant_items():
@@ -226,21 +290,35 @@ def test_random_scores_give_the_share_of_relevant_items():
 @pytest.mark.parametrize(
   "field, value, message",
   [
-    ("loss.name", "imc", "config.loss.name is 'imc'; expected one of pairwise_similarity, pair_cross_entropy,"),
+    (
+      "loss.name",
+      "imc",
+      "config.loss.name is 'imc'; expected one of pairwise_similarity, pair_cross_entropy,",
+    ),
     ("loss.form", "other", "form"),
     ("siamese.loss", "hinge", "config.siamese.loss is 'hinge'; expected one of pair_cross_entropy"),
     ("siamese.dropout", 1.0, "config.siamese.dropout is 1.0; expected from 0 to below 1"),
     ("pairs.scheme", "all", "config.pairs.scheme is 'all'; expected one of"),
     ("pairs.image_scale", "log", "config.pairs.image_scale is 'log'; expected one of"),
     ("graph.bias", "edge", "config.graph.bias is 'edge'; expected one of"),
-    ("pairs.activation", "gelu", "config.pairs.activation is 'gelu'; expected one of none, relu, tanh"),
-    ("pairs.normalize", "rows", "config.pairs.normalize is 'rows'; expected one of none, text, both"),
+    (
+      "pairs.activation",
+      "gelu",
+      "config.pairs.activation is 'gelu'; expected one of none, relu, tanh",
+    ),
+    (
+      "pairs.normalize",
+      "rows",
+      "config.pairs.normalize is 'rows'; expected one of none, text, both",
+    ),
     ("pairs.head_start", 0.0, "config.pairs.head_start is 0.0; expected more than 0"),
     ("pairs.unit_dropout", 1.0, "config.pairs.unit_dropout is 1.0; expected from 0 to below 1"),
     ("graph.dropout", -0.1, "config.graph.dropout is -0.1; expected from 0 to below 1"),
   ],
 )
-def test_a_wrong_field_is_named_before_the_run_folder_exists(make_config, tmp_path, field, value, message):
+def test_a_wrong_field_is_named_before_the_run_folder_exists(
+  make_config, tmp_path, field, value, message
+):
   config = make_config()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message):

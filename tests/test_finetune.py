@@ -1,4 +1,6 @@
-"""Fine-tuning as in the papers: the network frozen, then trained at a tenth of the rate; and training in bfloat16."""
+"""Fine-tuning as in the papers: the network frozen, then trained at a tenth of the rate; and
+training in bfloat16.
+"""
 
 import functools
 
@@ -20,7 +22,11 @@ STEPS = 4
 def small_network():
   """A small network under the name of ResNet-152."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(image.BACKBONES, "resnet152", functools.partial(ResNet, blocks=(1, 1), bottleneck=True, width=8))
+    patch.setitem(
+      image.BACKBONES,
+      "resnet152",
+      functools.partial(ResNet, blocks=(1, 1), bottleneck=True, width=8),
+    )
     yield
 
 
@@ -29,9 +35,11 @@ def batch():
   rng = np.random.default_rng(0)
   image_id = np.repeat(np.arange(B // 2), 2).astype(np.int32)
   return {
-    "image": rng.integers(0, 256, (B // 2, 32, 32, 3)).astype(np.uint8)[image_id], "image_id": image_id,
-    "text": rng.integers(0, 30, (B, 6)).astype(np.int32), "text_length": rng.integers(1, 7, B).astype(np.int32),
-  }  # fmt: skip
+    "image": rng.integers(0, 256, (B // 2, 32, 32, 3)).astype(np.uint8)[image_id],
+    "image_id": image_id,
+    "text": rng.integers(0, 30, (B, 6)).astype(np.int32),
+    "text_length": rng.integers(1, 7, B).astype(np.int32),
+  }
 
 
 def config_of(variant, **model):
@@ -42,16 +50,33 @@ def config_of(variant, **model):
 
 
 def trained(config, batch, variables=None):
-  """Some steps of a config on one batch: (losses, variables before, variables after, seen epoch by epoch)."""
+  """Some steps of a config on one batch: (losses, variables before, variables after, seen epoch by
+  epoch).
+  """
   model = models.build(config.model, vocabulary_size=30)
   if variables is None:
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), batch))
   frozen = () if config.model.image.trainable else ("^image_encoder/backbone/",)
   transform, rates = optim.make(
-    config.optimizer, variables["params"], steps_per_epoch=1, total_steps=int(config.epochs), frozen=frozen)
-  step = jax.jit(functools.partial(
-    train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges"), match="pair"))
-  state, found = train.create_train_state(variables, transform, mesh=parallel.mesh(jax.devices()[:1])), []
+    config.optimizer,
+    variables["params"],
+    steps_per_epoch=1,
+    total_steps=int(config.epochs),
+    frozen=frozen,
+  )
+  step = jax.jit(
+    functools.partial(
+      train.train_step,
+      model=model,
+      transform=transform,
+      loss=losses.get("max_of_hinges"),
+      match="pair",
+    )
+  )
+  state, found = (
+    train.create_train_state(variables, transform, mesh=parallel.mesh(jax.devices()[:1])),
+    [],
+  )
   for _ in range(STEPS):
     state, terms = step(state, batch, None)
     found.append(terms["loss"])
@@ -60,7 +85,10 @@ def trained(config, batch, variables=None):
 
 def same(first, second):
   """Whether two trees hold the same numbers."""
-  return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+  return all(
+    np.array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+  )
 
 
 def backbone(variables, collection="params"):
@@ -79,15 +107,22 @@ def finetuned(batch, frozen):
   return trained(config_of("finetuned"), batch, frozen[2])
 
 
-def test_the_network_is_frozen_for_30_epochs_and_trained_for_15_at_a_tenth_of_the_rate(frozen, finetuned):
+def test_the_network_is_frozen_for_30_epochs_and_trained_for_15_at_a_tenth_of_the_rate(
+  frozen, finetuned
+):
   first, second = vsepp_flickr.get_config(""), vsepp_flickr.get_config("finetuned")
   assert (first.epochs, second.epochs) == (30, 15) and second.init == "runs/vsepp"
-  np.testing.assert_allclose([frozen[3](epoch) for epoch in (0, 14, 15, 29)], [2e-4, 2e-4, 2e-5, 2e-5], rtol=1e-6)
+  np.testing.assert_allclose(
+    [frozen[3](epoch) for epoch in (0, 14, 15, 29)], [2e-4, 2e-4, 2e-5, 2e-5], rtol=1e-6
+  )
   np.testing.assert_allclose([finetuned[3](epoch) for epoch in (0, 14)], 2e-5, rtol=1e-6)
   for stage, moves in ((frozen, False), (finetuned, True)):
     _, before, after, _ = stage
     assert same(backbone(before), backbone(after)) != moves
-    assert not same(before["params"]["image_encoder"]["projection"], after["params"]["image_encoder"]["projection"])
+    assert not same(
+      before["params"]["image_encoder"]["projection"],
+      after["params"]["image_encoder"]["projection"],
+    )
     # As released: the statistics of BatchNorm drift in both stages.
     assert not same(backbone(before, "batch_stats"), backbone(after, "batch_stats"))
 
@@ -103,7 +138,9 @@ def test_frozen_batch_norm_keeps_its_statistics_while_the_network_is_trained(bat
 
 def test_bfloat16_stays_within_a_hundredth_of_the_loss_and_keeps_float32(batch, frozen, finetuned):
   half, _, after, _ = trained(config_of("finetuned", dtype="bfloat16"), batch, frozen[2])
-  assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype("float32")} == {x.dtype for x in half}
+  assert (
+    {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype("float32")} == {x.dtype for x in half}
+  )
   half, full = np.array(half), np.array(finetuned[0])
   assert (half != full).all(), "computed in float32"
   np.testing.assert_allclose(half, full, rtol=1e-2)

@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "xmr").rglob("*.py"))
 COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
 
-# What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like where it differs.
+# What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like
+# where it differs.
 ALLOWED = {
   "errors": set(),
   "command_line": {"errors"},
@@ -28,9 +29,28 @@ ALLOWED = {
   "preemption": set(),
   "encode": {"data", "parallel"},
   "mining": {"errors", "ops", "parallel", "mining", "eval.relevance", "data"},
-  "eval": {"__version__", "errors", "command_line", "ops", "parallel", "eval", "data", "config", "tracking"},
+  "eval": {
+    "__version__",
+    "errors",
+    "command_line",
+    "ops",
+    "parallel",
+    "eval",
+    "data",
+    "config",
+    "tracking",
+  },
   "experiment": {
-    "errors", "config", "data", "losses", "models", "interop", "optim", "parallel", "checkpoint", "tracking",
+    "errors",
+    "config",
+    "data",
+    "losses",
+    "models",
+    "interop",
+    "optim",
+    "parallel",
+    "checkpoint",
+    "tracking",
   },
 }
 
@@ -41,7 +61,9 @@ def name_of(path):
 
 
 def imports(path):
-  """Yields what a file imports of ours, as "losses.similarity" and the like; imports inside functions count too."""
+  """Yields what a file imports of ours, as "losses.similarity" and the like; imports inside
+  functions count too.
+  """
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "xmr":
       base = node.module.split(".")[1:]
@@ -50,7 +72,9 @@ def imports(path):
       else:
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.Import):
-      yield from (alias.name.removeprefix("xmr.") for alias in node.names if alias.name.startswith("xmr."))
+      yield from (
+        alias.name.removeprefix("xmr.") for alias in node.names if alias.name.startswith("xmr.")
+      )
 
 
 def covered(name, allowed):
@@ -82,4 +106,8 @@ def test_a_file_has_one_topic_in_at_most_400_lines(path):
 def test_nothing_is_unpickled():
   for path in FILES:
     text = path.read_text()
-    assert "import pickle" not in text and "allow_pickle=True" not in text and "weights_only=False" not in text, path
+    assert (
+      "import pickle" not in text
+      and "allow_pickle=True" not in text
+      and "weights_only=False" not in text
+    ), path

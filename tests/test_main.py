@@ -1,4 +1,6 @@
-"""The main job through its real entry point, small: train, stop, kill, resume, score, and users' mistakes."""
+"""The main job through its real entry point, small: train, stop, kill, resume, score, and users'
+mistakes.
+"""
 
 import json
 import os
@@ -29,13 +31,35 @@ def command(cache):
 
   def build(workdir, *changes, config="configs/imc_scenes.py"):
     small = {
-      "data.cache_dir": cache, "data.scenes.n_train": 40, "data.scenes.n_val": 10, "data.scenes.n_test": 10,
-      "batch_size": 16, "eval_batch_size": 16, "model.dim": 16, "model.text.word_dim": 8, "model.text.dropout": 0.4,
-      "epochs": 0.0, "steps": 12, "warmup.epochs": 0.0, "warmup.steps": 4, "evaluate.epochs": 0.0, "evaluate.steps": 6,
-      "checkpoint.steps": 5, "log.steps": 2, "log.tensorboard": False,
-    }  # fmt: skip
+      "data.cache_dir": cache,
+      "data.scenes.n_train": 40,
+      "data.scenes.n_val": 10,
+      "data.scenes.n_test": 10,
+      "batch_size": 16,
+      "eval_batch_size": 16,
+      "model.dim": 16,
+      "model.text.word_dim": 8,
+      "model.text.dropout": 0.4,
+      "epochs": 0.0,
+      "steps": 12,
+      "warmup.epochs": 0.0,
+      "warmup.steps": 4,
+      "evaluate.epochs": 0.0,
+      "evaluate.steps": 6,
+      "checkpoint.steps": 5,
+      "log.steps": 2,
+      "log.tensorboard": False,
+    }
     flags = [f"--config.{key}={value}" for key, value in small.items()]
-    return [sys.executable, "-m", "xmr.main", f"--config={config}", f"--workdir={workdir}", *flags, *changes]
+    return [
+      sys.executable,
+      "-m",
+      "xmr.main",
+      f"--config={config}",
+      f"--workdir={workdir}",
+      *flags,
+      *changes,
+    ]
 
   return build
 
@@ -45,7 +69,9 @@ def environment():
 
 
 def run(command, *, code=0):
-  done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+  )
   assert done.returncode == code, done.stderr[-3000:]
   return done
 
@@ -56,7 +82,9 @@ def parameters(workdir):
 
 
 def logged(workdir):
-  return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+  return [
+    json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 def assert_same(first, second):
@@ -75,7 +103,10 @@ def test_one_command_trains_scores_and_draws(command, undisturbed):
   done = run(command(undisturbed))
   results = json.loads((undisturbed / "results.json").read_text())
   *_, wrote, parameters_in, next_command = done.stdout.splitlines()
-  assert "rsum" in done.stdout and wrote == f"wrote {undisturbed / 'results.json'}, {undisturbed / 'retrieved.png'}"
+  assert (
+    "rsum" in done.stdout
+    and wrote == f"wrote {undisturbed / 'results.json'}, {undisturbed / 'retrieved.png'}"
+  )
   assert parameters_in == f"parameters: {undisturbed / 'checkpoints' / str(results['step'])}"
   assert next_command == f"look inside: python -m xmr.inspect.report --workdir={undisturbed}"
   assert results["dataset"] == "scenes" and results["n_images"] == 10 and results["n_texts"] == 50
@@ -84,7 +115,13 @@ def test_one_command_trains_scores_and_draws(command, undisturbed):
   assert (undisturbed / "retrieved.png").stat().st_size > 10_000
   steps = [line["step"] for line in logged(undisturbed) if "train/loss" in line]
   assert steps == sorted(set(steps)) and steps[-1] == 12
-  for name in ("train/i2t", "train/gradient_norm", "examples_per_second", "seconds/data", "learning_rate"):
+  for name in (
+    "train/i2t",
+    "train/gradient_norm",
+    "examples_per_second",
+    "seconds/data",
+    "learning_rate",
+  ):
     assert name in logged(undisturbed)[0]
 
 
@@ -97,7 +134,11 @@ def test_killed_runs_go_on_to_bit_identical_parameters(command, undisturbed, tmp
     process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), **silent)
     deadline = time.time() + 240
     while time.time() < deadline and process.poll() is None:
-      lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
+      lines = (
+        (workdir / "metrics.jsonl").read_text().splitlines()
+        if (workdir / "metrics.jsonl").exists()
+        else []
+      )
       if any(f'"step": {step},' in line for line in lines for step in range(kill_at, 13)):
         break
       time.sleep(0.01)
@@ -113,7 +154,9 @@ def test_sigterm_saves_exits_cleanly_and_the_same_command_goes_on(command, undis
   if not (undisturbed / "results.json").exists():
     run(command(undisturbed))
   workdir = tmp_path / "run"
-  process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    command(workdir), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+  )
   deadline = time.time() + 240
   while time.time() < deadline and not (workdir / "metrics.jsonl").exists():
     time.sleep(0.01)
@@ -132,7 +175,10 @@ def test_eval_only_scores_without_training(command, undisturbed):
   before = (undisturbed / "results.json").read_text()
   (undisturbed / "results.json").unlink()
   run(command(undisturbed, "--eval_only"))
-  assert json.loads((undisturbed / "results.json").read_text())["metrics"] == json.loads(before)["metrics"]
+  assert (
+    json.loads((undisturbed / "results.json").read_text())["metrics"]
+    == json.loads(before)["metrics"]
+  )
 
 
 def test_a_folder_of_another_config_is_refused_with_what_differs(command, undisturbed):
@@ -140,7 +186,8 @@ def test_a_folder_of_another_config_is_refused_with_what_differs(command, undist
     run(command(undisturbed))
   done = run(command(undisturbed, "--config.seed=3", "--config.loss.margin=0.3"), code=2)
   assert done.stderr.strip().splitlines()[-1] == (
-    f"xmr: error: {undisturbed} holds a run of another config (config.loss.margin: None -> 0.3; config.seed: 0 -> 3); "
+    f"xmr: error: {undisturbed} holds a run of another config (config.loss.margin: None -> 0.3; "
+    "config.seed: 0 -> 3); "
     "give another --workdir"
   )
 
@@ -176,19 +223,34 @@ def test_a_mistake_leaves_no_trace_that_stops_the_corrected_command(command, tmp
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_captions(command, tmp_path):
-  done = run(command(tmp_path / "run", "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip=0"), code=2)
-  assert re.search(r"xmr: error: step \d+ is not finite .*text_id of its batch: \[", done.stderr), done.stderr
+  done = run(
+    command(tmp_path / "run", "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip=0"),
+    code=2,
+  )
+  assert re.search(r"xmr: error: step \d+ is not finite .*text_id of its batch: \[", done.stderr), (
+    done.stderr
+  )
 
 
 def test_a_missing_dataset_prints_the_tree_that_is_expected(tmp_path):
-  flags = [f"--config.data.dir={tmp_path}/none", f"--workdir={tmp_path}/run", "--config=configs/imc_flickr.py"]
+  flags = [
+    f"--config.data.dir={tmp_path}/none",
+    f"--workdir={tmp_path}/run",
+    "--config=configs/imc_flickr.py",
+  ]
   done = run([sys.executable, "-m", "xmr.main", *flags], code=2)
   found, *tree = done.stderr[done.stderr.index("xmr: error") :].splitlines()
-  assert found == f"xmr: error: config.data.dir: {tmp_path}/none is no folder; expected" and tree[0] == f"{tmp_path}/none/"
+  assert (
+    found == f"xmr: error: config.data.dir: {tmp_path}/none is no folder; expected"
+    and tree[0] == f"{tmp_path}/none/"
+  )
   assert [line.split()[0] for line in tree[1:]] == ["dataset_flickr30k.json", "images/*.jpg:"]
 
 
 def test_help_needs_no_jax():
-  code = "import sys; from xmr import main; main.main(['main', '--help']); assert 'jax' not in sys.modules"
+  code = (
+    "import sys; from xmr import main; main.main(['main', '--help']); assert 'jax' not in "
+    "sys.modules"
+  )
   done = run([sys.executable, "-c", code])
   assert "--config" in done.stdout and "--workdir" in done.stdout

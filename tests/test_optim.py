@@ -7,7 +7,12 @@ from xmr import optim
 from xmr.config import base_config
 from xmr.errors import UserError
 
-PARAMS = {"image_encoder": {"backbone": {"kernel": jnp.ones((2, 2))}, "projection": {"kernel": jnp.ones((2, 2))}}}
+PARAMS = {
+  "image_encoder": {
+    "backbone": {"kernel": jnp.ones((2, 2))},
+    "projection": {"kernel": jnp.ones((2, 2))},
+  }
+}
 
 
 def make(settings, **options):
@@ -24,7 +29,9 @@ def update(settings, gradient, **options):
 
 def test_learning_rate_falls_tenfold_every_fifteen_epochs():
   _, rates = make({})
-  np.testing.assert_allclose([rates(s) for s in (0, 149, 150, 299)], [2e-4, 2e-4, 2e-5, 2e-5], rtol=1e-6)
+  np.testing.assert_allclose(
+    [rates(s) for s in (0, 149, 150, 299)], [2e-4, 2e-4, 2e-5, 2e-5], rtol=1e-6
+  )
 
 
 def test_decay_once_falls_only_once():
@@ -34,13 +41,17 @@ def test_decay_once_falls_only_once():
 
 def test_warmup_rises_linearly():
   _, rates = make({"warmup_steps": 4, "schedule": "constant"})
-  np.testing.assert_allclose([rates(s) for s in range(5)], [5e-5, 1e-4, 1.5e-4, 2e-4, 2e-4], rtol=1e-6)
+  np.testing.assert_allclose(
+    [rates(s) for s in range(5)], [5e-5, 1e-4, 1.5e-4, 2e-4, 2e-4], rtol=1e-6
+  )
 
 
 def test_clip_scales_the_whole_gradient_to_the_norm():
   gradient = jax.tree.map(lambda x: 10 * x, PARAMS)
   updates = update({"name": "sgd", "clip": 2.0, "learning_rate": 1.0}, gradient)
-  np.testing.assert_allclose(np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(updates))), 2.0, rtol=1e-6)
+  np.testing.assert_allclose(
+    np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(updates))), 2.0, rtol=1e-6
+  )
 
 
 def test_frozen_parameters_neither_move_nor_count_in_the_norm():
@@ -65,5 +76,8 @@ def test_l2_adds_its_gradient_before_the_clip():
 
 
 def test_a_multiplier_that_matches_nothing_lists_the_paths():
-  with pytest.raises(UserError, match="no parameter path contains 'text_encoder'; paths: image_encoder/backbone/kernel"):
+  with pytest.raises(
+    UserError,
+    match="no parameter path contains 'text_encoder'; paths: image_encoder/backbone/kernel",
+  ):
     make({"multipliers": (("text_encoder", 0.1),)})

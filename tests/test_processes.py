@@ -50,13 +50,20 @@ def started():
 def member(root, index):
   """Returns the process of that index among the children of a launcher."""
   name, value = "XMR_PROCESS", str(index)
-  found = [child for child in psutil.Process(root.pid).children(recursive=True) if child.environ().get(name) == value]
+  found = [
+    child
+    for child in psutil.Process(root.pid).children(recursive=True)
+    if child.environ().get(name) == value
+  ]
   assert len(found) == 1
   return found[0]
 
 
 def is_under_way(workdir, step=4):
-  return lambda: (workdir / "metrics.jsonl").exists() and any(at > step for at in small_run.steps_logged(workdir))
+  return lambda: (
+    (workdir / "metrics.jsonl").exists()
+    and any(at > step for at in small_run.steps_logged(workdir))
+  )
 
 
 @pytest.mark.slow
@@ -69,12 +76,16 @@ def test_two_processes_give_the_parameters_of_one_and_write_everything_once(data
   results = [json.loads((folder / "results.json").read_text()) for folder in (workdir, one)]
   assert results[0]["metrics"] == results[1]["metrics"] and results[0]["n_texts"] == 20
   # Validation has 20 captions in batches of 16: the last is partial, in one process or in two.
-  scores = [[line for line in small_run.logged(folder) if "val/rsum" in line] for folder in (workdir, one)]
+  scores = [
+    [line for line in small_run.logged(folder) if "val/rsum" in line] for folder in (workdir, one)
+  ]
   assert [line["val/rsum"] for line in scores[0]] == [line["val/rsum"] for line in scores[1]]
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_the_command_goes_on(data, one, tmp_path, started):
+def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_the_command_goes_on(
+  data, one, tmp_path, started
+):
   workdir = tmp_path / "run"
   root = started(small_run.command(data, workdir, processes=2, **LONG), log=tmp_path / "log")
   small_run.wait_for(is_under_way(workdir), process=root)
@@ -84,7 +95,8 @@ def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_the_command_goes_
   assert "another process: saved step" in printed
   newest = small_run.steps_logged(workdir)[-1]
   assert str(newest) in os.listdir(workdir / "checkpoints")
-  # The checkpoint of two processes of one device each goes on in one process of eight devices, and back in two.
+  # The checkpoint of two processes of one device each goes on in one process of eight devices, and
+  # back in two.
   small_run.run(small_run.command(data, workdir, **LONG | {"steps": newest + 4}), devices=8)
   small_run.run(small_run.command(data, workdir, processes=2, **LONG | {"steps": newest + 8}))
   steps = small_run.steps_logged(workdir)
@@ -93,25 +105,36 @@ def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_the_command_goes_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_kill_of_one_of_two_stops_the_other_within_a_minute_and_a_restart_goes_on(data, one, victim, tmp_path, started):
+def test_kill_of_one_of_two_stops_the_other_within_a_minute_and_a_restart_goes_on(
+  data, one, victim, tmp_path, started
+):
   workdir = tmp_path / "run"
-  root = started(small_run.command(data, workdir, processes=2, **LONG | {"checkpoint.steps": 2}), log=tmp_path / "log")
+  root = started(
+    small_run.command(data, workdir, processes=2, **LONG | {"checkpoint.steps": 2}),
+    log=tmp_path / "log",
+  )
   small_run.wait_for(is_under_way(workdir), process=root)
   member(root, victim).kill()
   assert root.wait(60) == 128 + signal.SIGKILL
   printed = (tmp_path / "log").read_text()
   assert f"local.sh: error: process {victim}/2 ended with status 137; the others stop" in printed
-  lost = f"process {1 - victim}/2 lost another process of this run; the same command goes on from the last checkpoint"
+  lost = (
+    f"process {1 - victim}/2 lost another process of this run; the same command goes on from "
+    f"the last checkpoint"
+  )
   # JAX's own service may notice first, and end the process with its own words.
   assert lost in printed or "another task died" in printed
-  small_run.run(small_run.command(data, workdir, processes=2, **LONG | {"checkpoint.steps": 2, "steps": 60}))
+  small_run.run(
+    small_run.command(data, workdir, processes=2, **LONG | {"checkpoint.steps": 2, "steps": 60})
+  )
   assert small_run.steps_logged(workdir) == list(range(2, 61, 2))
 
 
 @pytest.mark.slow
 def test_a_mistake_in_one_process_alone_ends_both(data, tmp_path):
   workdir = tmp_path / "run"
-  # Process 0 holds the lock of the run folder; a second run cannot have it, and only its process 0 notices.
+  # Process 0 holds the lock of the run folder; a second run cannot have it, and only its process 0
+  # notices.
   workdir.mkdir()
   import fcntl
 
@@ -122,11 +145,13 @@ def test_a_mistake_in_one_process_alone_ends_both(data, tmp_path):
 
 
 FAKE_SRUN = """#!/usr/bin/env bash
-# Starts the tasks of a step with Slurm's variables, as srun does on one host; SIGTERM goes to the tasks.
+# Starts the tasks of a step with Slurm's variables, as srun does on one host.
+# SIGTERM goes to the tasks.
 while [[ "${1:-}" == --* ]]; do shift; done
 pids=()
 for ((task = 0; task < SLURM_NTASKS; task++)); do
-  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_STEP_ID=0 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_TASKS=$SLURM_NTASKS "$@" &
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_STEP_ID=0 \\
+    SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_TASKS=$SLURM_NTASKS "$@" &
   pids+=($!)
 done
 trap 'kill -TERM "${pids[@]}"' TERM
@@ -148,15 +173,20 @@ def slurm(tmp_path):
   folder.mkdir()
   programs = {
     "srun": FAKE_SRUN,
-    "scontrol": '#!/usr/bin/env bash\nif [[ $1 == show ]]; then echo localhost; else echo "$@" >> "$FAKE_LOG"; fi\n',
+    "scontrol": '#!/usr/bin/env bash\nif [[ $1 == show ]]; then echo localhost; else echo "$@" '
+    '>> "$FAKE_LOG"; fi\n',
   }
   for name, text in programs.items():
     (folder / name).write_text(text)
     (folder / name).chmod(0o755 | stat.S_IEXEC)
   return {
-    "PATH": f"{folder}:{os.environ['PATH']}", "FAKE_LOG": str(tmp_path / "scontrol.log"), "SLURM_JOB_ID": str(os.getpid()),
-    "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1",
-  }  # fmt: skip
+    "PATH": f"{folder}:{os.environ['PATH']}",
+    "FAKE_LOG": str(tmp_path / "scontrol.log"),
+    "SLURM_JOB_ID": str(os.getpid()),
+    "SLURM_NTASKS": "2",
+    "SLURM_JOB_NODELIST": "localhost",
+    "SLURM_JOB_NUM_NODES": "1",
+  }
 
 
 @pytest.mark.slow
@@ -169,7 +199,9 @@ def test_a_plain_srun_of_two_tasks_is_one_run_of_two_processes(data, one, slurm,
 
 
 @pytest.mark.slow
-def test_the_slurm_script_saves_before_its_time_is_up_and_requeues_until_the_run_is_complete(data, slurm, tmp_path, started):
+def test_the_slurm_script_saves_before_its_time_is_up_and_requeues_until_the_run_is_complete(
+  data, slurm, tmp_path, started
+):
   workdir = tmp_path / "run"
   command = ["bash", "launch/slurm.sh", *small_run.arguments(data, workdir, **LONG)]
   root = started(command, log=tmp_path / "log", **slurm)
@@ -178,20 +210,32 @@ def test_the_slurm_script_saves_before_its_time_is_up_and_requeues_until_the_run
   assert root.wait(120) == 0, (tmp_path / "log").read_text()
   assert (tmp_path / "scontrol.log").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
   newest = small_run.steps_logged(workdir)[-1]
-  small_run.run(["bash", "launch/slurm.sh", *small_run.arguments(data, workdir, **LONG | {"steps": newest + 4})], **slurm)
+  small_run.run(
+    [
+      "bash",
+      "launch/slurm.sh",
+      *small_run.arguments(data, workdir, **LONG | {"steps": newest + 4}),
+    ],
+    **slurm,
+  )
   assert (workdir / "results.json").exists()
   assert (tmp_path / "scontrol.log").read_text().count("requeue") == 1
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])
-def test_a_lost_process_is_one_line_and_an_error_of_ours_keeps_its_traceback(kind, monkeypatch, capfd):
+def test_a_lost_process_is_one_line_and_an_error_of_ours_keeps_its_traceback(
+  kind, monkeypatch, capfd
+):
   monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
   ends = []
   monkeypatch.setattr(parallel.os, "_exit", ends.append)
   with parallel.together():
     raise kind("UNKNOWN: Gloo AllGather failed:\nConnection reset by peer")
   printed = capfd.readouterr().err
-  assert "process 0/2 lost another process of this run; the same command goes on" in printed and "Traceback" not in printed
+  assert (
+    "process 0/2 lost another process of this run; the same command goes on" in printed
+    and "Traceback" not in printed
+  )
   with parallel.together():
     raise kind("shapes differ")
   assert "Traceback" in capfd.readouterr().err and ends == [1, 1]
@@ -201,17 +245,47 @@ def test_a_lost_process_is_one_line_and_an_error_of_ours_keeps_its_traceback(kin
   "environment, expected",
   [
     ({}, None),
-    ({"XMR_COORDINATOR": "host:1", "XMR_PROCESSES": "4", "XMR_PROCESS": "3"}, ("host:1", 4, 3, None)),
+    (
+      {"XMR_COORDINATOR": "host:1", "XMR_PROCESSES": "4", "XMR_PROCESS": "3"},
+      ("host:1", 4, 3, None),
+    ),
     # An allocation without a step: a plain python in the batch script, or on the login node.
     ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),
-    ({"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
-    ({"SLURM_STEP_NODELIST": "gpu[003-004,9],b", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_JOB_ID": "123456",
-      "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ("gpu003:23456", 16, 9, [1])),
+    (
+      {
+        "SLURM_STEP_NODELIST": "a",
+        "SLURM_NTASKS": "8",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_PROCID": "0",
+      },
+      None,
+    ),
+    (
+      {
+        "SLURM_STEP_NODELIST": "gpu[003-004,9],b",
+        "SLURM_NTASKS": "16",
+        "SLURM_PROCID": "9",
+        "SLURM_JOB_ID": "123456",
+        "SLURM_LOCALID": "1",
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+      },
+      ("gpu003:23456", 16, 9, [1]),
+    ),
     # A task that sees its own GPU alone, which is number 0 to it.
-    ({"SLURM_STEP_NODELIST": "a-1,b-[2-3]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "1",
-      "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "1", "XMR_PORT": "555"}, ("a-1:555", 2, 1, None)),
+    (
+      {
+        "SLURM_STEP_NODELIST": "a-1,b-[2-3]",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_JOB_ID": "1",
+        "SLURM_LOCALID": "1",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "XMR_PORT": "555",
+      },
+      ("a-1:555", 2, 1, None),
+    ),
   ],
-)  # fmt: skip
+)
 def test_the_environment_says_who_is_in_the_run(environment, expected):
   assert parallel.members(environment) == expected
 
@@ -219,8 +293,14 @@ def test_the_environment_says_who_is_in_the_run(environment, expected):
 @pytest.mark.parametrize(
   "environment, found",
   [
-    ({"XMR_COORDINATOR": "h:1"}, "the coordinator is h:1 but XMR_PROCESSES is None, XMR_PROCESS is None; expected two numbers"),
-    ({"XMR_COORDINATOR": "h:1", "XMR_PROCESSES": "2", "XMR_PROCESS": "2"}, "XMR_PROCESS is 2; expected 0 to 1"),
+    (
+      {"XMR_COORDINATOR": "h:1"},
+      "the coordinator is h:1 but XMR_PROCESSES is None, XMR_PROCESS is None; expected two numbers",
+    ),
+    (
+      {"XMR_COORDINATOR": "h:1", "XMR_PROCESSES": "2", "XMR_PROCESS": "2"},
+      "XMR_PROCESS is 2; expected 0 to 1",
+    ),
   ],
 )
 def test_a_half_named_run_is_refused(environment, found):

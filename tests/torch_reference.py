@@ -1,4 +1,6 @@
-"""PyTorch models to compare with: torchvision without its compiled operators, and networks with sane activations."""
+"""PyTorch models to compare with: torchvision without its compiled operators, and networks with
+sane activations.
+"""
 
 import contextlib
 import functools
@@ -10,7 +12,9 @@ import pytest
 
 @functools.cache
 def vision():
-  """torchvision.models, or a skip. Its C++ operators do not load beside a CPU torch; no classifier uses them."""
+  """torchvision.models, or a skip. Its C++ operators do not load beside a CPU torch; no classifier
+  uses them.
+  """
   torch = pytest.importorskip("torch")
   pytest.importorskip("PIL")
   library = torch.library.Library("torchvision", "FRAGMENT")
@@ -23,7 +27,9 @@ def vision():
 
 
 def torchvision_model(kind, **options):
-  """A torchvision network with random weights and no classifier: its output is the feature vector."""
+  """A torchvision network with random weights and no classifier: its output is the feature
+  vector.
+  """
   torch = pytest.importorskip("torch")
 
   torch.manual_seed(0)
@@ -38,16 +44,27 @@ def torchvision_model(kind, **options):
 
 
 def narrow_vgg(hidden=32):
-  """torchvision's VGG19 up to fc7, with fc6 and fc7 of `hidden` units: the published ones hold 480 MB."""
+  """torchvision's VGG19 up to fc7, with fc6 and fc7 of `hidden` units: the published ones hold 480
+  MB.
+  """
   torch = pytest.importorskip("torch")
   from torch import nn
 
   torch.manual_seed(0)
   model = vision().VGG.__new__(vision().VGG)  # Its constructor would draw the 480 MB.
   nn.Module.__init__(model)
-  model.features, model.avgpool = vision().vgg.make_layers(vision().vgg.cfgs["E"]), nn.AdaptiveAvgPool2d(7)
+  model.features, model.avgpool = (
+    vision().vgg.make_layers(vision().vgg.cfgs["E"]),
+    nn.AdaptiveAvgPool2d(7),
+  )
   model.classifier = nn.Sequential(
-    nn.Linear(512 * 49, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout())
+    nn.Linear(512 * 49, hidden),
+    nn.ReLU(),
+    nn.Dropout(),
+    nn.Linear(hidden, hidden),
+    nn.ReLU(),
+    nn.Dropout(),
+  )
   for module in model.features:
     if isinstance(module, nn.Conv2d):
       nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -66,7 +83,8 @@ def timm_model(kind):
 def recalibrated(model, size=64):
   """Random affine parameters, and BatchNorm statistics of real activations.
 
-  With the initial statistics a random network's signal dies or explodes, and a wrong converter passes.
+  With the initial statistics a random network's signal dies or explodes, and a wrong converter
+  passes.
   """
   torch = pytest.importorskip("torch")
 
@@ -78,12 +96,23 @@ def recalibrated(model, size=64):
       torch.nn.init.normal_(module.bias, 0.0, 0.2, generator=generator)
     elif isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and module.bias is not None:
       torch.nn.init.normal_(module.bias, 0.0, 0.1, generator=generator)
-  # Residual branches weaker than their shortcuts, as after training. With equal ones rounding grows with depth:
-  # PyTorch's own float32 result of such a ResNet-152 is 1e-3 away from its float64 result.
+  # Residual branches weaker than their shortcuts, as after training. With equal ones rounding grows
+  # with depth: PyTorch's own float32 result of such a ResNet-152 is 1e-3 away from its float64
+  # result.
   for block in model.modules():
-    if type(block).__name__ in ("BasicBlock", "Bottleneck", "MBConv", "FusedMBConv", "InvertedResidual", "EdgeResidual"):
-      branch = [module for name, module in block.named_modules()
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and "downsample" not in name]
+    if type(block).__name__ in (
+      "BasicBlock",
+      "Bottleneck",
+      "MBConv",
+      "FusedMBConv",
+      "InvertedResidual",
+      "EdgeResidual",
+    ):
+      branch = [
+        module
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and "downsample" not in name
+      ]
       with torch.no_grad():
         branch[-1].weight.mul_(0.2)
   # Dropout and stochastic depth stay off: the statistics are of what runs at evaluation.
@@ -91,9 +120,14 @@ def recalibrated(model, size=64):
   for module in model.modules():
     if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
       module.train()
-  # The two images of the comparison are in the batch: far from its statistics a deep random network explodes.
-  images = torch.cat([torch.from_numpy(two_images(size).transpose(0, 3, 1, 2).copy()),
-                      torch.randn(6, 3, size, size, generator=generator)])
+  # The two images of the comparison are in the batch: far from its statistics a deep random network
+  # explodes.
+  images = torch.cat(
+    [
+      torch.from_numpy(two_images(size).transpose(0, 3, 1, 2).copy()),
+      torch.randn(6, 3, size, size, generator=generator),
+    ]
+  )
   with torch.no_grad():
     model(images)
   return model.eval()
@@ -118,10 +152,14 @@ def features(model, images):
 
 
 def relative_difference(ours, theirs):
-  """Largest difference of two sets of features, in units of the difference between the two inputs' features."""
+  """Largest difference of two sets of features, in units of the difference between the two inputs'
+  features.
+  """
   assert ours.shape == theirs.shape and np.isfinite(theirs).all()
   scale = np.abs(theirs[0] - theirs[1]).max()
-  assert scale > 1e-3 * np.abs(theirs).max(), "the two inputs give the same features: this proves nothing"
+  assert scale > 1e-3 * np.abs(theirs).max(), (
+    "the two inputs give the same features: this proves nothing"
+  )
   return np.abs(np.asarray(ours) - theirs).max() / scale
 
 

@@ -1,11 +1,15 @@
-"""Variables for a network without compiling its initialiser, which costs more than the test itself."""
+"""Variables for a network without compiling its initialiser, which costs more than the test
+itself.
+"""
 
 import jax
 import numpy as np
 
 
 def random_variables(module, *inputs, seed=0):
-  """Variables of the module's shapes: kernels N(0, 2 / fan in), everything else (biases, scales, statistics) U(0.5, 1.5)."""
+  """Variables of the module's shapes: kernels N(0, 2 / fan in), everything else (biases, scales,
+  statistics) U(0.5, 1.5).
+  """
   rng = np.random.default_rng(seed)
 
   def draw(leaf):

@@ -1,4 +1,6 @@
-"""Checkpoints of a run by orbax: save, resume from the newest that restores, load anywhere for inspection."""
+"""Checkpoints of a run by orbax: save, resume from the newest that restores, load anywhere for
+inspection.
+"""
 
 import contextlib
 import json
@@ -21,7 +23,9 @@ managers = ocp.checkpoint_managers
 
 
 class SaidOnce(logging.Filter):
-  """Drops what the threads of a save log of a full disk, with a traceback for each file: `save` raises it once."""
+  """Drops what the threads of a save log of a full disk, with a traceback for each file: `save`
+  raises it once.
+  """
 
   def filter(self, record):
     return not (record.exc_info and disk_full(record.exc_info[1]))
@@ -38,7 +42,9 @@ def at_work(thread):
 
 @contextlib.contextmanager
 def last_words():
-  """Waits for the threads that a failed save leaves at work, and keeps what they say at their end from standard error."""
+  """Waits for the threads that a failed save leaves at work, and keeps what they say at their end
+  from standard error.
+  """
   before, hook = threading.enumerate(), sys.unraisablehook
 
   def without_late_answers(unraisable):
@@ -48,13 +54,19 @@ def last_words():
 
   sys.unraisablehook = without_late_answers
   # A write that fails leaves others of its array that never start.
-  warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+  warnings.filterwarnings(
+    "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+  )
   try:
     yield
   except Exception:
     give_up = time.monotonic() + 30
-    # Asked again and again: threads start others. The idle pools of asyncio end with their loops, whenever those are collected.
-    while any(at_work(thread) for thread in set(threading.enumerate()) - set(before)) and time.monotonic() < give_up:
+    # Asked again and again: threads start others. The idle pools of asyncio end with their loops,
+    # whenever those are collected.
+    while (
+      any(at_work(thread) for thread in set(threading.enumerate()) - set(before))
+      and time.monotonic() < give_up
+    ):
       time.sleep(0.02)
     # The hook stays: answers may come later still.
     raise
@@ -69,16 +81,23 @@ def flatten(tree):
 
 def targets(tree):
   """Returns flatten() of a tree with each array's shape, type and sharding in its place."""
-  return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in flatten(tree).items()}
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    for name, x in flatten(tree).items()
+  }
 
 
 def unflatten(flat, template):
   """Returns the tree of `template` with the leaves of flatten()."""
-  return jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in flatten(template)])
+  return jax.tree.unflatten(
+    jax.tree.structure(template), [flat[name] for name in flatten(template)]
+  )
 
 
 def rank(metrics):
-  """Orders checkpoints by score; of equal ones the earlier is the better, as released (strictly greater replaces)."""
+  """Orders checkpoints by score; of equal ones the earlier is the better, as released (strictly
+  greater replaces).
+  """
   return metrics["score"], -metrics["step"]
 
 
@@ -90,13 +109,22 @@ class Checkpoints:
 
   def __init__(self, workdir, *, read_only=False):
     self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
-    keep = managers.AnyPreservationPolicy([managers.LatestN(2), managers.BestN(
-      get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)])  # fmt: skip
-    # Saves are synchronous: the train step donates its buffers, and a copy of the state would double the memory.
+    keep = managers.AnyPreservationPolicy(
+      [
+        managers.LatestN(2),
+        managers.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    )
+    # Saves are synchronous: the train step donates its buffers, and a copy of the state would
+    # double the memory.
     options = managers.CheckpointManagerOptions(
-      preservation_policy=keep, best_fn=rank, enable_async_checkpointing=False, read_only=read_only, create=not read_only,
+      preservation_policy=keep,
+      best_fn=rank,
+      enable_async_checkpointing=False,
+      read_only=read_only,
+      create=not read_only,
       cleanup_tmp_directories=not read_only,
-    )  # fmt: skip
+    )
     if not read_only:
       # The manager reads the metadata of every step, and stops at one that a dying disk has cut.
       for step in damaged(self.directory):
@@ -113,7 +141,8 @@ class Checkpoints:
     Args:
       step: int, steps done.
       params: tree of arrays.
-      state: tree of everything else that training needs to go on (optimiser, batch statistics, bank).
+      state: tree of everything else that training needs to go on (optimiser, batch statistics,
+        bank).
       run: JSON-able dict of config, vocabulary, best score.
       score: float validation score of these parameters; None where they have not been validated.
     Raises:
@@ -124,7 +153,11 @@ class Checkpoints:
       state=ocp.args.StandardSave(flatten(state)),
       run=ocp.args.JsonSave(run),
     )
-    metrics = None if score is None or not math.isfinite(score) else {"score": float(score), "step": int(step)}
+    metrics = (
+      None
+      if score is None or not math.isfinite(score)
+      else {"score": float(score), "step": int(step)}
+    )
     try:
       with last_words():
         self.manager.save(step, args=arguments, metrics=metrics, force=True)
@@ -133,7 +166,9 @@ class Checkpoints:
       reason = disk_full(error)
       if reason is None:
         raise
-      raise UserError(f"step {step} is not saved in {self.directory}: {reason}; earlier checkpoints are intact") from error
+      raise UserError(
+        f"step {step} is not saved in {self.directory}: {reason}; earlier checkpoints are intact"
+      ) from error
 
   def steps(self):
     """Returns the saved steps, oldest first."""
@@ -141,9 +176,11 @@ class Checkpoints:
     return sorted(self.manager.all_steps())
 
   def latest(self, params, state):
-    """Restores the newest step that can be read whole, onto the devices and shardings of the given trees.
+    """Restores the newest step that can be read whole, onto the devices and shardings of the given
+    trees.
 
-    Steps that do not restore are reported on standard error and moved to `unreadable/`, so that they can be saved again.
+    Steps that do not restore are reported on standard error and moved to `unreadable/`, so that
+    they can be saved again.
 
     Args:
       params, state: trees like the saved ones, of arrays with shardings.
@@ -153,19 +190,27 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         return step, *self._restore(step, params, state)
-      except Exception as error:  # Whatever a damaged folder makes orbax raise, the answer is the step before it.
+      except (
+        Exception
+      ) as error:  # Whatever a damaged folder makes orbax raise, the answer is the step before it.
         reason = " ".join(str(error).split())[:200]
-        print(f"xmr: warning: checkpoint {self.directory / str(step)} does not restore ({reason}); trying the one before",
-              file=sys.stderr)  # fmt: skip
+        print(
+          f"xmr: warning: checkpoint {self.directory / str(step)} does not restore ({reason}); "
+          "trying the one before",
+          file=sys.stderr,
+        )
         self._put_aside(step)
     return None
 
   def _restore(self, step, params, state):
-    restored = self.manager.restore(step, args=ocp.args.Composite(
-      params=ocp.args.StandardRestore(targets(params)),
-      state=ocp.args.StandardRestore(targets(state)),
-      run=ocp.args.JsonRestore(),
-    ))  # fmt: skip
+    restored = self.manager.restore(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(targets(params)),
+        state=ocp.args.StandardRestore(targets(state)),
+        run=ocp.args.JsonRestore(),
+      ),
+    )
     return unflatten(restored.params, params), unflatten(restored.state, state), restored.run
 
   def _put_aside(self, step):
@@ -173,7 +218,9 @@ class Checkpoints:
     self.manager.reload()
 
   def best(self):
-    """Returns the step with the highest validation score, or None where no saved step was validated."""
+    """Returns the step with the highest validation score, or None where no saved step was
+    validated.
+    """
     scores = {}
     for step in self.steps():
       metrics = self.manager.metrics(step)
@@ -188,7 +235,9 @@ class Checkpoints:
 def damaged(directory):
   """Returns the names of the steps with a metadata file that is no JSON."""
   names = []
-  for path in sorted(directory.glob("[0-9]*/**/*METADATA")) + sorted(directory.glob("[0-9]*/metrics/metrics")):
+  for path in sorted(directory.glob("[0-9]*/**/*METADATA")) + sorted(
+    directory.glob("[0-9]*/metrics/metrics")
+  ):
     step = path.relative_to(directory).parts[0]
     try:
       # What was never whole has a longer name; the manager removes it.
@@ -209,13 +258,16 @@ def put_aside(directory, name):
 
 
 def load(workdir, step="best"):
-  """Loads the parameters and batch statistics of a run as NumPy, on any machine, whatever devices trained it.
+  """Loads the parameters and batch statistics of a run as NumPy, on any machine, whatever devices
+  trained it.
 
   Args:
     workdir: folder of a run.
-    step: "best" (highest validation score; the newest where none was validated), "latest", or a number.
+    step: "best" (highest validation score; the newest where none was validated), "latest", or a
+      number.
   Returns:
-    (step, variables, run): variables {"params": nested dict of NumPy arrays, "batch_stats": ... where there are any};
+    (step, variables, run): variables {"params": nested dict of NumPy arrays, "batch_stats": ...
+    where there are any};
     run: dict of config, vocabulary and best score.
   Raises:
     UserError: not a run folder, no checkpoint in it, or not that step.
@@ -234,7 +286,9 @@ def load(workdir, step="best"):
   elif step == "latest":
     step = steps[-1]
   if int(step) not in steps:
-    raise UserError(f"{folder} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+    raise UserError(
+      f"{folder} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
+    )
   path = checkpoints.directory / str(step)
   checkpoints.close()
   variables = {"params": nest(arrays(path / "params"))}
@@ -252,9 +306,14 @@ def arrays(path, *, prefix=""):
     return {}
   with ocp.Checkpointer(handler) as checkpointer:
     target = {name: 0 for name in names}
-    return checkpointer.restore(path, args=ocp.args.PyTreeRestore(
-      item=target, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}, partial_restore=True,
-    ))  # fmt: skip
+    return checkpointer.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
+        item=target,
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
+        partial_restore=True,
+      ),
+    )
 
 
 def nest(flat):

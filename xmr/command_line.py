@@ -19,10 +19,12 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
 
   Args:
     argv: list of str, the program first; `--config=FILE` comes to the front of it.
-    needed: names of flags that must be given.  usage: the command line that is expected, for the error.
+    needed: names of flags that must be given.  usage: the command line that is expected, for the
+      error.
     values: absl's FlagValues.
   Raises:
-    UserError: an unknown flag, config, field or value, one that is missing, or words that are no flags.
+    UserError: an unknown flag, config, field or value, one that is missing, or words that are no
+      flags.
   """
   # ml_collections wants the file before its fields, and looks at sys.argv itself: sorted in place.
   argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
@@ -45,7 +47,9 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
   except (AttributeError, KeyError) as error:
     field = re.search(r"\w[\w.]*", str(error.args[0]).replace("\\n", " "))
     near = re.search(r'Did you mean "(\w+)"', str(error))
-    raise UserError(f"config has no field {field[0]}" + (f"; did you mean {near[1]}?" if near else "")) from None
+    raise UserError(
+      f"config has no field {field[0]}" + (f"; did you mean {near[1]}?" if near else "")
+    ) from None
   except (flags.Error, TypeError, ValueError, OSError) as error:
     # A config's own complaint comes wrapped in the traceback of the flag that loads it.
     raise UserError(str(error).rpartition("xmr.errors.UserError: ")[2]) from None
@@ -54,13 +58,18 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
 def parser(command, description):
   """Returns an empty argparse parser of `python -m command`, for `parsed`."""
   return argparse.ArgumentParser(
-    prog=f"python -m {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False, exit_on_error=False,
-  )  # fmt: skip
+    prog=f"python -m {command}",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    exit_on_error=False,
+  )
 
 
 def parsed(parser, argv, *, needed=(), usage=""):
-  """Returns the parsed arguments (argv without the program); UserError for a mistake or a missing one of `needed`."""
+  """Returns the parsed arguments (argv without the program); UserError for a mistake or a missing
+  one of `needed`.
+  """
 
   def refuse(message):
     raise UserError(f"{message}; {parser.prog} --help shows what is expected")

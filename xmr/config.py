@@ -12,7 +12,9 @@ placeholder = config_dict.placeholder
 
 
 def base_config():
-  """Returns the locked config that every file in configs/ starts from: all fields, with their defaults."""
+  """Returns the locked config that every file in configs/ starts from: all fields, with their
+  defaults.
+  """
   config = ml_collections.ConfigDict()
   config.task = "retrieval"  # retrieval: one dual encoder · fine_grained: the two stages of FG-CMIR
   config.seed = 0
@@ -20,7 +22,8 @@ def base_config():
   config.steps = 0  # or so many steps, with epochs=0
   config.batch_size = 128  # captions per step over all devices and processes
   config.eval_batch_size = 250  # rows encoded at a time in evaluation
-  config.match = "image_id"  # image_id: captions of one image are never its negatives · pair: only the pair itself (released)
+  # image_id: captions of one image are never its negatives · pair: only the pair itself (released)
+  config.match = "image_id"
   config.similarity = "cosine"  # of evaluation: cosine · dot · order
 
   config.data = data = ml_collections.ConfigDict()
@@ -31,13 +34,19 @@ def base_config():
   data.text = "words"  # words · features
   data.image_features = ""  # .npy, row = imgid; relative to dir
   data.text_features = ""  # .npy, row = sentid; relative to dir
-  data.image_features_scale = "none"  # none · column: unit columns over all splits (Full-HN as released) · row: unit rows
+  data.image_features_scale = (
+    "none"  # none · column: unit columns over all splits (Full-HN as released) · row: unit rows
+  )
   data.restval = False  # COCO: train on the 30,504 restval images too
   data.image_size = 224  # pixels of a side after cropping
   data.resize = 256  # shorter side before the centre crop of evaluation
   data.min_area = 0.08  # smallest share of an image that a training crop shows
-  data.max_length = 0  # words per caption with <start> and <end>; 0 = the longest of the training split
-  data.one_caption_per_image = False  # True: a batch holds an image once, an epoch one caption of each
+  data.max_length = (
+    0  # words per caption with <start> and <end>; 0 = the longest of the training split
+  )
+  data.one_caption_per_image = (
+    False  # True: a batch holds an image once, an epoch one caption of each
+  )
   data.workers = 0  # processes that decode; 0 = this one
   data.prefetch = 2  # batches ready ahead, per worker
   data.scenes = ml_collections.ConfigDict({"n_train": 2000, "n_val": 200, "n_test": 500})
@@ -46,14 +55,20 @@ def base_config():
   vocabulary.min_count = 4  # words seen fewer times are <unk>
   vocabulary.splits = "train"  # train · all: count val and test captions too (released)
   vocabulary.glove = ""  # text file of vectors for the initial word embedding; relative to data.dir
-  vocabulary.glove_missing = "normal"  # words without one: N(0, 1) (released) · matched: the vectors' own deviation
+  vocabulary.glove_missing = (
+    "normal"  # words without one: N(0, 1) (released) · matched: the vectors' own deviation
+  )
 
   config.model = model = ml_collections.ConfigDict()
   model.dim = 1024  # of the joint space
-  model.normalize = "l2"  # l2: unit rows · abs: unit rows of absolute values (order embeddings) · none
+  model.normalize = (
+    "l2"  # l2: unit rows · abs: unit rows of absolute values (order embeddings) · none
+  )
   model.dtype = "float32"  # of the computation; parameters, norms and losses stay float32
   model.image = image = ml_collections.ConfigDict()
-  image.name = "convnet"  # linear · mlp · convnet · resnet18/34/50/101/152 · vgg19 · efficientnet_v2_s/m/l
+  image.name = (
+    "convnet"  # linear · mlp · convnet · resnet18/34/50/101/152 · vgg19 · efficientnet_v2_s/m/l
+  )
   image.bias = True
   image.input_norm = True  # unit length of the backbone's feature before the projection
   image.hidden = 0  # mlp: units; 0 = as released, (input + dim) / 2
@@ -62,7 +77,9 @@ def base_config():
   image.dropout = 0.0
   image.weights = ""  # safetensors of the backbone, from python -m xmr.models.convert
   image.trainable = True  # False: the backbone is frozen
-  image.batch_norm = "frozen"  # frozen: running statistics · released: batch statistics, drifting even when frozen
+  image.batch_norm = (
+    "frozen"  # frozen: running statistics · released: batch statistics, drifting even when frozen
+  )
   image.remat = False  # recompute blocks in the backward pass to save memory
   model.text = text = ml_collections.ConfigDict()
   text.name = "bilstm"  # lstm · bilstm · gru · bigru · linear · mlp
@@ -76,23 +93,29 @@ def base_config():
   text.readout = "last"  # last (released) · ends (paper) · mean · max
   text.word_init = "xavier"  # of words without GloVe: xavier · uniform (VSE++) · normal
 
-  config.loss_form = "plain"  # plain: [B, B] at once · ring: blocks go around the devices, for large batches; equal numbers
+  # plain: [B, B] at once · ring: blocks go around the devices, for large batches; equal numbers
+  config.loss_form = "plain"
   config.loss = loss = ml_collections.ConfigDict()
   loss.name = "imc"  # a name in xmr.losses.LOSSES
   for name, kind in LOSS_PARAMETERS.items():
     loss[name] = placeholder(kind)  # None: the loss's own default
 
   config.warmup = warmup = ml_collections.ConfigDict()
-  warmup.loss = "sum_of_hinges"  # of the first epochs: hardest negatives alone collapse a model from scratch
+  warmup.loss = (
+    "sum_of_hinges"  # of the first epochs: hardest negatives alone collapse a model from scratch
+  )
   warmup.epochs = 0.0  # 0 and 0: no warm-up
   warmup.steps = 0
 
   config.mining = mining = ml_collections.ConfigDict()
-  mining.scope = "batch"  # batch · train · bank · random · released: where negatives come from, for losses that take them
+  # batch · train · bank · random · released: where negatives come from, for losses that take them
+  mining.scope = "batch"
   mining.refresh_steps = 100  # bank: steps between refreshed embeddings
   mining.block = 1024  # rows of the training set encoded at a time; a GPU may want more
   mining.rank = 0  # take the k-th hardest instead of the hardest (0)
-  mining.skip_relevance = 0.0  # never take a caption whose ROUGE-L relevance to the image is above; 0 = no limit
+  mining.skip_relevance = (
+    0.0  # never take a caption whose ROUGE-L relevance to the image is above; 0 = no limit
+  )
   mining.semi_hard = False  # hardest among those that score below the positive
   mining.dtype = "float32"  # of mined similarities; bfloat16 keeps float32 sums
 
@@ -110,21 +133,28 @@ def base_config():
   optimizer.clip = 2.0  # global gradient norm; 0 = none
   optimizer.l2 = 0.0  # penalty l2 * |kernel|^2 in the gradient
   optimizer.weight_decay = 0.0  # decoupled, on kernels
-  optimizer.multipliers = ()  # (("parameter path regex", learning rate factor), ...); factor 0 freezes
+  # (("parameter path regex", learning rate factor), ...); factor 0 freezes
+  optimizer.multipliers = ()
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   evaluate.epochs = 1.0  # validate every so many epochs,
   evaluate.steps = 0  # or steps with epochs=0
   evaluate.folds = 1  # 5: COCO's 1K protocol beside the full test
-  evaluate.select = "best"  # checkpoint that is scored: best (validation rsum) · latest (Full-HN as released)
+  evaluate.select = (
+    "best"  # checkpoint that is scored: best (validation rsum) · latest (Full-HN as released)
+  )
   evaluate.split = "test"  # scored at the end
   evaluate.graded = False  # i2t, t2i, i2i, t2t with ROUGE-L relevance at the end
   evaluate.spice = ""  # file of SPICE relevance for the same, in the released layout
   evaluate.include_self = True  # i2i, t2t: the query itself is in the ranking (released)
 
-  config.checkpoint = ml_collections.ConfigDict({"steps": 500})  # besides every validation; 0 = only then
+  config.checkpoint = ml_collections.ConfigDict(
+    {"steps": 500}
+  )  # besides every validation; 0 = only then
   config.log = ml_collections.ConfigDict({"steps": 10, "tensorboard": True, "progress": True})
-  config.profile = ml_collections.ConfigDict({"steps": 0, "start": 10})  # trace so many steps from `start`
+  config.profile = ml_collections.ConfigDict(
+    {"steps": 0, "start": 10}
+  )  # trace so many steps from `start`
   config.picture = True  # retrieved.png at the end, and in TensorBoard at each validation
   config.init = ""  # workdir of another run whose best parameters this one starts from
   return config.lock()
@@ -147,13 +177,31 @@ LOSS_PARAMETERS = {
   "threshold": float,
 }
 
-# What may change between two starts in one workdir: nothing that moves a parameter of the steps already done.
+# What may change between two starts in one workdir: nothing that moves a parameter of the steps
+# already done.
 RESUMABLE = (
-  "epochs", "steps", "data.dir", "data.cache_dir", "data.workers", "data.prefetch", "eval_batch_size",
-  "evaluate.split", "evaluate.select", "evaluate.folds", "evaluate.graded", "evaluate.spice",
-  "evaluate.include_self", "checkpoint.steps", "log.steps", "log.tensorboard", "log.progress",
-  "profile.steps", "profile.start", "picture", "mining.block",
-)  # fmt: skip
+  "epochs",
+  "steps",
+  "data.dir",
+  "data.cache_dir",
+  "data.workers",
+  "data.prefetch",
+  "eval_batch_size",
+  "evaluate.split",
+  "evaluate.select",
+  "evaluate.folds",
+  "evaluate.graded",
+  "evaluate.spice",
+  "evaluate.include_self",
+  "checkpoint.steps",
+  "log.steps",
+  "log.tensorboard",
+  "log.progress",
+  "profile.steps",
+  "profile.start",
+  "picture",
+  "mining.block",
+)
 
 FEATURE_ENCODERS = ("linear", "mlp")
 
@@ -181,16 +229,43 @@ CHOICES = {
 }
 
 POSITIVE = (
-  "batch_size", "eval_batch_size", "data.image_size", "data.resize", "data.prefetch", "vocabulary.min_count", "model.dim",
-  "model.text.word_dim", "optimizer.learning_rate", "evaluate.folds", "log.steps", "mining.block", "mining.refresh_steps",
-  "data.scenes.n_train", "data.scenes.n_val", "data.scenes.n_test",
-)  # fmt: skip
+  "batch_size",
+  "eval_batch_size",
+  "data.image_size",
+  "data.resize",
+  "data.prefetch",
+  "vocabulary.min_count",
+  "model.dim",
+  "model.text.word_dim",
+  "optimizer.learning_rate",
+  "evaluate.folds",
+  "log.steps",
+  "mining.block",
+  "mining.refresh_steps",
+  "data.scenes.n_train",
+  "data.scenes.n_val",
+  "data.scenes.n_test",
+)
 
 NOT_NEGATIVE = (
-  "epochs", "steps", "warmup.epochs", "warmup.steps", "evaluate.epochs", "evaluate.steps", "checkpoint.steps",
-  "data.workers", "data.max_length", "optimizer.clip", "optimizer.weight_decay", "optimizer.l2", "optimizer.warmup_steps",
-  "profile.steps", "mining.rank", "mining.skip_relevance", "seed",
-)  # fmt: skip
+  "epochs",
+  "steps",
+  "warmup.epochs",
+  "warmup.steps",
+  "evaluate.epochs",
+  "evaluate.steps",
+  "checkpoint.steps",
+  "data.workers",
+  "data.max_length",
+  "optimizer.clip",
+  "optimizer.weight_decay",
+  "optimizer.l2",
+  "optimizer.warmup_steps",
+  "profile.steps",
+  "mining.rank",
+  "mining.skip_relevance",
+  "seed",
+)
 
 
 def flat(config, prefix=""):
@@ -206,7 +281,8 @@ def flat(config, prefix=""):
 
 
 def in_steps(section, steps_per_epoch, *, name, optional=False):
-  """Returns a duration in steps from a section's `epochs` or `steps`, of which exactly one may be set.
+  """Returns a duration in steps from a section's `epochs` or `steps`, of which exactly one may be
+  set.
 
   Args:
     section: a config section with `epochs` (float) and `steps` (int); 0 means not set.
@@ -217,14 +293,18 @@ def in_steps(section, steps_per_epoch, *, name, optional=False):
     UserError: both are set, or neither.
   """
   if section.epochs and section.steps:
-    raise UserError(f"{name}epochs={section.epochs:g} and {name}steps={section.steps}: one of them must be 0")
+    raise UserError(
+      f"{name}epochs={section.epochs:g} and {name}steps={section.steps}: one of them must be 0"
+    )
   if not section.epochs and not section.steps and not optional:
     raise UserError(f"{name}epochs and {name}steps are both 0: set one of them")
   return section.steps or round(section.epochs * steps_per_epoch)
 
 
 def validate(config):
-  """Raises UserError, naming the field, for any value that is wrong by itself or beside another field."""
+  """Raises UserError, naming the field, for any value that is wrong by itself or beside another
+  field.
+  """
   values = flat(config)
   for key, choices in CHOICES.items():
     if values[key] not in choices:
@@ -240,13 +320,21 @@ def validate(config):
       raise UserError(f"config.{key} is {values[key]}; expected 0 or more")
   for side in ("image", "text"):
     if not 0 <= values[f"model.{side}.dropout"] < 1:
-      raise UserError(f"config.model.{side}.dropout is {values[f'model.{side}.dropout']}; expected from 0 to below 1")
+      raise UserError(
+        f"config.model.{side}.dropout is {values[f'model.{side}.dropout']}; expected from 0 to "
+        "below 1"
+      )
     source, name = values[f"data.{side}"], values[f"model.{side}.name"]
     if config.task == "retrieval" and (source == "features") != (name in FEATURE_ENCODERS):
       expected = ", ".join(FEATURE_ENCODERS) if source == "features" else f"an encoder of {source}"
-      raise UserError(f"config.data.{side} is {source!r} but config.model.{side}.name is {name!r}; expected {expected}")
+      raise UserError(
+        f"config.data.{side} is {source!r} but config.model.{side}.name is {name!r}; expected "
+        f"{expected}"
+      )
     if source == "features" and not values[f"data.{side}_features"]:
-      raise UserError(f'config.data.{side} is "features" but config.data.{side}_features names no .npy file')
+      raise UserError(
+        f'config.data.{side} is "features" but config.data.{side}_features names no .npy file'
+      )
   for name, section, optional in (
     ("config.", config, False),
     ("config.warmup.", config.warmup, True),
@@ -255,15 +343,21 @@ def validate(config):
     in_steps(section, 1, name=name, optional=optional)
   for item in config.optimizer.multipliers:
     if len(item) != 2 or not isinstance(item[0], str) or item[1] < 0:
-      raise UserError(f"config.optimizer.multipliers holds {item!r}; expected (parameter path regex, factor >= 0)")
+      raise UserError(
+        f"config.optimizer.multipliers holds {item!r}; expected (parameter path regex, factor >= 0)"
+      )
     try:
       re.compile(item[0])
     except re.error as error:
-      raise UserError(f"config.optimizer.multipliers: {item[0]!r} is no regular expression: {error}") from None
+      raise UserError(
+        f"config.optimizer.multipliers: {item[0]!r} is no regular expression: {error}"
+      ) from None
 
 
 def differences(old, new):
-  """Returns "key: old -> new" for every field that differs and would change training; two flat dicts of a config."""
+  """Returns "key: old -> new" for every field that differs and would change training; two flat
+  dicts of a config.
+  """
   free = set(RESUMABLE)
   if new["optimizer.schedule"] == "cosine":
     # Its learning rate depends on the last step from the first one on.

@@ -42,7 +42,12 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   if side == "image":
     batches = pipeline.image_batches(
-      split, batch_size=size, image_size=config.data.image_size, resize=config.data.resize, workers=config.data.workers, **shard
+      split,
+      batch_size=size,
+      image_size=config.data.image_size,
+      resize=config.data.resize,
+      workers=config.data.workers,
+      **shard,
     )
     count = len(split.image_id)
   else:
@@ -60,12 +65,14 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
 
 
 def over_devices(array):
-  """Puts host embeddings on the devices of this process, so that `xmr.eval` splits their scores over them.
+  """Puts host embeddings on the devices of this process, so that `xmr.eval` splits their scores
+  over them.
 
   Args:
     array: [N, D].
   Returns:
-    The array itself where there is one device; else a jax.Array, rows over the devices where they divide evenly.
+    The array itself where there is one device; else a jax.Array, rows over the devices where they
+    divide evenly.
   """
   mesh = parallel.mesh(jax.local_devices())
   if mesh.size == 1:

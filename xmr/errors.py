@@ -6,13 +6,16 @@ import re
 import select
 import sys
 
-FULL = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
+FULL = re.compile(
+  "No space left on device|Disk quota exceeded|File too large|Read-only file system"
+)
 
 
 class UserError(ValueError):
   """A mistake in a config, a file or an argument: what was found, where, and what was expected.
 
-  `tree`, the files that were expected, ends the message and keeps its lines; the rest is one line for a command.
+  `tree`, the files that were expected, ends the message and keeps its lines; the rest is one line
+  for a command.
   """
 
   def __init__(self, message, *, tree=""):
@@ -27,7 +30,9 @@ def choice(name, value, known):
 
 
 def disk_full(error):
-  """Returns what the system says of a disk that takes no more, where that is behind an error; else None."""
+  """Returns what the system says of a disk that takes no more, where that is behind an error; else
+  None.
+  """
   while error is not None:
     found = FULL.search(str(error))
     if found:
@@ -45,7 +50,9 @@ def reader_is_gone():
 
 @contextlib.contextmanager
 def reported():
-  """Turns a UserError, or a full disk, into a line on standard error and exit status 2; others keep their traceback."""
+  """Turns a UserError, or a full disk, into a line on standard error and exit status 2; others keep
+  their traceback.
+  """
   try:
     yield
     sys.stdout.flush()
@@ -63,5 +70,8 @@ def reported():
     reason = disk_full(error)
     if reason is None:
       raise
-    print(f"xmr: error: {reason}: {getattr(error, 'filename', None) or 'while writing'}", file=sys.stderr)
+    print(
+      f"xmr: error: {reason}: {getattr(error, 'filename', None) or 'while writing'}",
+      file=sys.stderr,
+    )
     raise SystemExit(2) from None

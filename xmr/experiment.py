@@ -1,4 +1,6 @@
-"""Everything that a run is made of, built and checked from its config before anything is compiled."""
+"""Everything that a run is made of, built and checked from its config before anything is
+compiled.
+"""
 
 import contextlib
 import dataclasses
@@ -59,11 +61,20 @@ class Experiment:
     """Returns the endless iterator of this process's training batches from a step on."""
     data_config = self.config.data
     return pipeline.train_batches(
-      self.splits["train"], batch_size=self.config.batch_size, seed=self.config.seed, start=start,
-      vocabulary=self.vocabulary, length=self.length, image_size=data_config.image_size, min_area=data_config.min_area,
-      one_caption_per_image=data_config.one_caption_per_image, shard_index=jax.process_index(),
-      shard_count=jax.process_count(), workers=data_config.workers, prefetch=data_config.prefetch,
-    )  # fmt: skip
+      self.splits["train"],
+      batch_size=self.config.batch_size,
+      seed=self.config.seed,
+      start=start,
+      vocabulary=self.vocabulary,
+      length=self.length,
+      image_size=data_config.image_size,
+      min_area=data_config.min_area,
+      one_caption_per_image=data_config.one_caption_per_image,
+      shard_index=jax.process_index(),
+      shard_count=jax.process_count(),
+      workers=data_config.workers,
+      prefetch=data_config.prefetch,
+    )
 
   @contextlib.contextmanager
   def locked(self):
@@ -80,7 +91,9 @@ class Experiment:
 
 
 def begun(workdir):
-  """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or to protect."""
+  """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or
+  to protect.
+  """
   folder = pathlib.Path(workdir) / "checkpoints"
   return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
@@ -91,7 +104,9 @@ def imported(workdir):
 
 
 def check_folder(config, workdir):
-  """Raises UserError where the folder holds a run of another config; every differing field is named."""
+  """Raises UserError where the folder holds a run of another config; every differing field is
+  named.
+  """
   if not begun(workdir):
     return
   path = pathlib.Path(workdir) / "config.json"
@@ -103,7 +118,9 @@ def check_folder(config, workdir):
     raise UserError(f"{path} is not JSON: {error}") from None
   different = config_lib.differences(old, json.loads(json.dumps(config_lib.flat(config))))
   if different:
-    raise UserError(f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir")
+    raise UserError(
+      f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"
+    )
 
 
 def claim(config, workdir, vocabulary):
@@ -125,12 +142,14 @@ def claim(config, workdir, vocabulary):
 
 
 def prepare(config, workdir, *, eval_only=False):
-  """Builds and checks all parts of a run: config, run folder, loss, data, vocabulary, model, starting values, optimiser.
+  """Builds and checks all parts of a run: config, run folder, loss, data, vocabulary, model,
+  starting values, optimiser.
 
   Args:
     config: of a file in configs/.
     workdir: folder of the run, made where it does not exist.
-    eval_only: True where the run's checkpoint holds all values: neither GloVe nor pretrained weights are read.
+    eval_only: True where the run's checkpoint holds all values: neither GloVe nor pretrained
+      weights are read.
   Returns:
     Experiment.
   Raises:
@@ -143,25 +162,48 @@ def prepare(config, workdir, *, eval_only=False):
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
   splits = data.load(config)
   steps_per_epoch = pipeline.steps_per_epoch(
-    splits["train"], batch_size=config.batch_size, one_caption_per_image=config.data.one_caption_per_image
+    splits["train"],
+    batch_size=config.batch_size,
+    one_caption_per_image=config.data.one_caption_per_image,
   )
   total_steps = config_lib.in_steps(config, steps_per_epoch, name="config.")
-  vocabulary, length, vectors = vocabulary_of(config, splits, workdir, glove=not (eval_only or config.init))
+  vocabulary, length, vectors = vocabulary_of(
+    config, splits, workdir, glove=not (eval_only or config.init)
+  )
   model = models.build(
-    config.model, vocabulary_size=None if vocabulary is None else len(vocabulary), word_vectors=vectors
+    config.model,
+    vocabulary_size=None if vocabulary is None else len(vocabulary),
+    word_vectors=vectors,
   )
   variables = starting_values(config, model, splits["train"], vocabulary, shapes_only=eval_only)
   frozen = () if config.model.image.trainable else ("^image_encoder/backbone/",)
   transform, rates = optim.make(
-    config.optimizer, variables["params"], steps_per_epoch=steps_per_epoch, total_steps=total_steps, frozen=frozen
+    config.optimizer,
+    variables["params"],
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    frozen=frozen,
   )
   claim(config, workdir, vocabulary)
   return Experiment(
-    config=config, workdir=pathlib.Path(workdir), mesh=mesh, splits=splits, vocabulary=vocabulary, length=length,
-    model=model, variables=variables, loss=loss, warmup_loss=warmup_loss, transform=transform, rates=rates,
-    steps_per_epoch=steps_per_epoch, total_steps=total_steps,
-    warmup_steps=config_lib.in_steps(config.warmup, steps_per_epoch, name="config.warmup.", optional=True),
-  )  # fmt: skip
+    config=config,
+    workdir=pathlib.Path(workdir),
+    mesh=mesh,
+    splits=splits,
+    vocabulary=vocabulary,
+    length=length,
+    model=model,
+    variables=variables,
+    loss=loss,
+    warmup_loss=warmup_loss,
+    transform=transform,
+    rates=rates,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    warmup_steps=config_lib.in_steps(
+      config.warmup, steps_per_epoch, name="config.warmup.", optional=True
+    ),
+  )
 
 
 def losses_of(config, mesh):
@@ -169,46 +211,70 @@ def losses_of(config, mesh):
   parameters = {key: value for key, value in config.loss.items() if key != "name"}
   get = losses.get
   if config.warmup.loss not in losses.LOSSES:
-    raise UserError(f"config.warmup.loss is {config.warmup.loss!r}; expected one of {', '.join(sorted(losses.LOSSES))}")
+    raise UserError(
+      f"config.warmup.loss is {config.warmup.loss!r}; expected one of "
+      f"{', '.join(sorted(losses.LOSSES))}"
+    )
   if config.loss_form == "ring":
     # What the name or its parameters lack is the same mistake in both forms.
     losses.get(config.loss.name, **parameters)
     get = losses.get_ring
   loss, warmup = get(config.loss.name, **parameters), get(config.warmup.loss)
   shared = inspect.signature(warmup).parameters
-  warmup = get(config.warmup.loss, **{key: value for key, value in parameters.items() if key in shared})
+  warmup = get(
+    config.warmup.loss, **{key: value for key, value in parameters.items() if key in shared}
+  )
   for name, settings in ((config.loss.name, parameters), (config.warmup.loss, warmup.keywords)):
     try_out(losses.get(name, **settings), name)
-  return (loss, warmup) if config.loss_form == "plain" else tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
+  return (
+    (loss, warmup)
+    if config.loss_form == "plain"
+    else tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
+  )
 
 
 def try_out(loss, name):
-  """Traces a loss on what a training step has for it: a wrong choice shows now, not when the warm-up is over.
+  """Traces a loss on what a training step has for it: a wrong choice shows now, not when the
+  warm-up is over.
 
   Raises:
-    UserError: a parameter of the loss has a wrong value, or the loss takes tensors that no dual encoder makes.
+    UserError: a parameter of the loss has a wrong value, or the loss takes tensors that no dual
+      encoder makes.
   """
   rows, mask = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((4, 4), bool)
   tensors = {
-    "image": rows, "text": rows, "match": mask, "image_negative": rows, "text_negative": rows,
+    "image": rows,
+    "text": rows,
+    "match": mask,
+    "image_negative": rows,
+    "text_negative": rows,
     "same_pair": jax.ShapeDtypeStruct((4,), jnp.float32),
-  }  # fmt: skip
+  }
   given = getattr(loss, "keywords", {})
-  parameters = {key: value for key, value in inspect.signature(loss).parameters.items() if key not in given}
-  missing = [key for key, value in parameters.items() if value.default is value.empty and key not in tensors]
+  parameters = {
+    key: value for key, value in inspect.signature(loss).parameters.items() if key not in given
+  }
+  missing = [
+    key for key, value in parameters.items() if value.default is value.empty and key not in tensors
+  ]
   if missing:
-    raise UserError(f"loss {name} takes {', '.join(missing)}, which a dual encoder of images and texts does not make")
+    raise UserError(
+      f"loss {name} takes {', '.join(missing)}, which a dual encoder of images and texts does "
+      "not make"
+    )
   try:
     jax.eval_shape(loss, **{key: tensors[key] for key in parameters if key in tensors})
   except ValueError as error:
-    raise UserError(f"loss {name} does not take the embeddings of a dual encoder: {error}") from None
+    raise UserError(
+      f"loss {name} does not take the embeddings of a dual encoder: {error}"
+    ) from None
 
 
 def vocabulary_of(config, splits, workdir, *, glove=True):
   """Returns (Vocabulary, words per caption, GloVe matrix or None), or three None for text features.
 
-  The vocabulary of a run that is already there, or of the one that this one starts from, is read, not counted again: an
-  imported run brings its authors'.
+  The vocabulary of a run that is already there, or of the one that this one starts from, is read,
+  not counted again: an imported run brings its authors'.
   """
   if config.data.text != "words":
     return None, None, None
@@ -216,24 +282,40 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
   if (begun(workdir) or config.init) and path.exists():
     vocabulary = data.Vocabulary.from_json(path.read_text())
   else:
-    vocabulary = data.build_vocabulary(splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits)
+    vocabulary = data.build_vocabulary(
+      splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits
+    )
   length = config.data.max_length or splits["train"].max_length()
   if not (glove and config.vocabulary.glove):
     return vocabulary, length, None
   path = os.path.join(config.data.dir, config.vocabulary.glove)
-  vectors, report = words.load_glove(path, vocabulary, seed=config.seed, missing=config.vocabulary.glove_missing)
+  vectors, report = words.load_glove(
+    path, vocabulary, seed=config.seed, missing=config.vocabulary.glove_missing
+  )
   if vectors.shape[1] != config.model.text.word_dim:
     wanted = config.model.text.word_dim
-    raise UserError(f"{path} has vectors of {vectors.shape[1]} numbers; config.model.text.word_dim is {wanted}")
+    raise UserError(
+      f"{path} has vectors of {vectors.shape[1]} numbers; config.model.text.word_dim is {wanted}"
+    )
   if jax.process_index() == 0:
     print("GloVe: " + ", ".join(f"{key} {value}" for key, value in report.items()))
   return vocabulary, length, vectors
 
 
 def starting_values(config, model, split, vocabulary, *, shapes_only=False):
-  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbone's weights filled in."""
-  example = next(pipeline.train_batches(split, batch_size=1, seed=0, vocabulary=vocabulary, length=4,
-                                        image_size=config.data.image_size))  # fmt: skip
+  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbone's
+  weights filled in.
+  """
+  example = next(
+    pipeline.train_batches(
+      split,
+      batch_size=1,
+      seed=0,
+      vocabulary=vocabulary,
+      length=4,
+      image_size=config.data.image_size,
+    )
+  )
   inputs = jax.random.key(config.seed), {k: jnp.asarray(v) for k, v in example.items()}
   if shapes_only or config.init:
     variables = jax.eval_shape(model.init, *inputs)
@@ -248,17 +330,21 @@ def starting_values(config, model, split, vocabulary, *, shapes_only=False):
 
 
 def replace(variables, other, *, where):
-  """Returns the variables with another run's values, of which every one must be there in the same shape.
+  """Returns the variables with another run's values, of which every one must be there in the same
+  shape.
 
   Raises:
     UserError: a parameter is missing or has another shape.
   """
   mine, theirs = checkpoint.flatten(variables), checkpoint.flatten(other)
   wrong = [
-    f"{name} is {np.shape(theirs[name]) if name in theirs else 'missing'}, expected {np.shape(value)}"
+    f"{name} is {np.shape(theirs[name]) if name in theirs else 'missing'}, expected "
+    f"{np.shape(value)}"
     for name, value in mine.items()
     if np.shape(theirs.get(name)) != np.shape(value) or name not in theirs
   ]
   if wrong:
-    raise UserError(f"config.init: the run {where} does not fit this model: {'; '.join(wrong[:10])}")
+    raise UserError(
+      f"config.init: the run {where} does not fit this model: {'; '.join(wrong[:10])}"
+    )
   return checkpoint.unflatten(theirs, variables)

@@ -1,10 +1,12 @@
 """Writes a backbone's features of a dataset's images.
 
-  python -m xmr.extract --config=configs/vsepp_flickr.py --backbone=resnet152 --weights=resnet152.safetensors --out=DIR
+  python -m xmr.extract --config=configs/vsepp_flickr.py --backbone=resnet152
+  --weights=resnet152.safetensors --out=DIR
 
-DIR/features.npy has a row per image id, as config.data.image_features expects, and DIR/manifest.json says what it is made
-of. The same command goes on where a killed one stopped. Weights come from python -m xmr.models.convert. Several processes
-share the images where XMR_COORDINATOR=HOST:PORT, XMR_PROCESSES and XMR_PROCESS are set for each, or under srun.
+DIR/features.npy has a row per image id, as config.data.image_features expects, and
+DIR/manifest.json says what it is made of. The same command goes on where a killed one stopped.
+Weights come from python -m xmr.models.convert. Several processes share the images where
+XMR_COORDINATOR=HOST:PORT, XMR_PROCESSES and XMR_PROCESS are set for each, or under srun.
 """
 
 import concurrent.futures
@@ -28,11 +30,18 @@ AVERAGES = ("none", "flip", "ten_crop")
 
 def define_flags():
   """Declares the command's flags; returns the holder of the config."""
-  holder = config_flags.DEFINE_config_file("config", None, "File of a config, or file:variant; its data section is read.")
+  holder = config_flags.DEFINE_config_file(
+    "config", None, "File of a config, or file:variant; its data section is read."
+  )
   flags.DEFINE_string("backbone", None, "Kind of network, as in xmr.models.convert.")
   flags.DEFINE_string("weights", None, "safetensors file that xmr.models.convert wrote.")
   flags.DEFINE_string("out", None, "Folder to write to.")
-  flags.DEFINE_enum("average", "none", AVERAGES, "Mean over the image and its mirror, or five crops and their mirrors.")
+  flags.DEFINE_enum(
+    "average",
+    "none",
+    AVERAGES,
+    "Mean over the image and its mirror, or five crops and their mirrors.",
+  )
   flags.DEFINE_bool("grid", False, "Write the last map, 7 x 7 for 224 pixels, instead of its mean.")
   flags.DEFINE_enum("dtype", "float32", ("float32", "float16"), "Type of the numbers in the file.")
   flags.DEFINE_integer("batch_size", 32, "Images at a time, over all devices and processes.")
@@ -44,8 +53,10 @@ def views(image, *, size, resize, average):
   """Crops of one image.
 
   Args:
-    image: RGB PIL image.  size, resize: pixels of a crop's side and of the image's shorter side before it.
-    average: "none": the centre; "flip": and its mirror; "ten_crop": four corners and the centre, then their mirrors.
+    image: RGB PIL image.  size, resize: pixels of a crop's side and of the image's shorter side
+      before it.
+    average: "none": the centre; "flip": and its mirror; "ten_crop": four corners and the centre,
+      then their mirrors.
   Returns:
     [V, size, size, 3] uint8, V = 1, 2 or 10; the second half mirrors the first.
   """
@@ -70,7 +81,8 @@ def views(image, *, size, resize, average):
 
 @functools.cache
 def encoder(module, *, grid, scale):
-  """A compiled (variables, pixels [B, V, H, W, 3] uint8) -> [B, ...] float32, the mean over the V views.
+  """A compiled (variables, pixels [B, V, H, W, 3] uint8) -> [B, ...] float32, the mean over the V
+  views.
 
   Args:
     module: backbone.  grid: keep the map.
@@ -95,7 +107,9 @@ def encoder(module, *, grid, scale):
 
 
 def scale_of(kind):
-  """(mean, deviation) of pixels in [0, 1] for a kind of weights: TensorFlow's release maps them to -1..1."""
+  """(mean, deviation) of pixels in [0, 1] for a kind of weights: TensorFlow's release maps them to
+  -1..1.
+  """
   if kind.startswith("tf_"):
     return (0.5,) * 3, (0.5,) * 3
   from xmr.models import image
@@ -110,7 +124,9 @@ def load_weights(kind, path):
   from xmr.interop import weights
   from xmr.models import convert
 
-  wrapped = {name: {"image_encoder": {"backbone": tree}} for name, tree in convert.shapes(kind).items()}
+  wrapped = {
+    name: {"image_encoder": {"backbone": tree}} for name, tree in convert.shapes(kind).items()
+  }
   loaded = weights.load_backbone(path, wrapped)
   with safetensors.safe_open(path, framework="numpy") as file:
     metadata = file.metadata() or {}
@@ -126,14 +142,17 @@ def images_of(config):
   found = {}
   for split in data.load(config).values():
     if split.pixels is None:
-      raise UserError(f"config.data.image is {config.data.image!r}; features are extracted from \"pixels\"")
+      raise UserError(
+        f'config.data.image is {config.data.image!r}; features are extracted from "pixels"'
+      )
     for row, number in enumerate(split.image_id):
       found[int(number)] = (split.pixels, row, split.image_names[row])
   return [(number, *found[number]) for number in sorted(found)]
 
 
 def claim(out, manifest):
-  """Makes the folder, or checks that it belongs to the same work; returns whether all of it is done.
+  """Makes the folder, or checks that it belongs to the same work; returns whether all of it is
+  done.
 
   Raises:
     UserError: it holds other work; every field that differs is named.
@@ -146,9 +165,15 @@ def claim(out, manifest):
       old = json.loads(path.read_text())
     except ValueError as error:
       raise UserError(f"{path}: not a JSON file ({error})") from None
-    wrong = [f"{key}: {old.get(key)!r} -> {value!r}" for key, value in manifest.items() if old.get(key) != value]
+    wrong = [
+      f"{key}: {old.get(key)!r} -> {value!r}"
+      for key, value in manifest.items()
+      if old.get(key) != value
+    ]
     if wrong:
-      raise UserError(f"{out} holds features made otherwise ({'; '.join(wrong)}); give another --out")
+      raise UserError(
+        f"{out} holds features made otherwise ({'; '.join(wrong)}); give another --out"
+      )
     return bool(old.get("complete")) and (path.parent / "features.npy").exists()
   try:
     (path.parent / "blocks").mkdir(parents=True, exist_ok=True)
@@ -181,7 +206,9 @@ def finished(path, shape):
 
 
 def assemble(out, items, shape, dtype):
-  """Joins the blocks into features.npy, rows by image id; rows without an image are zero. Removes the blocks."""
+  """Joins the blocks into features.npy, rows by image id; rows without an image are zero. Removes
+  the blocks.
+  """
   import numpy as np
 
   temporary = out / ".features.npy"
@@ -194,12 +221,24 @@ def assemble(out, items, shape, dtype):
   temporary.replace(out / "features.npy")
 
 
-def extract(config, *, backbone, weights, out, average="none", grid=False, dtype="float32", batch_size=32, threads=4):
+def extract(
+  config,
+  *,
+  backbone,
+  weights,
+  out,
+  average="none",
+  grid=False,
+  dtype="float32",
+  batch_size=32,
+  threads=4,
+):
   """Writes features.npy and manifest.json of all images of a dataset.
 
   Args:
     config: of a file in configs/; its data section is read.  backbone: one of convert.IMAGE_KINDS.
-    weights: converted safetensors file.  out: folder.  average, grid, dtype, batch_size, threads: as the flags.
+    weights: converted safetensors file.  out: folder.  average, grid, dtype, batch_size, threads:
+      as the flags.
   Returns:
     dict as in manifest.json.
   Raises:
@@ -218,7 +257,10 @@ def extract(config, *, backbone, weights, out, average="none", grid=False, dtype
   if backbone not in convert.IMAGE_KINDS:
     raise UserError(f"--backbone is {backbone!r}; expected one of {', '.join(convert.IMAGE_KINDS)}")
   if grid and average == "ten_crop":
-    raise UserError("--grid and --average=ten_crop: the cells of ten crops show different places; use none or flip")
+    raise UserError(
+      "--grid and --average=ten_crop: the cells of ten crops show different places; use none or "
+      "flip"
+    )
   mesh, processes = parallel.mesh(), jax.process_count()
   if batch_size < 1 or batch_size % mesh.size:
     raise UserError(f"--batch_size is {batch_size}; expected a multiple of the {mesh.size} devices")
@@ -227,19 +269,35 @@ def extract(config, *, backbone, weights, out, average="none", grid=False, dtype
   module, scale = convert.kind(backbone).module(), scale_of(backbone)
   size, resize = config.data.image_size, config.data.resize
   shape = jax.eval_shape(
-    encoder(module, grid=grid, scale=scale), variables, jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8)).shape[1:]
+    encoder(module, grid=grid, scale=scale),
+    variables,
+    jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8),
+  ).shape[1:]
   manifest = {
-    "dataset": config.data.name, "images": len(items), "shape": [items[-1][0] + 1, *shape], "dtype": dtype,
-    "row": "image id", "backbone": backbone, "weights": pathlib.Path(weights).name, "source": metadata.get("source", ""),
-    "source_sha256": metadata.get("sha256", ""), "average": average, "grid": grid, "resize": resize, "crop": size,
-    "mean": list(scale[0]), "std": list(scale[1]),
-  }  # fmt: skip
+    "dataset": config.data.name,
+    "images": len(items),
+    "shape": [items[-1][0] + 1, *shape],
+    "dtype": dtype,
+    "row": "image id",
+    "backbone": backbone,
+    "weights": pathlib.Path(weights).name,
+    "source": metadata.get("source", ""),
+    "source_sha256": metadata.get("sha256", ""),
+    "average": average,
+    "grid": grid,
+    "resize": resize,
+    "crop": size,
+    "mean": list(scale[0]),
+    "std": list(scale[1]),
+  }
   out, first = pathlib.Path(out), jax.process_index() == 0
   starts = list(range(0, len(items), BLOCK))
   todo = np.zeros(len(starts), bool)
   if first and not claim(out, manifest):
-    todo[:] = [not finished(out / "blocks" / f"{start:08d}.npy", (len(items[start : start + BLOCK]), *shape))
-               for start in starts]
+    todo[:] = [
+      not finished(out / "blocks" / f"{start:08d}.npy", (len(items[start : start + BLOCK]), *shape))
+      for start in starts
+    ]
   if processes > 1:
     todo = multihost_utils.broadcast_one_to_all(todo)
   made = first and (out / "features.npy").exists() and not todo.any()
@@ -252,14 +310,25 @@ def extract(config, *, backbone, weights, out, average="none", grid=False, dtype
     _, source, row, name = item
     return views(images.decode(source[row], name=name), size=size, resize=resize, average=average)
 
-  wanted = [(start, min(start + BLOCK, len(items))) for start, missing in zip(starts, todo, strict=True) if missing]
+  wanted = [
+    (start, min(start + BLOCK, len(items)))
+    for start, missing in zip(starts, todo, strict=True)
+    if missing
+  ]
   work = [(start, begin) for start, stop in wanted for begin in range(start, stop, batch_size)]
   began, count = time.perf_counter(), 0
   with contextlib.ExitStack() as stack:
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(threads))
-    bar = stack.enter_context(tqdm(
-      total=len(items), initial=len(items) - sum(stop - start for start, stop in wanted), unit="image",
-      disable=not first, file=sys.stderr, dynamic_ncols=True))
+    bar = stack.enter_context(
+      tqdm(
+        total=len(items),
+        initial=len(items) - sum(stop - start for start, stop in wanted),
+        unit="image",
+        disable=not first,
+        file=sys.stderr,
+        dynamic_ncols=True,
+      )
+    )
 
     def load(place):
       start, begin = place
@@ -288,7 +357,9 @@ def extract(config, *, backbone, weights, out, average="none", grid=False, dtype
       (out / "blocks" / f"{start:08d}.npy").unlink(missing_ok=True)
     (out / "blocks").rmdir()
     speed = count / max(time.perf_counter() - began, 1e-9)
-    print(f"{out / 'features.npy'}: {manifest['shape']} {dtype}, {count} images at {speed:.1f} images/s")
+    print(
+      f"{out / 'features.npy'}: {manifest['shape']} {dtype}, {count} images at {speed:.1f} images/s"
+    )
   return manifest | {"complete": True}
 
 
@@ -300,16 +371,26 @@ def main(argv):
     return
   with reported():
     command_line.read_flags(
-      argv, needed=("config", "backbone", "weights", "out"),
+      argv,
+      needed=("config", "backbone", "weights", "out"),
       usage="python -m xmr.extract --config= --backbone= --weights= --out=",
-    )  # fmt: skip
+    )
     values = flags.FLAGS
     from xmr import parallel
 
     parallel.initialize()
     with parallel.together(), reported():
-      extract(holder.value, backbone=values.backbone, weights=values.weights, out=values.out, average=values.average,
-              grid=values.grid, dtype=values.dtype, batch_size=values.batch_size, threads=values.threads)
+      extract(
+        holder.value,
+        backbone=values.backbone,
+        weights=values.weights,
+        out=values.out,
+        average=values.average,
+        grid=values.grid,
+        dtype=values.dtype,
+        batch_size=values.batch_size,
+        threads=values.threads,
+      )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
   python -m xmr.import_run --checkpoint=model_best.pth.tar --vocabulary=f30k_vocab.pkl \\
     --config=configs/vsepp_flickr.py --config.data.dir=DIR --workdir=runs/vsepp_released
 
-The model's fields of the config are set to what the weights need, and the command that scores the folder is printed.
---checkpoint is read with PyTorch's weights_only reader, --vocabulary (.json or .pkl) without unpickling. To train on from
-these weights, give the folder as config.init of another run.
+The model's fields of the config are set to what the weights need, and the command that scores the
+folder is printed.
+--checkpoint is read with PyTorch's weights_only reader, --vocabulary (.json or .pkl) without
+unpickling. To train on from these weights, give the folder as config.init of another run.
 """
 
 import json
@@ -24,7 +25,8 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
 
   Args:
     config: of a file in configs/; its fields for the model are changed to what the weights need.
-    checkpoint: `model_best.pth.tar`.  vocabulary: .json or .pkl.  workdir: folder that does not hold a run yet.
+    checkpoint: `model_best.pth.tar`.  vocabulary: .json or .pkl.  workdir: folder that does not
+      hold a run yet.
   Returns:
     {"config.model.dim": 1024, ...}: the fields that were changed.
   Raises:
@@ -53,8 +55,12 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
   write_json(workdir / "vocabulary.json", words)
   write_json(workdir / "source.json", source)
   step = int(report["step"] or 1)
-  run = {"config": flat, "vocabulary": words, "best": {"score": report["rsum"], "step": step},
-         "source": source}  # fmt: skip
+  run = {
+    "config": flat,
+    "vocabulary": words,
+    "best": {"score": report["rsum"], "step": step},
+    "source": source,
+  }
   saved = checkpoints_lib.Checkpoints(workdir)
   state = {"step": np.int32(step), "batch_stats": variables.get("batch_stats", {})}
   saved.save(step, params=variables["params"], state=state, run=run, score=report["rsum"])
@@ -64,7 +70,9 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
 
 def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
-  config = config_flags.DEFINE_config_file("config", None, "File of a config, or file:variant.", lock_config=True)
+  config = config_flags.DEFINE_config_file(
+    "config", None, "File of a config, or file:variant.", lock_config=True
+  )
   flags.DEFINE_string("checkpoint", None, "model_best.pth.tar as released.")
   flags.DEFINE_string("vocabulary", None, "Its vocabulary, .json or .pkl.")
   flags.DEFINE_string("workdir", None, "Folder to make.")
@@ -73,11 +81,17 @@ def main(argv):
     return
   with reported():
     command_line.read_flags(
-      argv, needed=("checkpoint", "vocabulary", "config", "workdir"),
+      argv,
+      needed=("checkpoint", "vocabulary", "config", "workdir"),
       usage="python -m xmr.import_run --checkpoint= --vocabulary= --config= --workdir=",
-    )  # fmt: skip
+    )
     values = flags.FLAGS
-    changed = import_run(config.value, checkpoint=values.checkpoint, vocabulary=values.vocabulary, workdir=values.workdir)
+    changed = import_run(
+      config.value,
+      checkpoint=values.checkpoint,
+      vocabulary=values.vocabulary,
+      workdir=values.workdir,
+    )
     given = [argument for argument in argv[1:] if argument.startswith("--config")]
     given += [f"--{key}={value}" for key, value in changed.items()]
     print(f"score it: python -m xmr.main {' '.join(given)} --workdir={values.workdir} --eval_only")

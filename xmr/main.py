@@ -1,4 +1,5 @@
-"""Trains and scores one config: python -m xmr.main --config=configs/imc_flickr.py --workdir=runs/imc.
+"""Trains and scores one config: python -m xmr.main --config=configs/imc_flickr.py
+--workdir=runs/imc.
 
 Flags are read before JAX is imported, so that --help and a misspelt flag answer at once.
 """
@@ -11,15 +12,26 @@ from ml_collections import config_flags
 from xmr import command_line
 from xmr.errors import reported
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File of a config, or file:variant.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same command goes on with an unfinished run.")
-EVAL_ONLY = flags.DEFINE_bool("eval_only", False, "Score the best checkpoint of the run, without training.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "File of a config, or file:variant.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; the same command goes on with an unfinished run."
+)
+EVAL_ONLY = flags.DEFINE_bool(
+  "eval_only", False, "Score the best checkpoint of the run, without training."
+)
 
 
 def usage():
   """Returns the text of --help."""
-  shown = "\n".join(f"  --{flag.name:10} {flags.FLAGS[flag.name].help}" for flag in (CONFIG, WORKDIR, EVAL_ONLY))
-  fields = "  --config.KEY=VALUE  Any field of xmr/config.py: --config.epochs=10, --config.loss.margin=0.3."
+  shown = "\n".join(
+    f"  --{flag.name:10} {flags.FLAGS[flag.name].help}" for flag in (CONFIG, WORKDIR, EVAL_ONLY)
+  )
+  fields = (
+    "  --config.KEY=VALUE  Any field of xmr/config.py: --config.epochs=10, "
+    "--config.loss.margin=0.3."
+  )
   return f"{__doc__}\n{shown}\n{fields}"
 
 
@@ -33,7 +45,10 @@ def start_jax(config):
   parallel.initialize()
   if jax.process_index() == 0:
     devices = jax.devices()
-    print(f"{len(devices)} {devices[0].platform} device(s), {jax.process_count()} process(es)", file=sys.stderr)
+    print(
+      f"{len(devices)} {devices[0].platform} device(s), {jax.process_count()} process(es)",
+      file=sys.stderr,
+    )
 
 
 def main(argv):
@@ -43,7 +58,9 @@ def main(argv):
     return
   with reported():
     command_line.read_flags(
-      argv, needed=("config", "workdir"), usage="python -m xmr.main --config=FILE[:variant] --workdir=DIR"
+      argv,
+      needed=("config", "workdir"),
+      usage="python -m xmr.main --config=FILE[:variant] --workdir=DIR",
     )
     from absl import logging
 

@@ -1,4 +1,6 @@
-"""The optimiser: gradient clipping, Adam, the learning rate's schedule, and parameters that stay as they are."""
+"""The optimiser: gradient clipping, Adam, the learning rate's schedule, and parameters that stay as
+they are.
+"""
 
 import re
 
@@ -11,8 +13,9 @@ from xmr.errors import UserError
 def schedule(optimizer, *, steps_per_epoch, total_steps):
   """Returns the learning rate as a function of the step.
 
-  step: learning_rate * decay ** floor(epoch / decay_epochs), as released by VSE++ and IMC (0.1 every 15 epochs);
-  with decay_once the exponent is at most 1 (Full-HN). cosine: to zero at the last step. The first warmup_steps rise linearly.
+  step: learning_rate * decay ** floor(epoch / decay_epochs), as released by VSE++ and IMC (0.1
+  every 15 epochs); with decay_once the exponent is at most 1 (Full-HN). cosine: to zero at the last
+  step. The first warmup_steps rise linearly.
 
   Args:
     optimizer: the section of the config.
@@ -22,7 +25,9 @@ def schedule(optimizer, *, steps_per_epoch, total_steps):
   if optimizer.schedule == "step":
     every = max(1, round(optimizer.decay_epochs * steps_per_epoch))
     count = 1 if optimizer.decay_once else total_steps // every
-    rates = optax.piecewise_constant_schedule(rate, {every * (i + 1): optimizer.decay for i in range(count)})
+    rates = optax.piecewise_constant_schedule(
+      rate, {every * (i + 1): optimizer.decay for i in range(count)}
+    )
   elif optimizer.schedule == "cosine":
     rates = optax.cosine_decay_schedule(rate, max(1, total_steps))
   else:
@@ -34,11 +39,14 @@ def schedule(optimizer, *, steps_per_epoch, total_steps):
 
 def paths(params):
   """Returns the tree with each leaf replaced by its path, "text_encoder/embedding" and the like."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+  )
 
 
 def factors(params, multipliers):
-  """Returns the tree of learning rate factors: the last multiplier whose regular expression is found in the path, else 1.
+  """Returns the tree of learning rate factors: the last multiplier whose regular expression is
+  found in the path, else 1.
 
   Raises:
     UserError: an expression that no parameter's path contains.
@@ -47,8 +55,12 @@ def factors(params, multipliers):
   for pattern, _ in multipliers:
     if not any(re.search(pattern, name) for name in jax.tree.leaves(names)):
       known = ", ".join(jax.tree.leaves(names)[:40])
-      raise UserError(f"config.optimizer.multipliers: no parameter path contains {pattern!r}; paths: {known}")
-  return jax.tree.map(lambda name: next((f for p, f in reversed(multipliers) if re.search(p, name)), 1.0), names)
+      raise UserError(
+        f"config.optimizer.multipliers: no parameter path contains {pattern!r}; paths: {known}"
+      )
+  return jax.tree.map(
+    lambda name: next((f for p, f in reversed(multipliers) if re.search(p, name)), 1.0), names
+  )
 
 
 def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
@@ -58,7 +70,8 @@ def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
     optimizer: the section of the config.
     params: tree of parameters (or their shapes).
     steps_per_epoch: int.  total_steps: int.
-    frozen: regular expressions of parameter paths that are not trained; they count in no norm and have no moments.
+    frozen: regular expressions of parameter paths that are not trained; they count in no norm and
+      have no moments.
   Returns:
     (optax.GradientTransformation, schedule).
   Raises:
@@ -84,11 +97,18 @@ def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
     parts.append(optax.add_decayed_weights(optimizer.weight_decay, mask=kernels))
   parts.append(optax.scale_by_learning_rate(rates))
   labels = jax.tree.map(
-    lambda name, factor: "frozen" if factor == 0 or any(re.search(p, name) for p in frozen) else "trained", names, scale
+    lambda name, factor: (
+      "frozen" if factor == 0 or any(re.search(p, name) for p in frozen) else "trained"
+    ),
+    names,
+    scale,
   )
   transform = optax.chain(*parts)
   if any(label == "frozen" for label in jax.tree.leaves(labels)):
     transform = optax.multi_transform({"trained": transform, "frozen": optax.set_to_zero()}, labels)
   if multipliers:
-    transform = optax.chain(transform, optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, scale)))
+    transform = optax.chain(
+      transform,
+      optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, scale)),
+    )
   return transform, rates

@@ -1,4 +1,6 @@
-"""Devices and processes: the mesh, its one axis, and how host arrays become global arrays and come back."""
+"""Devices and processes: the mesh, its one axis, and how host arrays become global arrays and come
+back.
+"""
 
 import contextlib
 import os
@@ -17,12 +19,15 @@ from xmr.errors import UserError
 DATA = "data"
 SILENCE = 30  # seconds without a sign of life after which a process counts as dead
 # What gloo, NCCL and the coordination service say when another process is gone.
-LOST = re.compile(r"gloo|nccl|coordination|heartbeat|barrier|unavailable|aborted|deadline_exceeded", re.I)
+LOST = re.compile(
+  r"gloo|nccl|coordination|heartbeat|barrier|unavailable|aborted|deadline_exceeded", re.I
+)
 ROW_UNIT = 64  # row counts are rounded up to it, so that a checkpoint fits 1, 2, 4 ... devices
 
 
 def initialize():
-  """Joins the other processes of the run where the environment names them (`members`); else does nothing.
+  """Joins the other processes of the run where the environment names them (`members`); else does
+  nothing.
 
   Raises:
     UserError: as members; no answer from the coordinator.
@@ -37,17 +42,24 @@ def initialize():
   # Ours stops on SIGTERM by a vote; JAX's service would only swallow the signal.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
-    coordinator, count, index, local_device_ids=local, cluster_detection_method="deactivate", heartbeat_timeout_seconds=SILENCE
+    coordinator,
+    count,
+    index,
+    local_device_ids=local,
+    cluster_detection_method="deactivate",
+    heartbeat_timeout_seconds=SILENCE,
   )
 
 
 def members(environment):
-  """Says who is in the run: `XMR_COORDINATOR`, `XMR_PROCESSES`, `XMR_PROCESS` (set by launch/), or a Slurm step.
+  """Says who is in the run: `XMR_COORDINATOR`, `XMR_PROCESSES`, `XMR_PROCESS` (set by launch/), or
+  a Slurm step.
 
   Args:
     environment: dict of strings.
   Returns:
-    (coordinator "host:port", number of processes, index of this one, its GPUs or None for all that it sees), or None.
+    (coordinator "host:port", number of processes, index of this one, its GPUs or None for all that
+    it sees), or None.
   Raises:
     UserError: a variable is missing, no number, or out of range.
   """
@@ -55,7 +67,8 @@ def members(environment):
   if get("XMR_COORDINATOR"):
     coordinator, names = get("XMR_COORDINATOR"), ("XMR_PROCESSES", "XMR_PROCESS")
   elif get("SLURM_STEP_NODELIST") and get("SLURM_PROCID"):
-    # First host of node001 · node001,host2 · node[001-004,7],host2; a port below those that the kernel hands out.
+    # First host of node001 · node001,host2 · node[001-004,7],host2; a port below those that the
+    # kernel hands out.
     host = re.sub(r"\[(\w+).*", r"\1", get("SLURM_STEP_NODELIST")).split(",")[0]
     port = get("XMR_PORT") or 20000 + int(get("SLURM_JOB_ID") or 0) % 10000
     coordinator, names = f"{host}:{port}", ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
@@ -79,9 +92,11 @@ def members(environment):
 
 @contextlib.contextmanager
 def together():
-  """Ends this process at once where it fails in a run of several, so that none of them waits for another that is gone.
+  """Ends this process at once where it fails in a run of several, so that none of them waits for
+  another that is gone.
 
-  A failure that comes from the loss of another process becomes one line on standard error and status 1.
+  A failure that comes from the loss of another process becomes one line on standard error and
+  status 1.
   """
   try:
     yield
@@ -89,12 +104,15 @@ def together():
     if jax.process_count() == 1:
       raise
     text = " ".join(str(error).split())
-    # XLA's failures come as several kinds of errors: a lost collective is a ValueError where gloo calls it unknown.
+    # XLA's failures come as several kinds of errors: a lost collective is a ValueError where gloo
+    # calls it unknown.
     if isinstance(error, (RuntimeError, ValueError)) and LOST.search(text):
       print(
-        f"xmr: error: process {jax.process_index()}/{jax.process_count()} lost another process of this run; the same command "
-        f"goes on from the last checkpoint ({text[:200]})", file=sys.stderr,
-      )  # fmt: skip
+        f"xmr: error: process {jax.process_index()}/{jax.process_count()} lost another process "
+        "of this run; the same command "
+        f"goes on from the last checkpoint ({text[:200]})",
+        file=sys.stderr,
+      )
     elif not isinstance(error, SystemExit):
       traceback.print_exc()
     sys.stdout.flush()
@@ -104,15 +122,19 @@ def together():
 
 
 def mesh(devices=None):
-  """Returns a one-axis mesh over all devices (or the given ones); arrays on it are placed by the compiler (Auto)."""
+  """Returns a one-axis mesh over all devices (or the given ones); arrays on it are placed by the
+  compiler (Auto).
+  """
   devices = np.asarray(jax.devices() if devices is None else devices)
   return Mesh(devices, (DATA,), axis_types=(AxisType.Auto,))
 
 
 def compiler_options():
-  """Returns what `jit` of a training step is compiled with: {name: value}, for the default platform.
+  """Returns what `jit` of a training step is compiled with: {name: value}, for the default
+  platform.
 
-  On a CPU vectors of 512 bits, where it has them: XLA's own choice of 256 costs the L1 distance up to a third of its speed.
+  On a CPU vectors of 512 bits, where it has them: XLA's own choice of 256 costs the L1 distance up
+  to a third of its speed.
   """
   return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
@@ -130,7 +152,10 @@ def sharded(mesh):
 def replicate(mesh, tree):
   """Puts a tree of host arrays, the same in every process, on all devices."""
   sharding = replicated(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i, x=x: np.asarray(x)[i]), tree)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i, x=x: np.asarray(x)[i]),
+    tree,
+  )
 
 
 def shard(mesh, batch):
@@ -143,15 +168,19 @@ def shard(mesh, batch):
     The dict of global arrays [B, ...], split over the devices.
   """
   sharding = sharded(mesh)
-  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+  return {
+    key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
+  }
 
 
 def shard_rows(mesh, array, *, fill=0):
-  """Puts the rows of a host array, the same in every process, on the devices in equal parts, padded at the end.
+  """Puts the rows of a host array, the same in every process, on the devices in equal parts, padded
+  at the end.
 
   Args:
     mesh: of mesh().
-    array: [N, ...] NumPy, memory-mapped or not: a device's part alone is read.  fill: value of padded rows.
+    array: [N, ...] NumPy, memory-mapped or not: a device's part alone is read.  fill: value of
+      padded rows.
   Returns:
     [N', ...] global array, N' the next multiple of ROW_UNIT and of the number of devices.
   """
@@ -171,8 +200,10 @@ def per_device(mesh, function, rows, shared):
 
   Args:
     mesh: of mesh().
-    function: of this device's part of rows, of shared, and of the number of its first row ([] int32).
-    rows: tree of [N', ...] arrays, split over the devices.  shared: tree of arrays that every device gets whole.
+    function: of this device's part of rows, of shared, and of the number of its first row ([]
+      int32).
+    rows: tree of [N', ...] arrays, split over the devices.  shared: tree of arrays that every
+      device gets whole.
   Returns:
     The tree of results, each with a leading axis of devices, in the order of the rows.
   """
@@ -182,15 +213,19 @@ def per_device(mesh, function, rows, shared):
     return jax.tree.map(lambda x: jnp.expand_dims(x, 0), function(rows, shared, first))
 
   split, whole = PartitionSpec(DATA), PartitionSpec()
-  return jax.shard_map(local, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(rows, shared)
+  return jax.shard_map(local, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(
+    rows, shared
+  )
 
 
 def over_rows(mesh, function):
-  """Returns a function of global arrays that calls `function` on every device with the rows that it holds.
+  """Returns a function of global arrays that calls `function` on every device with the rows that it
+  holds.
 
   Args:
     mesh: of mesh().
-    function: (image, text, image_id, *, axis_name) -> (loss, terms), the same on all devices: a loss in ring form.
+    function: (image, text, image_id, *, axis_name) -> (loss, terms), the same on all devices: a
+      loss in ring form.
   Returns:
     function of (image [B, D], text [B, D], image_id [B] or None) -> (loss, terms).
   """
@@ -198,7 +233,10 @@ def over_rows(mesh, function):
   def whole(image, text, image_id=None):
     rows = {"image": image, "text": text, "image_id": image_id}
     local = jax.shard_map(
-      lambda rows: function(**rows, axis_name=DATA), mesh=mesh, in_specs=(PartitionSpec(DATA),), out_specs=PartitionSpec()
+      lambda rows: function(**rows, axis_name=DATA),
+      mesh=mesh,
+      in_specs=(PartitionSpec(DATA),),
+      out_specs=PartitionSpec(),
     )
     return local(rows)
 

@@ -1,4 +1,6 @@
-"""A run that is asked to stop (Ctrl-C, SIGTERM) ends after the step in progress, with a checkpoint."""
+"""A run that is asked to stop (Ctrl-C, SIGTERM) ends after the step in progress, with a
+checkpoint.
+"""
 
 import signal
 
@@ -8,15 +10,21 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-  """Context in which the first SIGINT or SIGTERM only raises a flag; the second SIGINT interrupts as usual."""
+  """Context in which the first SIGINT or SIGTERM only raises a flag; the second SIGINT interrupts
+  as usual.
+  """
 
   def __init__(self, *, every=10):
-    """every: steps between two votes of several processes, which must agree on the step where they stop."""
+    """every: steps between two votes of several processes, which must agree on the step where they
+    stop.
+    """
     self.every = every
     self.signal = None
 
   def __enter__(self):
-    self.old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+    self.old = {
+      number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     return self
 
   def __exit__(self, *_):

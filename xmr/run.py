@@ -10,7 +10,8 @@ from xmr.inspect import plots
 
 
 def run(config, workdir, *, eval_only=False):
-  """Trains (or only scores) a run, prints its results and draws retrieved examples; process 0 alone speaks.
+  """Trains (or only scores) a run, prints its results and draws retrieved examples; process 0 alone
+  speaks.
 
   Args:
     config: of a file in configs/.
@@ -25,7 +26,10 @@ def run(config, workdir, *, eval_only=False):
   if eval_only and not begun(workdir):
     raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")
   if not eval_only and imported(workdir):
-    raise UserError(f"{workdir} was imported and has no optimiser to go on with; train on from it with --config.init={workdir}")
+    raise UserError(
+      f"{workdir} was imported and has no optimiser to go on with; train on from it with "
+      f"--config.init={workdir}"
+    )
   experiment = prepare(config, workdir, eval_only=eval_only)
   if not eval_only and not train.train(experiment):
     return

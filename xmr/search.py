@@ -1,7 +1,8 @@
-"""Searches a folder of pictures: python -m xmr.search --workdir=runs/imc --gallery=FOLDER "two dogs in snow".
+"""Searches a folder of pictures: python -m xmr.search --workdir=runs/imc --gallery=FOLDER "two dogs
+in snow".
 
-With --image=FILE the query is a picture. The folder is encoded once and kept; a stopped command goes on where it was.
-Prints rank, score and path, best first.
+With --image=FILE the query is a picture. The folder is encoded once and kept; a stopped command
+goes on where it was. Prints rank, score and path, best first.
 """
 
 import pathlib
@@ -21,9 +22,19 @@ def parser():
   made.add_argument("--gallery", metavar="FOLDER", help="folder of pictures, with its subfolders")
   made.add_argument("-k", type=int, default=10, help="answers (10)")
   made.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
-  made.add_argument("--index", default="exact", help="exact (default) or faiss: approximate, for millions of pictures")
-  made.add_argument("--step", default="best", help='checkpoint: "best" (default), "latest" or a number')
-  made.add_argument("--cache_dir", metavar="DIR", help="where embeddings are kept; the run's data.cache_dir unless given")
+  made.add_argument(
+    "--index",
+    default="exact",
+    help="exact (default) or faiss: approximate, for millions of pictures",
+  )
+  made.add_argument(
+    "--step", default="best", help='checkpoint: "best" (default), "latest" or a number'
+  )
+  made.add_argument(
+    "--cache_dir",
+    metavar="DIR",
+    help="where embeddings are kept; the run's data.cache_dir unless given",
+  )
   return made
 
 
@@ -31,7 +42,10 @@ def main(argv):
   """Runs one command line; raises SystemExit(2) for a user's mistake."""
   with reported():
     arguments = command_line.parsed(
-      parser(), argv[1:], needed=("workdir", "gallery"), usage='--workdir=DIR --gallery=FOLDER "a caption"'
+      parser(),
+      argv[1:],
+      needed=("workdir", "gallery"),
+      usage='--workdir=DIR --gallery=FOLDER "a caption"',
     )
     check(arguments)
     from absl import logging
@@ -66,7 +80,10 @@ def search(arguments):
   seconds = time.perf_counter() - begun
   for rank, (score, row) in enumerate(zip(scores, found, strict=True), 1):
     print(f"{rank:4}  {score:7.4f}  {gallery.folder / gallery.names[row]}")
-  say(f"{len(gallery.names):,} pictures ({gallery.encoded:,} newly encoded), ranked in {1000 * seconds:.1f} ms")
+  say(
+    f"{len(gallery.names):,} pictures ({gallery.encoded:,} newly encoded), ranked in "
+    f"{1000 * seconds:.1f} ms"
+  )
   if gallery.skipped:
     say(f"skipped {len(gallery.skipped)} unreadable:")
     for _, reason in gallery.skipped:
@@ -80,15 +97,22 @@ def say(text):
 
 
 def encoded(run, arguments):
-  """Returns [D] float32 of the query; words that the run does not know are told, and refused where there is no other."""
+  """Returns [D] float32 of the query; words that the run does not know are told, and refused where
+  there is no other.
+  """
   if arguments.image is not None:
     return run.encode_image([arguments.image])[0]
   if run.vocabulary is None:
-    raise UserError(f"{run.workdir} was trained on text features, not on words; expected --image, or a run on words")
+    raise UserError(
+      f"{run.workdir} was trained on text features, not on words; expected --image, or a run on "
+      "words"
+    )
   unknown, words = run.unknown_words(arguments.query)
   if len(unknown) == len(words):
     known = len(run.vocabulary)
-    raise UserError(f"all words are unknown to the run ({', '.join(unknown)}); its vocabulary has {known:,} words")
+    raise UserError(
+      f"all words are unknown to the run ({', '.join(unknown)}); its vocabulary has {known:,} words"
+    )
   if unknown:
     say(f"unknown to the run, and read as one unknown word: {', '.join(unknown)}")
   return run.encode_text([arguments.query])[0]
@@ -115,9 +139,16 @@ def write_page(run, arguments, gallery, scores, found):
     name = gallery.names[row]
     items.append({"name": name, "score": float(score), "thumbnail": shown(gallery.folder / name)})
   html = page.render(
-    "search.html.j2", query=arguments.query or arguments.image, thumbnail=query, items=items, total=len(gallery.names),
-    folder=str(gallery.folder), run=run, skipped=gallery.skipped, bare=sum(not item["thumbnail"] for item in items),
-  )  # fmt: skip
+    "search.html.j2",
+    query=arguments.query or arguments.image,
+    thumbnail=query,
+    items=items,
+    total=len(gallery.names),
+    folder=str(gallery.folder),
+    run=run,
+    skipped=gallery.skipped,
+    bare=sum(not item["thumbnail"] for item in items),
+  )
   path = pathlib.Path(arguments.html)
   try:
     path.write_text(html, encoding="utf-8", errors="replace")

@@ -1,4 +1,6 @@
-"""What the Flickr configs share: the encoders and data of VSE++ and IMC, and a Flickr8k form that a CPU trains in minutes."""
+"""What the Flickr configs share: the encoders and data of VSE++ and IMC, and a Flickr8k form that a
+CPU trains in minutes.
+"""
 
 from xmr.config import base_config
 from xmr.errors import UserError
@@ -11,12 +13,15 @@ def get_config(loss, variant, *, variants=VARIANTS):
 
   Args:
     loss: name in xmr.losses.LOSSES.
-    variant: "" (Flickr30K, the CNN is trained), "frozen" (Flickr30K, as the released command), "flickr8k" (image features
-      and words) or "flickr8k_features" (image and sentence features).
+    variant: "" (Flickr30K, the CNN is trained), "frozen" (Flickr30K, as the released command),
+      "flickr8k" (image features and words) or "flickr8k_features" (image and sentence features).
     variants: those that the file offers.
   """
   if variant not in variants:
-    raise UserError(f"variant {variant!r} is unknown; expected one of {', '.join(v or '(none)' for v in variants)}")
+    raise UserError(
+      f"variant {variant!r} is unknown; expected one of "
+      f"{', '.join(v or '(none)' for v in variants)}"
+    )
   config = base_config()
   config.loss.name = loss
   if variant == "flickr8k":
@@ -34,7 +39,9 @@ def get_config(loss, variant, *, variants=VARIANTS):
 
 
 def pretrained(config, name):
-  """Puts a pretrained backbone on pixels, as released: all of it trained, BatchNorm on batch statistics."""
+  """Puts a pretrained backbone on pixels, as released: all of it trained, BatchNorm on batch
+  statistics.
+  """
   config.model.image.name = name
   config.model.image.weights = f"weights/{name}.safetensors"
   config.model.image.batch_norm = "released"

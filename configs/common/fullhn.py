@@ -1,4 +1,6 @@
-"""What the Full-HN configs share: linear projections of fixed features and triplets mined over the training set."""
+"""What the Full-HN configs share: linear projections of fixed features and triplets mined over the
+training set.
+"""
 
 from configs.common import flickr
 from xmr.config import base_config
@@ -17,14 +19,17 @@ def get_config(variant, *, dataset, margin, variants=()):
   """Returns the config of a method on a dataset, in the setting of the paper.
 
   Args:
-    variant: "" (Full-HN), a key of METHODS, "mlp" (Full-HN with small networks for projections), or one of `variants`.
+    variant: "" (Full-HN), a key of METHODS, "mlp" (Full-HN with small networks for projections), or
+      one of `variants`.
     dataset: "flickr30k" or "coco".
     margin: of both kinds of constraint.
     variants: further ones that the file offers.
   """
   known = ("", *METHODS, "mlp", *variants)
   if variant not in known:
-    raise UserError(f"variant {variant!r} is unknown; expected one of {', '.join(v or '(none)' for v in known)}")
+    raise UserError(
+      f"variant {variant!r} is unknown; expected one of {', '.join(v or '(none)' for v in known)}"
+    )
   config = released(base_config(), margin=margin)
   method(config, variant if variant in METHODS else "f_hn")
   config.data.name = dataset
@@ -44,7 +49,9 @@ def method(config, name):
 
 
 def released(config, *, margin):
-  """Sets what the notebooks share: linear projections without bias, Adam, 30 epochs of 512 captions, last weights."""
+  """Sets what the notebooks share: linear projections without bias, Adam, 30 epochs of 512
+  captions, last weights.
+  """
   config.loss.margin = margin
   config.batch_size = 512
   config.epochs = 30.0
@@ -65,7 +72,9 @@ def released(config, *, margin):
 
 
 def mlp(config):
-  """Swaps in the notebooks' networks, with the dropout and the L2 penalty that they declare but never apply."""
+  """Swaps in the notebooks' networks, with the dropout and the L2 penalty that they declare but
+  never apply.
+  """
   for side in (config.model.image, config.model.text):
     side.name = "mlp"
     side.bias = True
@@ -76,7 +85,9 @@ def mlp(config):
 
 
 def flickr8k(variant, *, margin=0.2):
-  """Returns the config of a method ("f_hn", "hn", "m_hn", "random") on the features of Flickr8k, minutes on a CPU."""
+  """Returns the config of a method ("f_hn", "hn", "m_hn", "random") on the features of Flickr8k,
+  minutes on a CPU.
+  """
   config = released(flickr.flickr8k_features(base_config()), margin=margin)
   method(config, variant)
   # The hardest of all captions is often as true as the caption itself: see the README.

@@ -24,7 +24,9 @@ def picture():
 
 @pytest.fixture
 def data_config(tmp_path):
-  """Returns a function that makes a config with config.data for the folder `source`, some fields replaced."""
+  """Returns a function that makes a config with config.data for the folder `source`, some fields
+  replaced.
+  """
 
   def make(**fields):
     data = {
@@ -46,7 +48,8 @@ def data_config(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, picture):
-  """A folder of ten images, 2 + (number % 3) captions each; splits interleaved, so that rows are not consecutive.
+  """A folder of ten images, 2 + (number % 3) captions each; splits interleaved, so that rows are
+  not consecutive.
 
   Has .path, .content (the JSON, to change) and .write() (writes it).
   """
@@ -56,22 +59,40 @@ def folder(tmp_path, picture):
 
     def __init__(self):
       (self.path / "images").mkdir(parents=True)
-      splits = ["train", "test", "train", "restval", "val", "train", "train", "restval", "train", "test"]
+      splits = [
+        "train",
+        "test",
+        "train",
+        "restval",
+        "val",
+        "train",
+        "train",
+        "restval",
+        "train",
+        "test",
+      ]
       images, sentid = [], 0
       for imgid, split in enumerate(splits):
         name = f"picture{imgid}.jpg"
         (self.path / "images" / name).write_bytes(picture(imgid))
         sentences = [
-          {"raw": f"Picture {imgid} shows word{sentid}.", "sentid": sentid + k, "imgid": imgid, "tokens": ["unused"]}
+          {
+            "raw": f"Picture {imgid} shows word{sentid}.",
+            "sentid": sentid + k,
+            "imgid": imgid,
+            "tokens": ["unused"],
+          }
           for k in range(2 + imgid % 3)
         ]
-        images.append({
-          "filename": name,
-          "imgid": imgid,
-          "split": split,
-          "sentids": [sentence["sentid"] for sentence in sentences],
-          "sentences": sentences,
-        })
+        images.append(
+          {
+            "filename": name,
+            "imgid": imgid,
+            "split": split,
+            "sentids": [sentence["sentid"] for sentence in sentences],
+            "sentences": sentences,
+          }
+        )
         sentid += len(sentences)
       self.content = {"images": images, "dataset": "small"}
       rng = np.random.default_rng(0)

@@ -38,7 +38,9 @@ def test_nan_and_infinity_are_found_and_their_row_named(save, value, rows_in_blo
   array = np.ones((6, 4), np.float32)
   array[5, 2] = value
   array[5, 1] = -value
-  with pytest.raises(UserError, match="config.data.image_features: .*features.npy holds NaN or infinity in row 5"):
+  with pytest.raises(
+    UserError, match="config.data.image_features: .*features.npy holds NaN or infinity in row 5"
+  ):
     open_features(save(array))
 
 
@@ -57,7 +59,9 @@ def test_other_arrays_are_refused(save, array, message):
     open_features(save(array))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"text", b"\x93NUMPY\x01\x00v\x00{'descr"])
+@pytest.mark.parametrize(
+  "content", [b"", b"PK\x03\x04 not a zip", b"text", b"\x93NUMPY\x01\x00v\x00{'descr"]
+)
 def test_other_files_are_refused(tmp_path, content):
   path = tmp_path / "features.npy"
   path.write_bytes(content)
@@ -78,7 +82,9 @@ def test_scales(save, monkeypatch):
   array = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
   array[:, 3] = 0
   matrix = open_features(save(array))
-  np.testing.assert_allclose(np.linalg.norm(features.scale(matrix, "column"), axis=0), [1, 1, 1, 0], rtol=1e-6)
+  np.testing.assert_allclose(
+    np.linalg.norm(features.scale(matrix, "column"), axis=0), [1, 1, 1, 0], rtol=1e-6
+  )
   np.testing.assert_allclose(np.linalg.norm(features.scale(matrix, "row"), axis=1), 1, rtol=1e-6)
   assert features.scale(matrix, "none") is matrix
   assert features.scale(matrix, "row").dtype == np.float32
@@ -87,7 +93,9 @@ def test_scales(save, monkeypatch):
 def test_columns_are_scaled_over_all_splits(folder, data_config):
   splits = load(data_config(image="features", image_features_scale="column"))
   array = np.load(folder.path / "image.npy").astype(np.float32)
-  np.testing.assert_allclose(splits["test"].image_features, (array / np.linalg.norm(array, axis=0))[[1, 9]], rtol=1e-5)
+  np.testing.assert_allclose(
+    splits["test"].image_features, (array / np.linalg.norm(array, axis=0))[[1, 9]], rtol=1e-5
+  )
 
 
 def test_features_belong_to_their_image_and_caption(folder, data_config):
@@ -123,5 +131,8 @@ def test_images_are_not_needed_with_features(folder, data_config, tmp_path):
 
 def test_wrong_row_count_names_the_file_and_field(folder, data_config):
   np.save(folder.path / "text.npy", np.ones((3, 4)))
-  with pytest.raises(UserError, match=r"config.data.text_features: .*text.npy has 3 rows; expected 29, one per sentid"):
+  with pytest.raises(
+    UserError,
+    match=r"config.data.text_features: .*text.npy has 3 rows; expected 29, one per sentid",
+  ):
     load(data_config(image="features", text="features"))

@@ -41,7 +41,13 @@ def test_formats_are_decoded_to_rgb(kind):
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
 def test_other_modes_become_rgb(mode):
   source = photo(40, 30).convert("L" if mode == "I;16" else mode.replace("LA", "L"))
-  source = source.convert("LA") if mode == "LA" else Image.fromarray(np.uint16(source) * 200) if mode == "I;16" else source
+  source = (
+    source.convert("LA")
+    if mode == "LA"
+    else Image.fromarray(np.uint16(source) * 200)
+    if mode == "I;16"
+    else source
+  )
   content = encoded(source, "JPEG" if mode == "CMYK" else "PNG")
   assert images.decode(content, name="x").mode == "RGB"
   images.verify(content, name="x")
@@ -56,7 +62,9 @@ def test_every_truncation_is_named(check, kind):
       check(content[: int(share * len(content))], name="pictures/x.jpg")
 
 
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (300, 256), (240, 900), (1000, 257)])
+@pytest.mark.parametrize(
+  "size", [(500, 375), (375, 500), (256, 256), (300, 256), (240, 900), (1000, 257)]
+)
 def test_eval_crop_equals_torchvision(torchvision_transforms, size):
   transforms = torchvision_transforms
   image = photo(*size)
@@ -65,7 +73,9 @@ def test_eval_crop_equals_torchvision(torchvision_transforms, size):
 
 
 def test_eval_crop_larger_than_the_image_is_refused():
-  with pytest.raises(UserError, match="config.data.image_size is 300; expected at most config.data.resize, 256"):
+  with pytest.raises(
+    UserError, match="config.data.image_size is 300; expected at most config.data.resize, 256"
+  ):
     images.eval_crop(photo(300, 300), resize=256, size=300)
 
 
@@ -82,7 +92,9 @@ def test_eval_crop_larger_than_the_image_is_refused():
 def test_eval_crop_is_the_centre_of_the_antialiased_resize(size, resized, corner):
   image = photo(*size)
   left, top = corner
-  expected = image.resize(resized, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+  expected = image.resize(resized, Image.Resampling.BILINEAR).crop(
+    (left, top, left + 224, top + 224)
+  )
   np.testing.assert_array_equal(images.eval_crop(image, resize=256, size=224), np.asarray(expected))
 
 
@@ -93,7 +105,9 @@ def test_train_crop_resizes_as_torchvision(torchvision_transforms, monkeypatch):
   expected = np.asarray(transforms.resized_crop(image, 20, 30, 150, 180, [64, 64]))
   crops = [images.train_crop(image, rng, size=64) for _ in range(40)]
   mirrored = [np.array_equal(crop, expected[:, ::-1]) for crop in crops]
-  assert all(flip or np.array_equal(crop, expected) for crop, flip in zip(crops, mirrored, strict=True))
+  assert all(
+    flip or np.array_equal(crop, expected) for crop, flip in zip(crops, mirrored, strict=True)
+  )
   assert 8 < sum(mirrored) < 32
 
 
@@ -105,7 +119,13 @@ def test_random_boxes_are_distributed_as_torchvision_draws_them(torchvision_tran
   rng, blank = np.random.default_rng(0), torch.zeros(3, height, width)
   ours = np.array([images._random_box(width, height, rng, 0.08) for _ in range(4000)], float)
   torch.manual_seed(0)
-  theirs = np.array([transforms.RandomResizedCrop.get_params(blank, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)], float)
+  theirs = np.array(
+    [
+      transforms.RandomResizedCrop.get_params(blank, (0.08, 1.0), (3 / 4, 4 / 3))
+      for _ in range(4000)
+    ],
+    float,
+  )
   assert (ours[:, :2] >= 0).all() and (ours[:, 2] <= width).all() and (ours[:, 3] <= height).all()
   ours = np.stack([ours[:, 1], ours[:, 0], ours[:, 3] - ours[:, 1], ours[:, 2] - ours[:, 0]], 1)
   for quantile in (0.1, 0.5, 0.9):
@@ -121,7 +141,9 @@ def test_min_area_bounds_the_crop():
 
 def test_train_crop_is_a_function_of_its_generator():
   image = photo(100, 80)
-  first, again, other = (images.train_crop(image, np.random.default_rng(seed), size=32) for seed in (1, 1, 2))
+  first, again, other = (
+    images.train_crop(image, np.random.default_rng(seed), size=32) for seed in (1, 1, 2)
+  )
   np.testing.assert_array_equal(first, again)
   assert not np.array_equal(first, other)
   assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)

@@ -13,19 +13,25 @@ from xmr.errors import UserError
 
 @pytest.fixture(scope="module")
 def nltk_tokens():
-  """nltk.word_tokenize with our abbreviations in place of the Punkt model, which NLTK would have to download."""
+  """nltk.word_tokenize with our abbreviations in place of the Punkt model, which NLTK would have to
+  download.
+  """
   destructive = pytest.importorskip("nltk.tokenize.destructive")
   punkt = pytest.importorskip("nltk.tokenize.punkt")
   parameters = punkt.PunktParameters()
   parameters.abbrev_types = set(ABBREVIATIONS)
   sentences, words = punkt.PunktSentenceTokenizer(parameters), destructive.NLTKWordTokenizer()
-  return lambda text: [token for part in sentences.tokenize(text.lower()) for token in words.tokenize(part)]
+  return lambda text: [
+    token for part in sentences.tokenize(text.lower()) for token in words.tokenize(part)
+  ]
 
 
 def captions(path):
   opener = gzip.open if path.suffix == ".gz" else open
   with opener(path, "rt", encoding="utf-8") as file:
-    return [sentence["raw"] for image in json.load(file)["images"] for sentence in image["sentences"]]
+    return [
+      sentence["raw"] for image in json.load(file)["images"] for sentence in image["sentences"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +71,30 @@ def test_tokens_equal_nltk_on_hard_cases(nltk_tokens, text):
 
 def test_tokens_equal_nltk_on_random_strings(nltk_tokens):
   rng = random.Random(0)
-  parts = ["dog", "can", "cannot", "wanna", "don't", "'s", "'ll", '"', ".", "...", "?", ",", ":", "3.5", "(", ")", "--", "é"]
-  texts = ["".join(rng.choice(parts) + rng.choice(["", " "]) for _ in range(rng.randint(1, 8))) for _ in range(3000)]
+  parts = [
+    "dog",
+    "can",
+    "cannot",
+    "wanna",
+    "don't",
+    "'s",
+    "'ll",
+    '"',
+    ".",
+    "...",
+    "?",
+    ",",
+    ":",
+    "3.5",
+    "(",
+    ")",
+    "--",
+    "é",
+  ]
+  texts = [
+    "".join(rng.choice(parts) + rng.choice(["", " "]) for _ in range(rng.randint(1, 8)))
+    for _ in range(3000)
+  ]
   wrong = [text for text in texts if tokenize(text) != nltk_tokens(text)]
   assert len(wrong) <= 3, wrong  # A few strings that nobody writes, such as "dog ' -.!".
 
@@ -90,7 +118,14 @@ def test_vocabulary_survives_json():
 
 @pytest.mark.parametrize(
   "text",
-  ["", "[]", "{}", '{"words": "abc"}', '{"words": ["a"]}', '{"words": ["<pad>", "<start>", "<end>", "<unk>", "a", "a"]}'],
+  [
+    "",
+    "[]",
+    "{}",
+    '{"words": "abc"}',
+    '{"words": ["a"]}',
+    '{"words": ["<pad>", "<start>", "<end>", "<unk>", "a", "a"]}',
+  ],
 )
 def test_broken_vocabulary_is_refused(text):
   with pytest.raises(UserError, match="vocabulary"):
@@ -124,14 +159,21 @@ def test_glove_finds_words_by_the_released_fallback_and_reports_coverage(glove):
   assert (row["dog"], row["t-shirt"], row["he/she"]) == ([1, 2, 3], [4, 5, 6], [7, 8, 9])
   assert matrix.dtype == np.float32 and matrix.shape == (8, 3)
   assert report == {
-    "dim": 3, "types": 4, "types_found": 3, "types_by_fallback": 2, "tokens": 22, "tokens_found": 15,
-  }  # fmt: skip
+    "dim": 3,
+    "types": 4,
+    "types_found": 3,
+    "types_by_fallback": 2,
+    "tokens": 22,
+    "tokens_found": 15,
+  }
 
 
 def test_missing_words_are_standard_normal_or_match_the_vectors(glove):
   rng = np.random.default_rng(0)
   known = [f"known{i}" for i in range(40)]
-  path = glove("".join(f"{word} {' '.join(f'{x:.5f}' for x in rng.normal(0, 0.1, 50))}\n" for word in known))
+  path = glove(
+    "".join(f"{word} {' '.join(f'{x:.5f}' for x in rng.normal(0, 0.1, 50))}\n" for word in known)
+  )
   vocabulary = Vocabulary.build([known, [f"absent{i}" for i in range(40)]], min_count=1)
   absent = [i for i, word in enumerate(vocabulary.words) if word.startswith("absent")]
   normal, _ = load_glove(path, vocabulary, seed=1)

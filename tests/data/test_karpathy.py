@@ -28,7 +28,15 @@ def test_splits_hold_their_images_and_captions(folder, data_config):
 
 
 def test_restval_is_trained_on_when_asked(folder, data_config):
-  assert load(data_config(image="features", restval=True))["train"].image_id.tolist() == [0, 2, 5, 6, 8, 3, 7]
+  assert load(data_config(image="features", restval=True))["train"].image_id.tolist() == [
+    0,
+    2,
+    5,
+    6,
+    8,
+    3,
+    7,
+  ]
 
 
 def test_restval_of_a_set_without_one_is_refused(folder, data_config):
@@ -88,10 +96,16 @@ def delete(*path):
     (change(["images", 3, "imgid"], 2), "imgid"),
     (change(["images", 3, "imgid"], -1), "imgid"),
     (delete("images", 3, "split"), "split is missing"),
-    (change(["images", 3, "split"], "dev"), r"images\[3\] \(picture3.jpg\): split is 'dev'; expected one of train"),
+    (
+      change(["images", 3, "split"], "dev"),
+      r"images\[3\] \(picture3.jpg\): split is 'dev'; expected one of train",
+    ),
     (delete("images", 3, "sentences"), r"images\[3\] \(picture3.jpg\): sentences is missing"),
     (change(["images", 3, "sentences"], []), r"images\[3\] \(picture3.jpg\): sentences is empty"),
-    (change(["images", 3, "sentences", 0, "raw"], " \n"), r"picture3.jpg\): the caption with sentid 9 is empty"),
+    (
+      change(["images", 3, "sentences", 0, "raw"], " \n"),
+      r"picture3.jpg\): the caption with sentid 9 is empty",
+    ),
     (delete("images", 3, "sentences", 0, "raw"), "raw is missing"),
     (change(["images", 3, "sentences", 0, "imgid"], 7), "has imgid 7; expected 3"),
     (change(["images", 3, "sentids"], [1]), r"sentids is \[1\]"),
@@ -104,7 +118,11 @@ def delete(*path):
 )
 def test_wrong_json_is_refused_by_name(folder, data_config, edit, message):
   edit(folder.content)
-  if isinstance(folder.content.get("images"), list) and "imgid" in message and len(folder.content["images"]) > 3:
+  if (
+    isinstance(folder.content.get("images"), list)
+    and "imgid" in message
+    and len(folder.content["images"]) > 3
+  ):
     for sentence in folder.content["images"][3]["sentences"]:
       if sentence["imgid"] == 3:
         sentence["imgid"] = folder.content["images"][3]["imgid"]
@@ -122,7 +140,9 @@ def test_a_sentid_that_occurs_twice_is_refused(folder, data_config):
     load(data_config(image="features"))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\x00\xff", b"[" * 100_000, b'{"info": {}, "images": 3}'])
+@pytest.mark.parametrize(
+  "content", [b"", b"{", b"\x00\xff", b"[" * 100_000, b'{"info": {}, "images": 3}']
+)
 def test_other_files_are_refused(folder, data_config, content):
   (folder.path / "dataset_small.json").write_bytes(content)
   with pytest.raises(UserError, match="dataset_small.json"):
@@ -149,7 +169,9 @@ def test_missing_folder_prints_the_expected_tree(data_config, tmp_path, name):
 
 
 def test_unknown_dataset_lists_the_known(data_config):
-  with pytest.raises(UserError, match="config.data.name is 'flickr9k'; expected one of coco, flickr30k, flickr8k"):
+  with pytest.raises(
+    UserError, match="config.data.name is 'flickr9k'; expected one of coco, flickr30k, flickr8k"
+  ):
     load(data_config(name="flickr9k"))
 
 
@@ -181,7 +203,9 @@ def test_flickr8k_on_features(shared, data_config):
     )
   )
   assert counts(splits) == {"train": (6000, 30000), "val": (1000, 5000), "test": (1000, 5000)}
-  assert splits["test"].image_features.shape == (1000, 1280) and splits["test"].text_features.shape == (5000, 384)
+  assert splits["test"].image_features.shape == (1000, 1280) and splits[
+    "test"
+  ].text_features.shape == (5000, 384)
   assert isinstance(splits["train"].image_features, np.memmap)
 
 
@@ -206,7 +230,8 @@ def test_published_counts_of_coco_with_restval():
 
 def test_import_is_quick_and_never_brings_tensorflow():
   code = (
-    "import sys, xmr.data; assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules);"
+    "import sys, xmr.data; assert not {'tensorflow', 'tensorflow_datasets', 'jax'} & "
+    "set(sys.modules);"
     "import xmr.data.builders, xmr.data.pipeline; assert 'tensorflow' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -219,6 +244,9 @@ def test_json_without_sentids_or_tokens_is_enough(folder, data_config):
       del sentence["tokens"], sentence["imgid"]
   folder.write()
   assert json.loads((folder.path / "dataset_small.json").read_text())["images"][0].keys() == {
-    "filename", "imgid", "split", "sentences",
-  }  # fmt: skip
+    "filename",
+    "imgid",
+    "split",
+    "sentences",
+  }
   assert len(load(data_config(image="features"))["train"].texts) == 16

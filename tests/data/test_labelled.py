@@ -1,4 +1,6 @@
-"""Labelled sets: the official lists as they are, a validation part beside them, and every mistake named."""
+"""Labelled sets: the official lists as they are, a validation part beside them, and every mistake
+named.
+"""
 
 import gzip
 import json
@@ -14,7 +16,9 @@ CATEGORIES = ["art", "sport"]
 
 
 def write(folder, *, per_split=None, split_file=False):
-  """Writes a folder of a labelled set with two categories; returns {split: [(text, image, category), ...]}."""
+  """Writes a folder of a labelled set with two categories; returns {split: [(text, image,
+  category), ...]}.
+  """
   folder.mkdir(exist_ok=True)
   rows = {
     split: [(f"{split}-t{i}", f"{split}-i{i}", i % 2 + 1) for i in range(count)]
@@ -31,12 +35,19 @@ def write(folder, *, per_split=None, split_file=False):
   for file, part in lists.items():
     (folder / file).write_text("".join(f"{t}\t{i}\t{c}\n" for t, i, c in part))
   named = [(text, CATEGORIES[c - 1]) for text, _, c in everything]
-  texts(folder, [{"text_id": text, "category": name, "text": f"Word {text} of {name}"} for text, name in named])
+  texts(
+    folder,
+    [{"text_id": text, "category": name, "text": f"Word {text} of {name}"} for text, name in named],
+  )
   counts = {"tr": sum(len(rows[s]) for s in rows if s != "test"), "te": len(rows["test"])}
   rng = np.random.default_rng(0)
   io.savemat(
     folder / "raw_features.mat",
-    {f"{m}_{s}": rng.random((n, width)) for m, width in (("I", 8), ("T", 3)) for s, n in counts.items()},
+    {
+      f"{m}_{s}": rng.random((n, width))
+      for m, width in (("I", 8), ("T", 3))
+      for s, n in counts.items()
+    },
   )
   return rows
 
@@ -50,14 +61,20 @@ def texts(folder, rows):
 def small(monkeypatch):
   """Lets a wikipedia folder have any number of pairs."""
   layout = labelled.LAYOUTS["wikipedia"]
-  monkeypatch.setitem(labelled.LAYOUTS, "wikipedia", labelled.Layout(layout.lists, {}, layout.source))
+  monkeypatch.setitem(
+    labelled.LAYOUTS, "wikipedia", labelled.Layout(layout.lists, {}, layout.source)
+  )
 
 
 @pytest.fixture
 def source(tmp_path, small, data_config):
   """Returns (folder, rows, function of fields that makes a config)."""
   rows = write(tmp_path / "source")
-  return tmp_path / "source", rows, lambda **fields: data_config(**{"name": "wikipedia", "image_features": ""} | fields)
+  return (
+    tmp_path / "source",
+    rows,
+    lambda **fields: data_config(**{"name": "wikipedia", "image_features": ""} | fields),
+  )
 
 
 def test_pairs_keep_text_image_category_and_features_together(source):
@@ -84,7 +101,9 @@ def test_validation_is_a_tenth_of_each_category_of_train_and_always_the_same(sou
   assert {name: len(found) for name, found in names.items()} == {"train": 18, "val": 2, "test": 6}
   assert sorted(splits["val"].label) == [0, 1]
   assert names["train"] | names["val"] == {image for _, image, _ in rows["train"]}
-  assert not names["train"] & names["val"] and names["test"] == {image for _, image, _ in rows["test"]}
+  assert not names["train"] & names["val"] and names["test"] == {
+    image for _, image, _ in rows["test"]
+  }
   assert again["val"].image_names == splits["val"].image_names
 
 
@@ -123,16 +142,20 @@ def edit(folder, file, old, new):
 
 BAD = {
   "unknown category": (
-    lambda f: edit(f, "trainset_txt_img_cat.list", "train-i3\t2", "train-i3\t3"), "line 4: category '3'; expected 1 to 2"
+    lambda f: edit(f, "trainset_txt_img_cat.list", "train-i3\t2", "train-i3\t3"),
+    "line 4: category '3'; expected 1 to 2",
   ),
   "category of the text": (
-    lambda f: edit(f, "trainset_txt_img_cat.list", "train-i3\t2", "train-i3\t1"), "says sport of text 'train-t3'"
+    lambda f: edit(f, "trainset_txt_img_cat.list", "train-i3\t2", "train-i3\t1"),
+    "says sport of text 'train-t3'",
   ),
   "missing text": (
-    lambda f: edit(f, "testset_txt_img_cat.list", "test-t0", "other"), "testset.*line 1: text 'other' is not in texts.jsonl.gz"
+    lambda f: edit(f, "testset_txt_img_cat.list", "test-t0", "other"),
+    "testset.*line 1: text 'other' is not in texts.jsonl.gz",
   ),
   "missing column": (
-    lambda f: edit(f, "testset_txt_img_cat.list", "test-t0\t", ""), "line 1: 2 columns; expected 3"
+    lambda f: edit(f, "testset_txt_img_cat.list", "test-t0\t", ""),
+    "line 1: 2 columns; expected 3",
   ),
   "overlap": (
     lambda f: edit(f, "testset_txt_img_cat.list", "test-t0\ttest-i0", "train-t0\ttest-i0"),
@@ -143,21 +166,33 @@ BAD = {
     "image 'train-i0' is in train and in test",
   ),
   "text twice": (
-    lambda f: edit(f, "trainset_txt_img_cat.list", "train-t2\t", "train-t0\t"), "20|26 pairs of 25 texts"
+    lambda f: edit(f, "trainset_txt_img_cat.list", "train-t2\t", "train-t0\t"),
+    "20|26 pairs of 25 texts",
   ),
-  "no category file": (lambda f: (f / "categories.list").unlink(), "has no categories.list; expected the folder of wikipedia"),
+  "no category file": (
+    lambda f: (f / "categories.list").unlink(),
+    "has no categories.list; expected the folder of wikipedia",
+  ),
   "not gzip": (lambda f: (f / "texts.jsonl.gz").write_text("x"), "texts.jsonl.gz cannot be read"),
   "empty text": (
-    lambda f: texts(f, [{"text_id": f"{s}-t{i}", "text": " "} for s in ("train", "test") for i in range(20)]),
+    lambda f: texts(
+      f, [{"text_id": f"{s}-t{i}", "text": " "} for s in ("train", "test") for i in range(20)]
+    ),
     "line 1: text 'train-t0' is empty",
   ),
-  "text row": (lambda f: texts(f, [{"id": 1}]), "line 1: 'text'; expected JSON with text_id and text"),
+  "text row": (
+    lambda f: texts(f, [{"id": 1}]),
+    "line 1: 'text'; expected JSON with text_id and text",
+  ),
   "short features": (
     lambda f: io.savemat(f / "raw_features.mat", {"I_tr": np.zeros((19, 8))}),
     r"I_tr is float64 \(19, 8\); expected float \(20, features\)",
   ),
-  "damaged features": (lambda f: (f / "raw_features.mat").write_bytes(b"x" * 300), "is no MATLAB file"),
-}  # fmt: skip
+  "damaged features": (
+    lambda f: (f / "raw_features.mat").write_bytes(b"x" * 300),
+    "is no MATLAB file",
+  ),
+}
 
 
 @pytest.mark.parametrize("damage, message", BAD.values(), ids=BAD)
@@ -171,7 +206,10 @@ def test_bad_data_is_named_before_anything_is_prepared(source, tmp_path, damage,
 
 def test_wrong_counts_of_the_published_set_are_refused(tmp_path, data_config):
   write(tmp_path / "source")
-  with pytest.raises(UserError, match="20 training and 6 test pairs; expected those of wikipedia.*2,173 train / 693 test"):
+  with pytest.raises(
+    UserError,
+    match="20 training and 6 test pairs; expected those of wikipedia.*2,173 train / 693 test",
+  ):
     load(data_config(name="wikipedia", image_features=""))
 
 
@@ -193,7 +231,28 @@ def test_chinese_without_jieba_says_what_to_install(monkeypatch):
 
 
 def test_english_wikipedia_is_the_published_one(shared, data_config):
-  splits = load(data_config(name="wikipedia", dir=str(shared / "data" / "wikipedia"), image_features="raw_features.mat"))
-  assert {name: len(split.texts) for name, split in splits.items()} == {"train": 1956, "val": 217, "test": 693}
-  assert splits["train"].image_features.shape == (1956, 128) and splits["test"].text_features.shape == (693, 10)
-  assert np.bincount(splits["train"].label).tolist() == [124, 245, 220, 223, 182, 160, 167, 130, 193, 312]
+  splits = load(
+    data_config(
+      name="wikipedia", dir=str(shared / "data" / "wikipedia"), image_features="raw_features.mat"
+    )
+  )
+  assert {name: len(split.texts) for name, split in splits.items()} == {
+    "train": 1956,
+    "val": 217,
+    "test": 693,
+  }
+  assert splits["train"].image_features.shape == (1956, 128) and splits[
+    "test"
+  ].text_features.shape == (693, 10)
+  assert np.bincount(splits["train"].label).tolist() == [
+    124,
+    245,
+    220,
+    223,
+    182,
+    160,
+    167,
+    130,
+    193,
+    312,
+  ]

@@ -1,4 +1,6 @@
-"""The sampler of pairs: labels true, a pure function of seed and step, the released scheme's counts."""
+"""The sampler of pairs: labels true, a pure function of seed and step, the released scheme's
+counts.
+"""
 
 import numpy as np
 import pytest
@@ -33,7 +35,9 @@ def test_a_batch_follows_from_seed_and_step_alone(scheme, size):
   resumed, straight = other.batch(5), one.batch(5)
   assert all(np.array_equal(resumed[key], straight[key]) for key in straight)
   assert not np.array_equal(straight["text"], one.batch(6)["text"])
-  assert not np.array_equal(straight["text"], Pairs(LABEL, batch_size=size, scheme=scheme, seed=4).batch(5)["text"])
+  assert not np.array_equal(
+    straight["text"], Pairs(LABEL, batch_size=size, scheme=scheme, seed=4).batch(5)["text"]
+  )
 
 
 @pytest.mark.parametrize("scheme, size", [("grid", 100), ("balanced", 40)])
@@ -51,8 +55,12 @@ def test_balanced_is_half_positive_with_the_own_item_of_every_text():
 
 def test_balanced_partners_cover_every_other_item_evenly():
   pairs = Pairs(np.repeat([0, 1, 2], 4), batch_size=48, scheme="balanced")
-  chosen = [tuple(pair) for step in range(900) for pair in zip(*pairs_of(pairs.batch(step)), strict=True)]
-  same = np.bincount([item for text, item in chosen if text == 1 and item != 1 and item < 4], minlength=4)
+  chosen = [
+    tuple(pair) for step in range(900) for pair in zip(*pairs_of(pairs.batch(step)), strict=True)
+  ]
+  same = np.bincount(
+    [item for text, item in chosen if text == 1 and item != 1 and item < 4], minlength=4
+  )
   others = np.bincount([item for text, item in chosen if text == 1 and item >= 4], minlength=12)
   assert same[1] == 0 and same[[0, 2, 3]].min() > 250 and others[4:].min() > 180
 
@@ -69,8 +77,16 @@ def test_released_scheme_has_the_counts_of_keras_gcn():
 @pytest.mark.parametrize(
   "label, arguments, message",
   [
-    (LABEL, {"batch_size": 64, "scheme": "all"}, "config.pairs.scheme is 'all'; expected one of grid"),
-    (LABEL, {"batch_size": 30, "scheme": "balanced"}, "config.batch_size is 30; expected a multiple of 4"),
+    (
+      LABEL,
+      {"batch_size": 64, "scheme": "all"},
+      "config.pairs.scheme is 'all'; expected one of grid",
+    ),
+    (
+      LABEL,
+      {"batch_size": 30, "scheme": "balanced"},
+      "config.batch_size is 30; expected a multiple of 4",
+    ),
     (LABEL, {"batch_size": 10**6}, "takes 1000 of 130 rows a step"),
     (np.zeros(9, int), {"batch_size": 4}, "at least 2 categories"),
     (np.array([0, 0, 1]), {"batch_size": 4}, "at least 2 items each"),

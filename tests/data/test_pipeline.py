@@ -29,7 +29,10 @@ def assert_equal(batches, others):
 
 
 def joined(parts):
-  return [{key: np.concatenate([part[key] for part in row]) for key in row[0]} for row in zip(*parts, strict=True)]
+  return [
+    {key: np.concatenate([part[key] for part in row]) for key in row[0]}
+    for row in zip(*parts, strict=True)
+  ]
 
 
 def test_batch_holds_captions_with_their_images(loaded, folder):
@@ -55,8 +58,13 @@ def test_an_epoch_has_every_caption_once_but_the_last_partial_batch(loaded):
   train, vocabulary = loaded
   steps = pipeline.steps_per_epoch(train, batch_size=5)
   assert (len(train.text_id), steps) == (21, 4)
-  batches = take(pipeline.train_batches(train, batch_size=5, seed=3, vocabulary=vocabulary), 2 * steps)
-  epochs = [np.concatenate([batch["text_id"] for batch in part]) for part in (batches[:steps], batches[steps:])]
+  batches = take(
+    pipeline.train_batches(train, batch_size=5, seed=3, vocabulary=vocabulary), 2 * steps
+  )
+  epochs = [
+    np.concatenate([batch["text_id"] for batch in part])
+    for part in (batches[:steps], batches[steps:])
+  ]
   assert [len(set(epoch.tolist())) for epoch in epochs] == [20, 20]
   assert not np.array_equal(*epochs)
 
@@ -72,9 +80,14 @@ def test_one_caption_per_image_never_repeats_an_image_in_an_epoch(loaded):
   seen = np.concatenate([batch["text_id"] for batch in batches])
   counts = {caption: int((seen == caption).sum()) for caption in train.text_id.tolist()}
   assert len(counts) == 21 and min(counts.values()) > 8
-  assert all(train.image_id[train.image_of_text[train.text_id.tolist().index(b)]] == a for a, b in [
-    (image, caption) for batch in batches for image, caption in zip(batch["image_id"], batch["text_id"], strict=True)
-  ])  # fmt: skip
+  assert all(
+    train.image_id[train.image_of_text[train.text_id.tolist().index(b)]] == a
+    for a, b in [
+      (image, caption)
+      for batch in batches
+      for image, caption in zip(batch["image_id"], batch["text_id"], strict=True)
+    ]
+  )
 
 
 def test_start_is_the_whole_state(loaded):
@@ -82,7 +95,9 @@ def test_start_is_the_whole_state(loaded):
   options = {"batch_size": 5, "seed": 7, "vocabulary": vocabulary}
   batches = take(pipeline.train_batches(train, **options), 11)
   for start in (1, 4, 9):
-    assert_equal(take(pipeline.train_batches(train, start=start, **options), 2), batches[start : start + 2])
+    assert_equal(
+      take(pipeline.train_batches(train, start=start, **options), 2), batches[start : start + 2]
+    )
   other = take(pipeline.train_batches(train, **(options | {"seed": 8})), 1)
   assert not np.array_equal(other[0]["text_id"], batches[0]["text_id"])
 
@@ -99,10 +114,13 @@ def test_pixels_are_the_same_with_any_number_of_processes_and_workers(pixels):
   batches = take(pipeline.train_batches(splits["train"], **options), 5)
   assert batches[0]["image"].shape == (6, 16, 16, 3) and batches[0]["image"].dtype == np.uint8
   assert_equal(take(pipeline.train_batches(splits["train"], workers=2, **options), 5), batches)
-  assert_equal(take(pipeline.train_batches(splits["train"], start=2, prefetch=4, **options), 3), batches[2:])
+  assert_equal(
+    take(pipeline.train_batches(splits["train"], start=2, prefetch=4, **options), 3), batches[2:]
+  )
   for count in (2, 3):
     parts = [
-      take(pipeline.train_batches(splits["train"], shard_index=i, shard_count=count, **options), 5) for i in range(count)
+      take(pipeline.train_batches(splits["train"], shard_index=i, shard_count=count, **options), 5)
+      for i in range(count)
     ]
     assert_equal(joined(parts), batches)
 
@@ -111,7 +129,10 @@ def test_crops_are_fresh_every_time(pixels):
   splits, vocabulary = pixels
   options = {"batch_size": 21, "seed": 1, "vocabulary": vocabulary, "image_size": 16}
   first, second = take(pipeline.train_batches(splits["train"], **options), 2)
-  a, b = ({int(t): image.tobytes() for t, image in zip(x["text_id"], x["image"], strict=True)} for x in (first, second))
+  a, b = (
+    {int(t): image.tobytes() for t, image in zip(x["text_id"], x["image"], strict=True)}
+    for x in (first, second)
+  )
   assert all(a[caption] != b[caption] for caption in a)
   assert len(set(a.values())) == 21  # Captions of one image have crops of their own.
 
@@ -125,10 +146,15 @@ def test_evaluation_visits_every_row_once_and_pads_the_last_batch(pixels):
   assert rows.tolist() == [*range(7), -1]
   assert batches[1]["image_id"].tolist() == [*train.image_id[4:], train.image_id[6]]
   np.testing.assert_array_equal(batches[1]["image"][2], batches[1]["image"][3])
-  for row, image in zip(rows[:7], np.concatenate([batch["image"] for batch in batches]), strict=False):
+  for row, image in zip(
+    rows[:7], np.concatenate([batch["image"] for batch in batches]), strict=False
+  ):
     expected = images.eval_crop(images.decode(train.pixels[row], name="x"), resize=20, size=16)
     np.testing.assert_array_equal(image, expected)
-  parts = [list(pipeline.image_batches(train, batch_size=4, shard_index=i, shard_count=2, **options)) for i in range(2)]
+  parts = [
+    list(pipeline.image_batches(train, batch_size=4, shard_index=i, shard_count=2, **options))
+    for i in range(2)
+  ]
   assert_equal(joined(parts), batches)
 
   texts = list(pipeline.text_batches(train, batch_size=8, vocabulary=vocabulary, length=5))
@@ -171,18 +197,31 @@ def test_an_image_that_goes_bad_during_training_is_named(pixels, workers):
   content[3] = content[3][: len(content[3]) // 2]
   train = dataclasses.replace(train, pixels=content)
   batches = pipeline.train_batches(
-    train, batch_size=7, seed=0, vocabulary=vocabulary, one_caption_per_image=True, image_size=16, workers=workers
+    train,
+    batch_size=7,
+    seed=0,
+    vocabulary=vocabulary,
+    one_caption_per_image=True,
+    image_size=16,
+    workers=workers,
   )
-  with pytest.raises(UserError, match=f"^image {train.image_names[3]} is truncated or damaged: .*; expected a whole image$"):
+  with pytest.raises(
+    UserError,
+    match=f"^image {train.image_names[3]} is truncated or damaged: .*; expected a whole image$",
+  ):
     next(batches)
 
 
 def test_what_cannot_be_batched_is_refused_at_once(loaded):
   train, vocabulary = loaded
-  with pytest.raises(UserError, match="config.batch_size is 22; expected 1 to 21, the captions of split train"):
+  with pytest.raises(
+    UserError, match="config.batch_size is 22; expected 1 to 21, the captions of split train"
+  ):
     pipeline.train_batches(train, batch_size=22, seed=0, vocabulary=vocabulary)
   with pytest.raises(UserError, match="config.batch_size is 8; expected 1 to 7, the images"):
-    pipeline.train_batches(train, batch_size=8, seed=0, vocabulary=vocabulary, one_caption_per_image=True)
+    pipeline.train_batches(
+      train, batch_size=8, seed=0, vocabulary=vocabulary, one_caption_per_image=True
+    )
   with pytest.raises(UserError, match="batch size is 6; expected a multiple of 4"):
     pipeline.train_batches(train, batch_size=6, seed=0, vocabulary=vocabulary, shard_count=4)
   with pytest.raises(UserError, match="config.data.max_length is 1"):

@@ -1,4 +1,6 @@
-"""Prepared images: complete or absent, rebuilt when the source changes, and every bad image named."""
+"""Prepared images: complete or absent, rebuilt when the source changes, and every bad image
+named.
+"""
 
 import multiprocessing
 import os
@@ -42,7 +44,9 @@ def test_altered_sources_are_prepared_again(folder, data_config, picture):
   assert len(load(data_config())["test"].pixels) == 1
 
 
-def test_interrupted_preparation_is_not_taken_as_complete(folder, data_config, tmp_path, monkeypatch):
+def test_interrupted_preparation_is_not_taken_as_complete(
+  folder, data_config, tmp_path, monkeypatch
+):
   def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
@@ -98,7 +102,9 @@ def test_cache_that_cannot_be_written_is_named(folder, data_config, tmp_path, pl
 
 def test_absent_folder_and_absent_image_are_named(folder, data_config):
   (folder.path / "images/picture3.jpg").unlink()
-  with pytest.raises(UserError, match="image picture3.jpg is not in .*images; expected all 10 images"):
+  with pytest.raises(
+    UserError, match="image picture3.jpg is not in .*images; expected all 10 images"
+  ):
     load(data_config())
   os.rename(folder.path / "images", folder.path / "pictures")
   with pytest.raises(UserError, match="images is no folder; expected the 10 images"):
@@ -107,10 +113,17 @@ def test_absent_folder_and_absent_image_are_named(folder, data_config):
 
 def png_of_size(width, height):
   def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+      struct.pack(">I", len(content))
+      + kind
+      + content
+      + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
   header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-  return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+  return (
+    b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+  )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,9 @@ def test_bad_image_is_named_before_training(folder, data_config, damage, message
   with pytest.raises(UserError, match=message) as error:
     load(data_config())
   assert type(error.value) is UserError
-  assert not (tmp_path / "cache").exists() or not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+  assert not (tmp_path / "cache").exists() or not [
+    p for p in (tmp_path / "cache").iterdir() if p.is_dir()
+  ]
 
 
 def test_links_that_leave_the_folder_are_refused(folder, data_config, tmp_path, picture):
@@ -161,7 +176,9 @@ def test_images_below_filepath_are_found(folder, data_config):
   (folder.path / "images/val2014").mkdir()
   for image in folder.content["images"][2:5]:
     image["filepath"] = "val2014"
-    os.rename(folder.path / "images" / image["filename"], folder.path / "images/val2014" / image["filename"])
+    os.rename(
+      folder.path / "images" / image["filename"], folder.path / "images/val2014" / image["filename"]
+    )
   folder.write()
   splits = load(data_config())
   assert splits["train"].image_names[:2] == ["picture0.jpg", "val2014/picture2.jpg"]

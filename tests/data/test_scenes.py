@@ -10,7 +10,11 @@ from xmr.data import build_vocabulary, drawing, load
 
 def test_scenes_have_five_captions_each_and_ids_that_count_on(data_config):
   splits = load(data_config(name="scenes"))
-  assert {name: len(split.pixels) for name, split in splits.items()} == {"train": 6, "val": 2, "test": 3}
+  assert {name: len(split.pixels) for name, split in splits.items()} == {
+    "train": 6,
+    "val": 2,
+    "test": 3,
+  }
   assert splits["test"].image_id.tolist() == [8, 9, 10]
   assert splits["test"].text_id.tolist() == list(range(40, 55))
   assert splits["test"].image_of_text.tolist() == [0] * 5 + [1] * 5 + [2] * 5
@@ -19,14 +23,22 @@ def test_scenes_have_five_captions_each_and_ids_that_count_on(data_config):
 
 
 def test_scenes_do_not_depend_on_how_many_there_are():
-  few = [(scene.captions, scene.png()) for _, scene in drawing.scenes_of("train", {"train": 4, "val": 1, "test": 1})]
-  many = [(scene.captions, scene.png()) for _, scene in drawing.scenes_of("train", {"train": 40, "val": 9, "test": 9})]
+  few = [
+    (scene.captions, scene.png())
+    for _, scene in drawing.scenes_of("train", {"train": 4, "val": 1, "test": 1})
+  ]
+  many = [
+    (scene.captions, scene.png())
+    for _, scene in drawing.scenes_of("train", {"train": 40, "val": 9, "test": 9})
+  ]
   assert few == many[:4]
 
 
 def test_splits_differ():
   counts = {"train": 20, "val": 20, "test": 20}
-  captions = [tuple(scene.captions) for split in counts for _, scene in drawing.scenes_of(split, counts)]
+  captions = [
+    tuple(scene.captions) for split in counts for _, scene in drawing.scenes_of(split, counts)
+  ]
   assert len(set(captions)) == 60
 
 
@@ -62,5 +74,7 @@ def test_no_caption_says_left_or_right(data_config):
 
 def test_few_captions_of_the_default_test_split_fit_another_image():
   counts = {"train": 2000, "val": 200, "test": 500}
-  found = [frozenset(shape[:2] for shape in scene.shapes) for _, scene in drawing.scenes_of("test", counts)]
+  found = [
+    frozenset(shape[:2] for shape in scene.shapes) for _, scene in drawing.scenes_of("test", counts)
+  ]
   assert len(set(found)) > 0.85 * len(found)

@@ -15,7 +15,9 @@ def glove(tmp_path):
   """A vector file in which f has no vector."""
   path = tmp_path / "vectors.txt"
   rng = np.random.default_rng(0)
-  path.write_text("".join(f"{word} {' '.join(f'{x:.4f}' for x in rng.normal(size=4))}\n" for word in "abcde"))
+  path.write_text(
+    "".join(f"{word} {' '.join(f'{x:.4f}' for x in rng.normal(size=4))}\n" for word in "abcde")
+  )
   return str(path)
 
 
@@ -26,7 +28,9 @@ def test_nearest_is_exact_for_every_block(monkeypatch):
   np.fill_diagonal(scores, -np.inf)
   for block in (1, 7, 100):
     monkeypatch.setattr(text_graph, "BLOCK", block)
-    np.testing.assert_array_equal(text_graph.nearest(vectors, 4), np.argsort(-scores, axis=1)[:, :4])
+    np.testing.assert_array_equal(
+      text_graph.nearest(vectors, 4), np.argsort(-scores, axis=1)[:, :4]
+    )
 
 
 def test_laplacian_equals_the_dense_formula_with_edges_from_either_side():
@@ -39,7 +43,9 @@ def test_laplacian_equals_the_dense_formula_with_edges_from_either_side():
   root = np.divide(1, np.sqrt(degree), out=np.zeros(6), where=degree > 0)
   normalised = np.eye(6) - root[:, None] * adjacency * root[None, :]
   found = text_graph.laplacian(neighbours, 6)
-  dense = sparse.csr_matrix((found["values"], found["columns"], found["starts"]), shape=(6, 6)).toarray()
+  dense = sparse.csr_matrix(
+    (found["values"], found["columns"], found["starts"]), shape=(6, 6)
+  ).toarray()
   np.testing.assert_allclose(dense, 2 * normalised / 2 - np.eye(6), atol=1e-7)
   assert np.abs(np.linalg.eigvalsh(dense)).max() <= 1 + 1e-6
   assert not dense[5].any()
@@ -58,7 +64,11 @@ def test_a_word_without_a_vector_is_isolated(glove):
 
 def test_the_cache_gives_the_same_graph_and_other_inputs_another(glove, tmp_path, monkeypatch):
   cache = tmp_path / "cache"
-  build = lambda texts=TEXTS, **more: text_graph.build(texts, **{"min_count": 1, "neighbours": 2, "vectors": glove, "cache_dir": cache} | more)  # noqa: E501,E731
+
+  def build(texts=TEXTS, **more):
+    options = {"min_count": 1, "neighbours": 2, "vectors": glove, "cache_dir": cache}
+    return text_graph.build(texts, **options | more)
+
   first = build()
   with monkeypatch.context() as patch:
     patch.setattr(text_graph, "_vectors", None)
@@ -118,7 +128,9 @@ def test_word2vec_gives_one_graph_for_one_seed():
   texts = [[f"w{i}" for i in rng.integers(0, 30, 60)] for _ in range(20)]
   one, two = (text_graph.build(texts, min_count=1, neighbours=3, dim=8, epochs=1) for _ in range(2))
   np.testing.assert_array_equal(one.columns, two.columns)
-  assert not np.array_equal(one.columns, text_graph.build(texts, min_count=1, neighbours=3, dim=8, epochs=1, seed=1).columns)
+  assert not np.array_equal(
+    one.columns, text_graph.build(texts, min_count=1, neighbours=3, dim=8, epochs=1, seed=1).columns
+  )
 
 
 def test_without_gensim_it_says_what_to_install(monkeypatch):

@@ -31,14 +31,21 @@ def dot(query, gallery):
 def test_equals_scikit_learn_without_ties():
   query, gallery, query_label, gallery_label = example()
   scores = dot(query, gallery)
-  expected = np.mean([average_precision_score(gallery_label == q, s) for q, s in zip(query_label, scores, strict=True)])
+  expected = np.mean(
+    [
+      average_precision_score(gallery_label == q, s)
+      for q, s in zip(query_label, scores, strict=True)
+    ]
+  )
   found = mean_average_precision(query, gallery, query_label, gallery_label, kind="dot")
   assert isinstance(found, float) and found == pytest.approx(expected, abs=1e-12)
   each = average_precisions(query, gallery, query_label, gallery_label, kind="dot")
   assert each.shape == (len(query),) and each.mean() == pytest.approx(expected, abs=1e-12)
   unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
   cosine = mean_average_precision(query, gallery, query_label, gallery_label)
-  assert cosine == pytest.approx(mean_average_precision(*unit, query_label, gallery_label, kind="dot"), abs=1e-12)
+  assert cosine == pytest.approx(
+    mean_average_precision(*unit, query_label, gallery_label, kind="dot"), abs=1e-12
+  )
 
 
 def test_equals_trec_eval_without_ties():
@@ -47,7 +54,10 @@ def test_equals_trec_eval_without_ties():
   scores = dot(query, gallery)
   # trec_eval keeps scores in float32: ties there would be its own.
   assert all(len(np.unique(row.astype(np.float32))) == len(row) for row in scores)
-  relevance = {str(q): {str(g): int(a == b) for g, b in enumerate(gallery_label)} for q, a in enumerate(query_label)}
+  relevance = {
+    str(q): {str(g): int(a == b) for g, b in enumerate(gallery_label)}
+    for q, a in enumerate(query_label)
+  }
   run = {str(q): {str(g): float(s) for g, s in enumerate(row)} for q, row in enumerate(scores)}
   judged = pytrec_eval.RelevanceEvaluator(relevance, {"map"}).evaluate(run)
   expected = np.mean([v["map"] for v in judged.values()])
@@ -60,7 +70,8 @@ def test_first_r_equals_a_loop(at):
   query, gallery, query_label, gallery_label = example(seed=2, categories=20)
   order = np.argsort(-dot(query, gallery), axis=1)
   expected = [
-    loop_average_precision((gallery_label[o] == q)[:at]) for q, o in zip(query_label, order, strict=True)
+    loop_average_precision((gallery_label[o] == q)[:at])
+    for q, o in zip(query_label, order, strict=True)
   ]
   assert 0.0 in expected or at > 7
   found = mean_average_precision(query, gallery, query_label, gallery_label, at=at, kind="dot")
@@ -92,7 +103,9 @@ def test_query_without_anything_relevant_counts_zero():
   query, gallery, query_label, gallery_label = example()
   query_label[:15] = 99
   alone = mean_average_precision(query[15:], gallery, query_label[15:], gallery_label)
-  assert mean_average_precision(query, gallery, query_label, gallery_label) == pytest.approx(alone / 2)
+  assert mean_average_precision(query, gallery, query_label, gallery_label) == pytest.approx(
+    alone / 2
+  )
 
 
 def test_blocks_of_queries_do_not_matter(monkeypatch):
@@ -106,7 +119,9 @@ def test_blocks_of_queries_do_not_matter(monkeypatch):
 def test_order_kind_ranks_by_what_the_item_adds():
   query = np.array([[1.0, 1.0]], np.float32)
   gallery = np.array([[3, 1], [1, 0], [2, 1]], np.float32)
-  assert mean_average_precision(query, gallery, [0], [0, 1, 1], kind="order") == pytest.approx(1 / 3)
+  assert mean_average_precision(query, gallery, [0], [0, 1, 1], kind="order") == pytest.approx(
+    1 / 3
+  )
 
 
 def test_precision_recall_equals_a_loop():
@@ -117,7 +132,9 @@ def test_precision_recall_equals_a_loop():
     relevant = gallery_label[o] == q
     for n in range(11):
       reached = [
-        relevant[:k].mean() for k in range(1, 81) if 10 * int(relevant[:k].sum()) >= n * int(relevant.sum())
+        relevant[:k].mean()
+        for k in range(1, 81)
+        if 10 * int(relevant[:k].sum()) >= n * int(relevant.sum())
       ]
       expected[n] += max(reached) / len(query)
   found = precision_recall(query, gallery, query_label, gallery_label, kind="dot")

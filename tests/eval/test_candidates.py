@@ -1,4 +1,6 @@
-"""The best few of each query, merged block by block: both forms against a sort, and the bound against counting."""
+"""The best few of each query, merged block by block: both forms against a sort, and the bound
+against counting.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ def scores_of(kind):
   return scores
 
 
-@pytest.mark.parametrize("kind", ["random", "few values", "ascending", "descending", "equal", "best at the end"])
+@pytest.mark.parametrize(
+  "kind", ["random", "few values", "ascending", "descending", "equal", "best at the end"]
+)
 @pytest.mark.parametrize("block", [1, 37, 256, ITEMS])
 @pytest.mark.parametrize("merge", [candidates._merge_on_host, candidates._merge_on_device])
 def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
@@ -33,8 +37,14 @@ def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
     best = candidates.empty(QUERIES, keep)
     for start in range(0, ITEMS, block):
       # Blocks have one shape; what lies beyond the gallery would win if it were looked at.
-      part = np.pad(scores[:, start : start + block], ((0, 0), (0, max(0, start + block - ITEMS))), constant_values=1000)
-      best = merge(best, part.T if by_column else part, (0, start), (QUERIES, ITEMS), by_column=by_column)
+      part = np.pad(
+        scores[:, start : start + block],
+        ((0, 0), (0, max(0, start + block - ITEMS))),
+        constant_values=1000,
+      )
+      best = merge(
+        best, part.T if by_column else part, (0, start), (QUERIES, ITEMS), by_column=by_column
+      )
     score, index = candidates.in_order([np.asarray(x) for x in best])
     np.testing.assert_array_equal(score, -np.sort(-scores, axis=1)[:, :keep])
     np.testing.assert_array_equal(np.take_along_axis(scores, index, axis=1), score)
@@ -43,7 +53,9 @@ def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
 
 def test_queries_beyond_the_last_are_left_alone():
   padded = np.pad(scores_of("random"), ((0, 4), (0, 0)))
-  best = candidates._merge_on_host(candidates.empty(QUERIES + 4, 5), padded, (0, 0), (QUERIES, ITEMS))
+  best = candidates._merge_on_host(
+    candidates.empty(QUERIES + 4, 5), padded, (0, 0), (QUERIES, ITEMS)
+  )
   assert np.isfinite(best[0][:QUERIES]).all() and np.isneginf(best[0][QUERIES:]).all()
 
 

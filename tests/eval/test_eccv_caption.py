@@ -18,8 +18,12 @@ def write(folder, i2t, t2i, name="eccv"):
 def invented(folder, seed=0, images=20, texts=50):
   rng = np.random.default_rng(seed)
   image_id, text_id = rng.permutation(1000)[:images], rng.permutation(1000)[:texts]
-  i2t = {str(i): rng.choice(text_id, rng.integers(1, 9), replace=False).tolist() for i in image_id[:12]}
-  t2i = {str(t): rng.choice(image_id, rng.integers(1, 5), replace=False).tolist() for t in text_id[:31]}
+  i2t = {
+    str(i): rng.choice(text_id, rng.integers(1, 9), replace=False).tolist() for i in image_id[:12]
+  }
+  t2i = {
+    str(t): rng.choice(image_id, rng.integers(1, 5), replace=False).tolist() for t in text_id[:31]
+  }
   write(folder, i2t, t2i)
   return i2t, t2i, image_id, text_id, rng.normal(size=(images, 6)), rng.normal(size=(texts, 6))
 
@@ -38,15 +42,21 @@ def slow(queries, gallery, query_id, gallery_id, answers):
     for k in recall:
       recall[k].append(any(hits[:k]))
   names = ["map_at_r", "r_precision", "r1", "r5", "r10"]
-  return dict(zip(names, [100 * np.mean(x) for x in (average, precision, *recall.values())], strict=True))
+  return dict(
+    zip(names, [100 * np.mean(x) for x in (average, precision, *recall.values())], strict=True)
+  )
 
 
 def test_equals_one_query_at_a_time(tmp_path):
   i2t, t2i, image_id, text_id, image, text = invented(tmp_path)
   positives = eccv_caption.load_positives(tmp_path, "eccv", image_id=image_id, text_id=text_id)
   metrics = eccv_caption.retrieval(image, text, positives)
-  expected = {f"i2t/{name}": value for name, value in slow(image, text, image_id, text_id, i2t).items()}
-  expected |= {f"t2i/{name}": value for name, value in slow(text, image, text_id, image_id, t2i).items()}
+  expected = {
+    f"i2t/{name}": value for name, value in slow(image, text, image_id, text_id, i2t).items()
+  }
+  expected |= {
+    f"t2i/{name}": value for name, value in slow(text, image, text_id, image_id, t2i).items()
+  }
   assert metrics == pytest.approx(expected)
 
 
@@ -76,11 +86,14 @@ def coco(shared):
   return image_id, np.array([sentid for image in images for sentid in image["sentids"]])
 
 
-@pytest.mark.parametrize("name, counts", [
-  ("eccv", (1261, 1332, 17.88, 8.47)),
-  ("cxc", (5000, 24972, None, None)),
-  ("original", (5000, 25000, 5, 1)),
-])
+@pytest.mark.parametrize(
+  "name, counts",
+  [
+    ("eccv", (1261, 1332, 17.88, 8.47)),
+    ("cxc", (5000, 24972, None, None)),
+    ("original", (5000, 25000, 5, 1)),
+  ],
+)
 def test_real_files_hold_the_published_counts(shared, name, counts):
   image_id, text_id = coco(shared)
   folder = shared / "data/eccv_caption"

@@ -1,4 +1,6 @@
-"""The command that scores any embeddings: what it writes, its baselines, and how it refuses mistakes."""
+"""The command that scores any embeddings: what it writes, its baselines, and how it refuses
+mistakes.
+"""
 
 import gzip
 import json
@@ -22,14 +24,21 @@ def example(folder, images=30, width=8, seed=0):
   texts = [" ".join(rng.choice(["a", "dog", "runs", "on", "grass", "snow"], 5)) for _ in owner]
   for name, array in (("I", image), ("T", text), ("M", owner)):
     np.save(folder / f"{name}.npy", array)
-  sentences = [[{"raw": texts[t], "sentid": int(t)} for t in np.flatnonzero(owner == j)] for j in range(images)]
-  karpathy = {"images": [{"split": "test", "imgid": j, "sentences": s} for j, s in enumerate(sentences)]}
+  sentences = [
+    [{"raw": texts[t], "sentid": int(t)} for t in np.flatnonzero(owner == j)] for j in range(images)
+  ]
+  karpathy = {
+    "images": [{"split": "test", "imgid": j, "sentences": s} for j, s in enumerate(sentences)]
+  }
   (folder / "captions.json").write_text(json.dumps(karpathy))
   return image, text, owner, texts
 
 
 def run(folder, *flags, embeddings=("I", "T", "M")):
-  given = [f"--{name}={folder / file}.npy" for name, file in zip(("image", "text", "image_of_text"), embeddings, strict=True)]
+  given = [
+    f"--{name}={folder / file}.npy"
+    for name, file in zip(("image", "text", "image_of_text"), embeddings, strict=True)
+  ]
   main(["xmr.eval", *given, f"--cache_dir={folder / 'cache'}", *flags])
 
 
@@ -47,15 +56,25 @@ def test_results_hold_recall_and_graded_retrieval_by_every_relevance(tmp_path, c
   np.save(tmp_path / "R.npy", matrix)
   matrix.tofile(tmp_path / "spice.npy")
   run(
-    tmp_path, f"--captions={tmp_path}/captions.json", f"--relevance={tmp_path}/R.npy", f"--spice={tmp_path}/spice.npy",
-    "--k=10", "--folds=3", f"--out={tmp_path}/out", "--dataset=toy",
-  )  # fmt: skip
+    tmp_path,
+    f"--captions={tmp_path}/captions.json",
+    f"--relevance={tmp_path}/R.npy",
+    f"--spice={tmp_path}/spice.npy",
+    "--k=10",
+    "--folds=3",
+    f"--out={tmp_path}/out",
+    "--dataset=toy",
+  )
   found = json.loads((tmp_path / "out/results.json").read_text())
   metrics = found["metrics"]
   for name, value in protocol.score(image, text, owner, folds=3).items():
     assert name.endswith("/ties") or metrics[name] == value
   for task in ("i2t", "t2i", "i2i", "t2t"):
-    assert metrics[f"rouge_l/{task}/ndcg"] == metrics[f"relevance/{task}/ndcg"] == metrics[f"spice/{task}/ndcg"]
+    assert (
+      metrics[f"rouge_l/{task}/ndcg"]
+      == metrics[f"relevance/{task}/ndcg"]
+      == metrics[f"spice/{task}/ndcg"]
+    )
     assert 0 < metrics[f"rouge_l/{task}/alpha_ndcg"] <= 1
     assert metrics[f"{task}/self_information"] > 0
   assert 0 <= metrics["order/pair"] <= 1
@@ -86,7 +105,9 @@ def test_extra_positives_and_human_judgements_take_ids_from_the_captions(tmp_pat
     (tmp_path / f"{name}_image_to_caption.json").write_text(json.dumps(i2t))
     (tmp_path / f"{name}_caption_to_image.json").write_text(json.dumps(t2i))
   rows = [f"COCO_val2014:sentid:{a},COCO_val2014:sentid:{a + 1},{a % 5},x" for a in range(40)]
-  (tmp_path / "sts.csv").write_text("\n".join(["caption1,caption2,agg_score,sampling_method", *rows]) + "\n")
+  (tmp_path / "sts.csv").write_text(
+    "\n".join(["caption1,caption2,agg_score,sampling_method", *rows]) + "\n"
+  )
   flags = [f"--positives={tmp_path}", f"--sts={tmp_path}/sts.csv"]
   run(tmp_path, *flags, f"--captions={tmp_path}/captions.json", f"--out={tmp_path}/out", "--k=5")
   metrics = json.loads((tmp_path / "out/results.json").read_text())["metrics"]
@@ -126,9 +147,14 @@ def test_baselines_come_from_the_same_command(tmp_path):
   train = tmp_path / "train"
   train.mkdir()
   example(train, images=90, seed=1)
-  flags = [f"--train_{name}={train / file}.npy" for name, file in (("image", "I"), ("text", "T"), ("image_of_text", "M"))]
+  flags = [
+    f"--train_{name}={train / file}.npy"
+    for name, file in (("image", "I"), ("text", "T"), ("image_of_text", "M"))
+  ]
   run(tmp_path, "--baseline=raw,cca", *flags, f"--out={tmp_path}/out", "--cca_dim=4")
-  raw, cca = (json.loads((tmp_path / f"out/{name}/results.json").read_text()) for name in ("raw", "cca"))
+  raw, cca = (
+    json.loads((tmp_path / f"out/{name}/results.json").read_text()) for name in ("raw", "cca")
+  )
   assert raw["metrics"]["rsum"] != cca["metrics"]["rsum"]
   run(tmp_path, f"--out={tmp_path}/plain")
   assert json.loads((tmp_path / "plain/results.json").read_text())["metrics"] == raw["metrics"]
@@ -136,17 +162,27 @@ def test_baselines_come_from_the_same_command(tmp_path):
 
 def test_cca_on_flickr8k_gives_the_known_floor(shared, tmp_path):
   folder = shared / "data/flickr8k/features"
-  for name, file, cut in (("image", "image_mobilenetv2", (6000, 7000)), ("text", "text_minilm", (30000, 35000))):
+  for name, file, cut in (
+    ("image", "image_mobilenetv2", (6000, 7000)),
+    ("text", "text_minilm", (30000, 35000)),
+  ):
     features = np.load(folder / f"{file}.npy", mmap_mode="r")
     np.save(tmp_path / f"train_{name}.npy", features[: cut[0]])
     np.save(tmp_path / f"{name}.npy", features[cut[1] :])
   np.save(tmp_path / "train_owner.npy", np.arange(30000) // 5)
   np.save(tmp_path / "owner.npy", np.arange(5000) // 5)
   run(
-    tmp_path, "--baseline=cca", f"--train_image={tmp_path}/train_image.npy", f"--train_text={tmp_path}/train_text.npy",
-    f"--train_image_of_text={tmp_path}/train_owner.npy", f"--out={tmp_path}", embeddings=("image", "text", "owner"),
-  )  # fmt: skip
-  assert json.loads((tmp_path / "results.json").read_text())["metrics"]["rsum"] == pytest.approx(245.5, abs=2)
+    tmp_path,
+    "--baseline=cca",
+    f"--train_image={tmp_path}/train_image.npy",
+    f"--train_text={tmp_path}/train_text.npy",
+    f"--train_image_of_text={tmp_path}/train_owner.npy",
+    f"--out={tmp_path}",
+    embeddings=("image", "text", "owner"),
+  )
+  assert json.loads((tmp_path / "results.json").read_text())["metrics"]["rsum"] == pytest.approx(
+    245.5, abs=2
+  )
 
 
 # ml_collections loads config files in a way that warns.
@@ -207,6 +243,8 @@ def test_raw_features_of_two_widths_are_refused():
 
 
 def test_help_lists_every_flag():
-  shown = subprocess.run([sys.executable, "-m", "xmr.eval", "--help"], capture_output=True, text=True, check=True).stdout
+  shown = subprocess.run(
+    [sys.executable, "-m", "xmr.eval", "--help"], capture_output=True, text=True, check=True
+  ).stdout
   for name in ("image_of_text", "relevance", "spice", "baseline", "train_text", "positives", "sts"):
     assert f"--{name}" in shown

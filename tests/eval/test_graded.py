@@ -30,7 +30,9 @@ def unit(x):
 
 
 def queries(task, image, text, image_of_text, relevance, include_self=True):
-  """Yields (query embedding, gallery, relevance of each item, left out item, image of the query) per ranking."""
+  """Yields (query embedding, gallery, relevance of each item, left out item, image of the query)
+  per ranking.
+  """
   if task == "i2t":
     yield from ((image[j], text, relevance[:, j], None, j) for j in range(len(image)))
   for q in range(len(text)):
@@ -57,12 +59,16 @@ def slow_graded(task, image, text, image_of_text, relevance, *, k, alpha, form, 
   """One query at a time, as the notebooks do it."""
   ndcg, gains, ideals, owners = [], [], [], []
   image, text = unit(image), unit(text)
-  for query, gallery, rel, left_out, owner in queries(task, image, text, image_of_text, relevance, include_self):
+  for query, gallery, rel, left_out, owner in queries(
+    task, image, text, image_of_text, relevance, include_self
+  ):
     kept = [x for x in range(len(gallery)) if x != left_out]
     ranked = sorted(kept, key=lambda x: (-gallery[x] @ query, x))[:k]
     ideal = sorted((float(rel[x]) for x in kept), reverse=True)[:k]
     found = [float(rel[x]) for x in ranked]
-    dcg = [sum((2**x - 1) / np.log2(r + 2) for r, x in enumerate(values)) for values in (found, ideal)]
+    dcg = [
+      sum((2**x - 1) / np.log2(r + 2) for r, x in enumerate(values)) for values in (found, ideal)
+    ]
     ndcg.append(dcg[0] / dcg[1] if dcg[1] else 0)
     gains.append(slow_list_score(found, alpha, form))
     ideals.append(slow_list_score(ideal, alpha, form))
@@ -84,7 +90,9 @@ def test_equals_the_released_figures(golden):
     for task in graded.TASKS:
       for name in ("ndcg", "alpha_ndcg"):
         assert metrics[f"{task}/{name}"] == pytest.approx(data[f"{name}_{task}"][which], abs=2e-7)
-      assert metrics[f"{task}/self_information"] == pytest.approx(data[f"self_information_{task}"], abs=1e-9)
+      assert metrics[f"{task}/self_information"] == pytest.approx(
+        data[f"self_information_{task}"], abs=1e-9
+      )
 
 
 @pytest.mark.parametrize("include_self", [True, False])
@@ -93,7 +101,9 @@ def test_equals_one_query_at_a_time_with_any_number_of_captions(form, include_se
   inputs = example()
   metrics = graded.graded(*inputs, k=4, alpha=0.3, form=form, include_self=include_self)
   for task in graded.TASKS:
-    ndcg, alpha_ndcg = slow_graded(task, *inputs, k=4, alpha=0.3, form=form, include_self=include_self)
+    ndcg, alpha_ndcg = slow_graded(
+      task, *inputs, k=4, alpha=0.3, form=form, include_self=include_self
+    )
     assert metrics[f"{task}/ndcg"] == pytest.approx(ndcg, abs=1e-6), task
     assert metrics[f"{task}/alpha_ndcg"] == pytest.approx(alpha_ndcg, abs=1e-6), task
 
@@ -101,13 +111,17 @@ def test_equals_one_query_at_a_time_with_any_number_of_captions(form, include_se
 def test_ideal_without_the_query_loses_one_entry_even_among_equals():
   image, text, image_of_text, relevance = example(3)
   relevance[:] = 0.5
-  metrics = graded.graded(image, text, image_of_text, relevance, k=11, include_self=False, form="standard")
+  metrics = graded.graded(
+    image, text, image_of_text, relevance, k=11, include_self=False, form="standard"
+  )
   assert metrics["i2i/ndcg"] == pytest.approx(1)
   assert metrics["t2t/alpha_ndcg"] == pytest.approx(1)
 
 
 def test_standard_ideal_is_the_greedy_one():
-  """Clarke's ideal takes at each rank the item with the largest gain; here that order is the order of relevance."""
+  """Clarke's ideal takes at each rank the item with the largest gain; here that order is the order
+  of relevance.
+  """
   relevance, alpha = [0.2, 0.9, 0.5, 0.7, 0.1], 0.4
   left, order_, seen = list(relevance), [], 0.0
   while left and len(order_) < 3:
@@ -115,7 +129,9 @@ def test_standard_ideal_is_the_greedy_one():
     left.remove(best)
     order_.append(best)
     seen += best
-  ideal = graded._scores(np.array([sorted(relevance, reverse=True)[:3]]), alpha=alpha, form="standard")[1][0]
+  ideal = graded._scores(
+    np.array([sorted(relevance, reverse=True)[:3]]), alpha=alpha, form="standard"
+  )[1][0]
   assert ideal == pytest.approx(slow_list_score(order_, alpha, "standard"))
 
 
@@ -172,37 +188,47 @@ def test_list_metrics_equal_their_pairwise_definition():
   assert graded.coverage(lists, n_gallery=20) == len(set(lists.ravel())) / 20
   assert graded.coverage(lists, n_gallery=20, coverage_of=400) == len(set(lists.ravel())) / 400
   held = [sum(x in row for row in lists) for x in range(20)]
-  assert graded.self_information(lists) == pytest.approx(np.mean([-np.log2(held[x] / 9) for x in lists.ravel()]))
+  assert graded.self_information(lists) == pytest.approx(
+    np.mean([-np.log2(held[x] / 9) for x in lists.ravel()])
+  )
 
 
 def test_blocks_do_not_change_the_ideal(monkeypatch):
   matrix = np.random.default_rng(0).random((23, 11)).astype(np.float32)
   monkeypatch.setattr(graded, "BLOCK_BYTES", 4 * 11 * 5)
-  np.testing.assert_array_equal(graded._largest_in_rows(matrix, 3), -np.sort(-matrix, axis=1)[:, :3])
+  np.testing.assert_array_equal(
+    graded._largest_in_rows(matrix, 3), -np.sort(-matrix, axis=1)[:, :3]
+  )
 
 
-@pytest.mark.parametrize("spoil, message", [
-  (lambda r: r[:-1], "expected"),
-  (lambda r: r.T, "one row per caption"),
-  (lambda r: np.where(r == r[0, 0], np.nan, r), "nan"),
-  (lambda r: r + 0.5, "expected \\[0, 1\\]"),
-  (lambda r: r - 0.5, "expected \\[0, 1\\]"),
-  (lambda r: r.astype(str), "type"),
-])
+@pytest.mark.parametrize(
+  "spoil, message",
+  [
+    (lambda r: r[:-1], "expected"),
+    (lambda r: r.T, "one row per caption"),
+    (lambda r: np.where(r == r[0, 0], np.nan, r), "nan"),
+    (lambda r: r + 0.5, "expected \\[0, 1\\]"),
+    (lambda r: r - 0.5, "expected \\[0, 1\\]"),
+    (lambda r: r.astype(str), "type"),
+  ],
+)
 def test_bad_relevance_is_one_clear_error(spoil, message):
   image, text, image_of_text, relevance = example()
   with pytest.raises(UserError, match=message):
     graded.graded(image, text, image_of_text, spoil(relevance), k=3)
 
 
-@pytest.mark.parametrize("options, message", [
-  ({"k": 25}, "k is 25 but the gallery has 12 images"),
-  ({"k": 0}, "k is 0"),
-  ({"k": 12, "include_self": False}, "without the query itself"),
-  ({"k": 3, "form": "clarke"}, "released, standard"),
-  ({"k": 3, "alpha": 1.5}, "alpha"),
-  ({"k": 3, "novelty": "second"}, "novelty"),
-])
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"k": 25}, "k is 25 but the gallery has 12 images"),
+    ({"k": 0}, "k is 0"),
+    ({"k": 12, "include_self": False}, "without the query itself"),
+    ({"k": 3, "form": "clarke"}, "released, standard"),
+    ({"k": 3, "alpha": 1.5}, "alpha"),
+    ({"k": 3, "novelty": "second"}, "novelty"),
+  ],
+)
 def test_bad_options_are_one_clear_error(options, message):
   with pytest.raises(UserError, match=message):
     graded.graded(*example(), **options)
@@ -227,14 +253,25 @@ def test_order_consistency_equals_loops():
     for q, j in enumerate(image_of_text):
       others = [x for x in range(len(i)) if x != j]
       foreign = [x for x in range(len(t)) if image_of_text[x] != j]
-      i_n, c_n = max(others, key=lambda x, q=q: i[x] @ t[q]), max(foreign, key=lambda x, j=j: t[x] @ i[j])
+      i_n, c_n = (
+        max(others, key=lambda x, q=q: i[x] @ t[q]),
+        max(foreign, key=lambda x, j=j: t[x] @ i[j]),
+      )
       p = i[j] @ t[q]
-      counts += [p > i[i_n] @ i[j] + margin, p > t[c_n] @ t[q] + margin, p > i[i_n] @ t[c_n] + margin]
+      counts += [
+        p > i[i_n] @ i[j] + margin,
+        p > t[c_n] @ t[q] + margin,
+        p > i[i_n] @ t[c_n] + margin,
+      ]
       outranked += max(t[x] @ t[q] for x in foreign) >= p
-    by_image = [max(i[x] @ i[j] for x in range(len(i)) if x != j) >= max(t[image_of_text == j] @ i[j])
-                for j in range(len(i))]
+    by_image = [
+      max(i[x] @ i[j] for x in range(len(i)) if x != j) >= max(t[image_of_text == j] @ i[j])
+      for j in range(len(i))
+    ]
     shares = consistency.order_consistency(image, text, image_of_text, margin=margin)
-    assert list(shares.values()) == pytest.approx([*counts / len(t), np.mean(by_image), outranked / len(t)])
+    assert list(shares.values()) == pytest.approx(
+      [*counts / len(t), np.mean(by_image), outranked / len(t)]
+    )
 
 
 def test_order_consistency_needs_a_second_image():

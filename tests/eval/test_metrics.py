@@ -26,12 +26,26 @@ def test_folds_average_figures_and_sum_ties():
   a = {**metrics.both_directions([0], [0, 0]), "i2t/ties": 1}
   b = {**metrics.both_directions([20], [20, 0]), "i2t/ties": 2}
   mean = metrics.mean_of_folds([a, b])
-  assert mean["i2t/r1"] == 50 and mean["t2i/r10"] == 75 and mean["i2t/meanr"] == 11 and mean["i2t/ties"] == 3
+  assert (
+    mean["i2t/r1"] == 50
+    and mean["t2i/r10"] == 75
+    and mean["i2t/meanr"] == 11
+    and mean["i2t/ties"] == 3
+  )
   assert mean["rsum"] == 3 * 50 + 3 * 75
 
 
 def test_folds_are_consecutive_and_equal():
-  assert list(metrics.fold_of([0, 1, 2, 3, 4, 5, 5, 0], n_images=6, folds=3)) == [0, 0, 1, 1, 2, 2, 2, 0]
+  assert list(metrics.fold_of([0, 1, 2, 3, 4, 5, 5, 0], n_images=6, folds=3)) == [
+    0,
+    0,
+    1,
+    1,
+    2,
+    2,
+    2,
+    0,
+  ]
   for folds in (4, 0, 7):
     with pytest.raises(UserError, match=f"folds is {folds}; expected a divisor of the 6 images"):
       metrics.fold_of([0], n_images=6, folds=folds)

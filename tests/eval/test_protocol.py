@@ -16,7 +16,9 @@ NAMES = [f"{d}/{n}" for d in ("i2t", "t2i") for n in ("r1", "r5", "r10", "medr",
 
 
 def example(seed=0, images=20, captions=(1, 2, 5, 3), width=5, low=-2, high=3):
-  """Small whole numbers, so that scores are exact and often tie; texts in any order, 1 to 5 per image."""
+  """Small whole numbers, so that scores are exact and often tie; texts in any order, 1 to 5 per
+  image.
+  """
   rng = np.random.default_rng(seed)
   image_of_text = np.repeat(np.arange(images), np.resize(captions, images))
   rng.shuffle(image_of_text)
@@ -89,7 +91,9 @@ def test_order_of_texts_does_not_matter():
 
 def test_one_caption_per_image():
   image, text, image_of_text = example(captions=(1,))
-  assert recall(image, text, image_of_text, kind="dot") == pytest.approx(loop_recall(image @ text.T, image_of_text))
+  assert recall(image, text, image_of_text, kind="dot") == pytest.approx(
+    loop_recall(image @ text.T, image_of_text)
+  )
 
 
 def test_collapsed_model_recalls_nothing():
@@ -106,7 +110,9 @@ def test_folds_are_scored_apart_and_averaged():
   for f in range(4):
     own = image_of_text // 6 == f
     parts.append(loop_recall(image[6 * f : 6 * f + 6] @ text[own].T, image_of_text[own] - 6 * f))
-  assert {n: figures[n] for n in NAMES} == pytest.approx({n: np.mean([p[n] for p in parts]) for n in NAMES})
+  assert {n: figures[n] for n in NAMES} == pytest.approx(
+    {n: np.mean([p[n] for p in parts]) for n in NAMES}
+  )
   assert figures["rsum"] == pytest.approx(np.mean([p["rsum"] for p in parts]))
   assert figures["i2t/ties"] == sum(p["i2t/ties"] for p in parts)
 
@@ -121,7 +127,9 @@ def test_both_directions_take_one_product_per_block(monkeypatch):
 
 def test_bad_ground_truth_names_what_and_where():
   image, text, image_of_text = example()
-  with pytest.raises(UserError, match=r"image_of_text is int64 of shape \(3,\); expected integers of shape"):
+  with pytest.raises(
+    UserError, match=r"image_of_text is int64 of shape \(3,\); expected integers of shape"
+  ):
     recall(image, text, image_of_text[:3])
   with pytest.raises(UserError, match="image_of_text is float64"):
     recall(image, text, image_of_text * 1.0)
@@ -149,22 +157,39 @@ def config(folds=1):
 def test_results_say_which_figures_they_are(tmp_path):
   image, text, image_of_text = example()
   split = types.SimpleNamespace(name="test", image_of_text=image_of_text)
-  found = protocol.report(image, text, split, config=config(5), step=70, workdir=tmp_path, extra={"map": 0.5})
+  found = protocol.report(
+    image, text, split, config=config(5), step=70, workdir=tmp_path, extra={"map": 0.5}
+  )
   assert json.loads((tmp_path / "results.json").read_text()) == found
   assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-  assert (found["dataset"], found["split"], found["step"], found["seed"]) == ("scenes", "test", 70, 3)
+  assert (found["dataset"], found["split"], found["step"], found["seed"]) == (
+    "scenes",
+    "test",
+    70,
+    3,
+  )
   assert (found["n_images"], found["n_texts"], found["similarity"]) == (20, 55, "dot")
   assert found["captions_per_image"] == {"min": 1, "mean": 2.75, "max": 5}
   assert found["protocol"] == "all 20 images and 55 texts; folds/: mean of 5 folds of 4 images"
   whole, folds = (recall(image, text, image_of_text, folds=n, kind="dot") for n in (1, 5))
-  assert found["metrics"]["rsum"] == whole["rsum"] and found["metrics"]["folds/rsum"] == folds["rsum"]
+  assert (
+    found["metrics"]["rsum"] == whole["rsum"] and found["metrics"]["folds/rsum"] == folds["rsum"]
+  )
   assert found["metrics"]["map"] == 0.5
   assert found["ties"] == {
-    "i2t": whole["i2t/ties"], "t2i": whole["t2i/ties"], "folds/i2t": folds["i2t/ties"], "folds/t2i": folds["t2i/ties"]
+    "i2t": whole["i2t/ties"],
+    "t2i": whole["t2i/ties"],
+    "folds/i2t": folds["i2t/ties"],
+    "folds/t2i": folds["t2i/ties"],
   }
   assert {"xmr", "jax", "numpy", "python", "device"} <= set(found["versions"])
   shown = protocol.table(found)
-  assert "folds/" in shown and f"{whole['rsum']:.1f}" in shown and "map" in shown and "tied queries" in shown
+  assert (
+    "folds/" in shown
+    and f"{whole['rsum']:.1f}" in shown
+    and "map" in shown
+    and "tied queries" in shown
+  )
 
 
 def test_results_that_are_not_numbers_leave_the_old_file(tmp_path):

@@ -1,4 +1,6 @@
-"""Ranks and top-k against loops and sorts in float64, on inputs made to break rounding, ties and block edges."""
+"""Ranks and top-k against loops and sorts in float64, on inputs made to break rounding, ties and
+block edges.
+"""
 
 import importlib
 import os
@@ -22,7 +24,9 @@ BLOCKS = (1, 3, 17, 64, 1000)
 
 
 def whole_numbers(*shape, seed=0, low=-3, high=4):
-  """Rows of small integers: every product sum is exact, so scores tie often and an oracle in any precision is right."""
+  """Rows of small integers: every product sum is exact, so scores tie often and an oracle in any
+  precision is right.
+  """
   return np.random.default_rng(seed).integers(low, high, shape).astype(np.float32)
 
 
@@ -59,7 +63,9 @@ def loop_ranks(scores, positives):
 def test_exact_score_is_the_float64_product():
   query, gallery = unit_rows(20, 37), unit_rows(30, 37, seed=1)
   expected = query.astype(np.longdouble) @ gallery.T.astype(np.longdouble)
-  np.testing.assert_allclose(exact_scores(query, gallery), expected.astype(np.float64), rtol=0, atol=1e-15)
+  np.testing.assert_allclose(
+    exact_scores(query, gallery), expected.astype(np.float64), rtol=0, atol=1e-15
+  )
 
 
 @pytest.mark.parametrize("kind", exact.KINDS)
@@ -74,8 +80,12 @@ def test_ranks_equal_golden(golden):
   for name in ("recall_ranks_small", "recall_ranks_1k"):
     data = golden(name)
     n = len(data["image"])
-    np.testing.assert_array_equal(ranks(data["image"], data["text"], np.arange(5 * n).reshape(n, 5)), data["i2t_ranks"])
-    np.testing.assert_array_equal(ranks(data["text"], data["image"], np.arange(5 * n) // 5), data["t2i_ranks"])
+    np.testing.assert_array_equal(
+      ranks(data["image"], data["text"], np.arange(5 * n).reshape(n, 5)), data["i2t_ranks"]
+    )
+    np.testing.assert_array_equal(
+      ranks(data["text"], data["image"], np.arange(5 * n) // 5), data["t2i_ranks"]
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -102,7 +112,9 @@ def test_float32_products_alone_would_get_the_neighbours_wrong():
   """The test above can fail: rounding does change these ranks."""
   query, gallery = near_rows(90, 33), near_rows(700, 33)
   positives = np.random.default_rng(4).integers(0, 700, 90)
-  assert (loop_ranks(query @ gallery.T, positives) != loop_ranks(exact_scores(query, gallery), positives)).any()
+  assert (
+    loop_ranks(query @ gallery.T, positives) != loop_ranks(exact_scores(query, gallery), positives)
+  ).any()
 
 
 def test_duplicates_tie_exactly_wherever_they_stand():
@@ -145,12 +157,17 @@ def test_scale_of_the_embeddings_does_not_matter(scale):
   power = np.float32(2.0 ** np.round(np.log2(scale)))
   for kind in exact.KINDS:
     expected = ranks(query, gallery, positives, kind=kind)
-    np.testing.assert_array_equal(ranks(query * power, gallery * power, positives, kind=kind), expected)
+    np.testing.assert_array_equal(
+      ranks(query * power, gallery * power, positives, kind=kind), expected
+    )
 
 
 def test_rows_of_very_different_length_are_ranked_right():
   rng = np.random.default_rng(8)
-  query, gallery = unit_rows(60, 24), unit_rows(120, 24, seed=1) * 10.0 ** rng.uniform(-12, 12, (120, 1)).astype(np.float32)
+  query, gallery = (
+    unit_rows(60, 24),
+    unit_rows(120, 24, seed=1) * 10.0 ** rng.uniform(-12, 12, (120, 1)).astype(np.float32),
+  )
   positives = rng.integers(0, 120, 60)
   for kind in exact.KINDS:
     expected = loop_ranks(exact_scores(query, gallery, kind), positives)
@@ -171,9 +188,13 @@ def test_same_on_1_and_8_devices():
   sharded = jax.device_put(query, NamedSharding(mesh, PartitionSpec("data")))
   gallery_sharded = jax.device_put(gallery[:496], NamedSharding(mesh, PartitionSpec("data")))
   assert module.placement_of(sharded) is not None
-  np.testing.assert_array_equal(ranks(sharded, gallery, positives), ranks(query, gallery, positives))
+  np.testing.assert_array_equal(
+    ranks(sharded, gallery, positives), ranks(query, gallery, positives)
+  )
   positives %= 496
-  np.testing.assert_array_equal(ranks(sharded, gallery_sharded, positives), ranks(query, gallery[:496], positives))
+  np.testing.assert_array_equal(
+    ranks(sharded, gallery_sharded, positives), ranks(query, gallery[:496], positives)
+  )
   np.testing.assert_array_equal(top_k(sharded, gallery, 7)[1], top_k(query, gallery, 7)[1])
 
 
@@ -182,14 +203,18 @@ def test_text_queries_of_order_embeddings_keep_the_direction():
   scores = np.asarray(similarity(text, image, kind="order", text_query=True))
   np.testing.assert_allclose(scores, exact_scores(image, text, "order").T, rtol=1e-5, atol=1e-6)
   found = ranks(text, image, np.arange(30), kind="order", text_query=True)
-  np.testing.assert_array_equal(found, loop_ranks(exact_scores(image, text, "order").T, np.arange(30)))
+  np.testing.assert_array_equal(
+    found, loop_ranks(exact_scores(image, text, "order").T, np.arange(30))
+  )
   best = top_k(text, image, 1, kind="order", text_query=True)[1][:, 0]
   np.testing.assert_array_equal(best, exact_scores(image, text, "order").argmax(0))
 
 
 def test_blocks_of_a_sharded_query_are_on_all_devices(monkeypatch):
   seen, tile = [], module._tile
-  monkeypatch.setattr(module, "_tile", lambda query, *a, **k: seen.append(query.sharding) or tile(query, *a, **k))
+  monkeypatch.setattr(
+    module, "_tile", lambda query, *a, **k: seen.append(query.sharding) or tile(query, *a, **k)
+  )
   sharded = jax.device_put(unit_rows(16, 4), NamedSharding(parallel.mesh(), PartitionSpec("data")))
   ranks(sharded, unit_rows(20, 4), np.arange(16))
   assert all(len(s.device_set) == 8 and not s.is_fully_replicated for s in seen)
@@ -225,7 +250,9 @@ def test_top_k_without_near_ties_never_scans_a_gallery(monkeypatch):
 
 def test_top_k_of_a_collapsed_model_is_the_first_items():
   gallery = np.tile(unit_rows(1, 16), (200, 1))
-  np.testing.assert_array_equal(top_k(gallery[:5], gallery, 12, block=32)[1], np.tile(np.arange(12), (5, 1)))
+  np.testing.assert_array_equal(
+    top_k(gallery[:5], gallery, 12, block=32)[1], np.tile(np.arange(12), (5, 1))
+  )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -234,13 +261,18 @@ def test_both_directions_from_one_pass_are_those_of_two(kind, block):
   for make in (whole_numbers, near_rows):
     first, second = make(150, 6, seed=1), make(331, 6, seed=2)
     found = top_k_of_both(first, second, 9, kind=kind, block=block)
-    expected = top_k(first, second, 9, kind=kind), top_k(second, first, 9, kind=kind, text_query=True)
+    expected = (
+      top_k(first, second, 9, kind=kind),
+      top_k(second, first, 9, kind=kind, text_query=True),
+    )
     for mine, theirs in zip(found, expected, strict=True):
       np.testing.assert_array_equal(mine[1], theirs[1])
       np.testing.assert_array_equal(mine[0], theirs[0])
     for text_query in (False, True):
       alone = top_k_of_both(second, None, 9, kind=kind, text_query=text_query, block=block)[0]
-      np.testing.assert_array_equal(alone[1], top_k(second, second, 9, kind=kind, text_query=text_query)[1])
+      np.testing.assert_array_equal(
+        alone[1], top_k(second, second, 9, kind=kind, text_query=text_query)[1]
+      )
 
 
 def test_a_pass_for_both_directions_names_what_is_wrong():
@@ -254,7 +286,10 @@ def test_a_pass_for_both_directions_names_what_is_wrong():
 
 
 def test_block_holds_little_beside_its_scores():
-  block = jax.ShapeDtypeStruct((512, 1024), np.float32), jax.ShapeDtypeStruct((2048, 1024), np.float32)
+  block = (
+    jax.ShapeDtypeStruct((512, 1024), np.float32),
+    jax.ShapeDtypeStruct((2048, 1024), np.float32),
+  )
   limits = [[jax.ShapeDtypeStruct((n,), np.float32)] * 2 for n in (512, 2048)]
   compiled = module._tile.lower(*block, *limits, (512, 2048), order=False, both=True).compile()
   scores = 512 * 2048 * 4
@@ -281,7 +316,9 @@ print((kilobytes("VmHWM:") - before) / 1024)
   if not pathlib.Path("/proc/self/clear_refs").exists():
     pytest.skip("peak memory is read from /proc")
   environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+  found = subprocess.run(
+    [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+  )
   assert float(found.stdout) < 100
 
 

@@ -1,4 +1,6 @@
-"""ROUGE-L against the textbook recursion and rouge-score; relevance files of the wrong kind are refused."""
+"""ROUGE-L against the textbook recursion and rouge-score; relevance files of the wrong kind are
+refused.
+"""
 
 import gzip
 import json
@@ -37,7 +39,9 @@ def sentences(seed=0, images=7, captions=(3, 1, 5, 2)):
   image_of_text = np.repeat(np.arange(images), np.resize(captions, images))
   rng.shuffle(image_of_text)
   vocabulary = ["A", "a", "dog", "runs", "on", "Grass", "grass", "", ".", "ship"]
-  return [" ".join(rng.choice(vocabulary, rng.integers(1, 12))) for _ in image_of_text], image_of_text
+  return [
+    " ".join(rng.choice(vocabulary, rng.integers(1, 12))) for _ in image_of_text
+  ], image_of_text
 
 
 def captions_of(path):
@@ -71,11 +75,15 @@ def test_captions_of_more_than_255_words_do_not_overflow():
 def test_rouge_l_of_real_captions_equals_the_recursion(shared):
   captions = captions_of(shared / "data/coco5k_text/dataset_coco_test5k.json.gz")[:8]
   texts, image_of_text = sum(captions, []), np.arange(40) // 5
-  np.testing.assert_allclose(relevance.rouge_l(texts, image_of_text), slow_rouge_l(texts, image_of_text, 8), atol=1e-6)
+  np.testing.assert_allclose(
+    relevance.rouge_l(texts, image_of_text), slow_rouge_l(texts, image_of_text, 8), atol=1e-6
+  )
 
 
 def test_with_one_caption_each_it_is_the_f_measure_of_rouge_score():
-  scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
+  scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(
+    ["rougeL"], use_stemmer=False
+  )
   texts = ["a dog runs on grass", "a brown dog on the grass", "two ships at sea", "the sea"]
   ours = relevance.rouge_l(texts, np.arange(4), beta=1.0)
   theirs = [[scorer.score(r, q)["rougeL"].fmeasure for r in texts] for q in texts]
@@ -96,7 +104,9 @@ def test_second_call_reads_the_cache_and_other_captions_do_not(tmp_path, monkeyp
     {"image_of_text": image_of_text[::-1]},
     {"beta": 1.0},
   ):
-    relevance.rouge_l(**({"texts": texts, "image_of_text": image_of_text, "cache_dir": tmp_path} | other))
+    relevance.rouge_l(
+      **({"texts": texts, "image_of_text": image_of_text, "cache_dir": tmp_path} | other)
+    )
   assert len(calls) == 3
 
 
@@ -113,7 +123,9 @@ def test_spice_is_read_in_the_released_layout(tmp_path):
   matrix.tofile(tmp_path / "raw.npy")
   np.save(tmp_path / "header.npy", matrix)
   for name in ("raw.npy", "header.npy"):
-    np.testing.assert_array_equal(relevance.load_spice(tmp_path / name, n_texts=10, n_images=2), matrix)
+    np.testing.assert_array_equal(
+      relevance.load_spice(tmp_path / name, n_texts=10, n_images=2), matrix
+    )
 
 
 def test_bad_spice_files_are_one_clear_error(tmp_path):

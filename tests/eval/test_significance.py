@@ -88,7 +88,9 @@ def test_captions_of_one_image_are_drawn_together():
   a = a + np.random.default_rng(2).random(60)
   group = np.repeat(np.arange(60), 5)
   single = significance.paired_bootstrap(a, b, samples=8000)
-  copies = significance.paired_bootstrap(np.repeat(a, 5), np.repeat(b, 5), group=group, samples=8000)
+  copies = significance.paired_bootstrap(
+    np.repeat(a, 5), np.repeat(b, 5), group=group, samples=8000
+  )
   alone = significance.paired_bootstrap(np.repeat(a, 5), np.repeat(b, 5), samples=8000)
   width = [found["high"] - found["low"] for found in (single, copies, alone)]
   assert width[1] == pytest.approx(width[0], rel=0.1)
@@ -127,12 +129,15 @@ def test_holm_by_hand():
   assert len(significance.holm([])) == 0
 
 
-@pytest.mark.parametrize("a, b, group, message", [
-  ([1, 2], [1], None, "same queries"),
-  ([], [], None, "at least one"),
-  ([1, np.nan], [1, 2], None, "not finite"),
-  ([1, 2], [1, 2], [0], "one group per query"),
-])
+@pytest.mark.parametrize(
+  "a, b, group, message",
+  [
+    ([1, 2], [1], None, "same queries"),
+    ([], [], None, "at least one"),
+    ([1, np.nan], [1, 2], None, "not finite"),
+    ([1, 2], [1, 2], [0], "one group per query"),
+  ],
+)
 def test_bad_values_are_one_clear_error(a, b, group, message):
   for test in (significance.paired_bootstrap, significance.paired_permutation):
     with pytest.raises(UserError, match=message):

@@ -43,30 +43,46 @@ def test_sampled_form_equals_a_loop_over_queries():
 
 
 def test_word_overlap_agrees_with_the_real_ratings(shared):
-  """Bags of words of COCO's captions correlate with the ratings as the data's provenance says (0.6), shuffled do not."""
+  """Bags of words of COCO's captions correlate with the ratings as the data's provenance says
+  (0.6), shuffled do not.
+  """
   with gzip.open(shared / "data/coco5k_text/dataset_coco_test5k.json.gz", "rt") as file:
     sentences = [s for image in json.load(file)["images"] for s in image["sentences"]]
-  pairs, score = sts.load_sts(shared / "data/cxc/sts_test.csv.gz", text_id=[s["sentid"] for s in sentences])
+  pairs, score = sts.load_sts(
+    shared / "data/cxc/sts_test.csv.gz", text_id=[s["sentid"] for s in sentences]
+  )
   assert len(pairs) == 44045 and len(np.unique(pairs[:, 0])) == 25000
   rng = np.random.default_rng(0)
   vectors = {}
-  text = np.stack([
-    sum(vectors.setdefault(word, rng.normal(size=128)) for word in set(s["tokens"])) for s in sentences
-  ])
+  text = np.stack(
+    [
+      sum(vectors.setdefault(word, rng.normal(size=128)) for word in set(s["tokens"]))
+      for s in sentences
+    ]
+  )
   plain = sts.sts_correlation(text, pairs, score, form="plain")["sts/spearman"]
   sampled = sts.sts_correlation(text, pairs, score, samples=20)["sts/spearman"]
   assert 0.5 < plain < 0.75
   assert sampled == pytest.approx(plain, abs=0.05)
-  assert abs(sts.sts_correlation(text, pairs, rng.permutation(score), form="plain")["sts/spearman"]) < 0.03
+  assert (
+    abs(sts.sts_correlation(text, pairs, rng.permutation(score), form="plain")["sts/spearman"])
+    < 0.03
+  )
 
 
-@pytest.mark.parametrize("content, message", [
-  ("caption1,agg_score\n", "lacks the columns caption2"),
-  (HEADER, "holds no pairs"),
-  (HEADER + "COCO_val2014:sentid:7,COCO_val2014:sentid:9,1.0,x\n", "line 2: caption id 9 is not among the 2"),
-  (HEADER + "COCO_val2014:sentid:7,COCO_val2014:sentid:8,5.1,x\n", "line 2: agg_score is '5.1'"),
-  (HEADER + "COCO_val2014:sentid:7,eight,1.0,x\n", "line 2: caption 'eight'"),
-])
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    ("caption1,agg_score\n", "lacks the columns caption2"),
+    (HEADER, "holds no pairs"),
+    (
+      HEADER + "COCO_val2014:sentid:7,COCO_val2014:sentid:9,1.0,x\n",
+      "line 2: caption id 9 is not among the 2",
+    ),
+    (HEADER + "COCO_val2014:sentid:7,COCO_val2014:sentid:8,5.1,x\n", "line 2: agg_score is '5.1'"),
+    (HEADER + "COCO_val2014:sentid:7,eight,1.0,x\n", "line 2: caption 'eight'"),
+  ],
+)
 def test_bad_ratings_are_one_clear_error(tmp_path, content, message):
   path = tmp_path / "sts.csv"
   path.write_text(content)

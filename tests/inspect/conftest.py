@@ -1,4 +1,6 @@
-"""One small run on scenes through the real command line, shared by everything that looks into runs."""
+"""One small run on scenes through the real command line, shared by everything that looks into
+runs.
+"""
 
 import os
 import pathlib
@@ -10,18 +12,33 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
-  "data.scenes.n_train": 40, "data.scenes.n_val": 10, "data.scenes.n_test": 12, "batch_size": 16, "eval_batch_size": 16,
-  "model.dim": 16, "model.text.word_dim": 8, "epochs": 0.0, "steps": 12, "warmup.epochs": 0.0,
-  "evaluate.epochs": 0.0, "evaluate.steps": 6, "checkpoint.steps": 6, "log.steps": 2,
-}  # fmt: skip
+  "data.scenes.n_train": 40,
+  "data.scenes.n_val": 10,
+  "data.scenes.n_test": 12,
+  "batch_size": 16,
+  "eval_batch_size": 16,
+  "model.dim": 16,
+  "model.text.word_dim": 8,
+  "epochs": 0.0,
+  "steps": 12,
+  "warmup.epochs": 0.0,
+  "evaluate.epochs": 0.0,
+  "evaluate.steps": 6,
+  "checkpoint.steps": 6,
+  "log.steps": 2,
+}
 
 
 def run_command(*arguments, code=0, **environment):
   """Runs python -m ...; returns what it printed, after checking its exit status."""
   done = subprocess.run(
-    [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900,
+    [sys.executable, *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=900,
     env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
-  )  # fmt: skip
+  )
   assert done.returncode == code, done.stderr[-3000:]
   return done
 
@@ -36,7 +53,10 @@ def command():
 def trained(tmp_path_factory):
   """The folder of a trained run; its data is prepared beside it."""
   folder = tmp_path_factory.mktemp("inspect")
-  flags = [f"--config.{key}={value}" for key, value in {**SMALL, "data.cache_dir": folder / "cache"}.items()]
+  flags = [
+    f"--config.{key}={value}"
+    for key, value in {**SMALL, "data.cache_dir": folder / "cache"}.items()
+  ]
   workdir = folder / "run"
   run_command("-m", "xmr.main", "--config=configs/imc_scenes.py", f"--workdir={workdir}", *flags)
   return workdir
@@ -71,7 +91,9 @@ def test_split(run):
 
 @pytest.fixture(scope="session")
 def gallery(test_split, tmp_path_factory):
-  """A folder of the test split's pictures, one in a subfolder, one that is none, and a text file."""
+  """A folder of the test split's pictures, one in a subfolder, one that is none, and a text
+  file.
+  """
   folder = tmp_path_factory.mktemp("gallery")
   (folder / "more").mkdir()
   for row in range(len(test_split.image_id)):

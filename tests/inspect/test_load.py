@@ -19,13 +19,21 @@ def evaluated(run, test_split):
   variables = parallel.replicate(mesh, run.variables)
   return {
     side: encode.encode_split(
-      run.model, variables, test_split, config=run.config, mesh=mesh, vocabulary=run.vocabulary, side=side
+      run.model,
+      variables,
+      test_split,
+      config=run.config,
+      mesh=mesh,
+      vocabulary=run.vocabulary,
+      side=side,
     )
     for side in ("image", "text")
   }
 
 
-def test_embeddings_are_those_of_evaluation_for_paths_arrays_and_pil(run, test_split, evaluated, gallery):
+def test_embeddings_are_those_of_evaluation_for_paths_arrays_and_pil(
+  run, test_split, evaluated, gallery
+):
   paths = [gallery / ("more/11.png" if row == 11 else f"{row:02}.png") for row in range(12)]
   opened = [Image.open(io.BytesIO(test_split.pixels[row])) for row in range(12)]
   arrays = np.stack([np.asarray(image.convert("RGB")) for image in opened])
@@ -35,8 +43,12 @@ def test_embeddings_are_those_of_evaluation_for_paths_arrays_and_pil(run, test_s
 
 
 def test_captions_have_the_embeddings_of_evaluation_alone_and_together(run, test_split, evaluated):
-  np.testing.assert_allclose(run.encode_text(test_split.texts), evaluated["text"], rtol=0, atol=1e-6)
-  np.testing.assert_allclose(run.encode_text(test_split.texts[7]), evaluated["text"][7:8], rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    run.encode_text(test_split.texts), evaluated["text"], rtol=0, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    run.encode_text(test_split.texts[7]), evaluated["text"][7:8], rtol=0, atol=1e-6
+  )
   assert np.abs(evaluated["text"][0] - evaluated["text"][-1]).max() > 1e-3
 
 
@@ -83,7 +95,9 @@ def test_an_export_holds_the_run_and_loads_again(run, test_split, tmp_path):
   again = inspect.load(folder)
   assert again.config.to_dict() == run.config.to_dict() and again.step == run.step
   assert again.vocabulary.words == run.vocabulary.words
-  np.testing.assert_array_equal(again.encode_text(test_split.texts[:4]), run.encode_text(test_split.texts[:4]))
+  np.testing.assert_array_equal(
+    again.encode_text(test_split.texts[:4]), run.encode_text(test_split.texts[:4])
+  )
   for name, (steps, values) in run.metrics.items():
     np.testing.assert_array_equal(again.metrics[name][0], steps)
     np.testing.assert_array_equal(again.metrics[name][1], values)
@@ -102,7 +116,9 @@ def test_a_folder_that_is_no_run_says_so(trained, tmp_path):
 def test_a_config_of_another_version_names_the_strange_field(run):
   from xmr.inspect.runs import config_of
 
-  with pytest.raises(UserError, match="c.json has fields that this version of xmr does not know: loss.temprature"):
+  with pytest.raises(
+    UserError, match="c.json has fields that this version of xmr does not know: loss.temprature"
+  ):
     config_of({"loss.temprature": 3.0}, where="c.json")
   with pytest.raises(UserError, match="wrong type"):
     config_of({"batch_size": "many"}, where="c.json")
@@ -140,5 +156,9 @@ def test_tensorboard_holds_what_each_validation_retrieves(trained):
       length = int.from_bytes(content[:8], "little")
       event = event_pb2.Event.FromString(content[12 : 12 + length])
       content = content[16 + length :]
-      pictures += [(event.step, x.image.width) for x in event.summary.value if x.tag == "val/retrieved"]
-  assert sorted(step for step, _ in pictures) == [6, 12] and all(width > 300 for _, width in pictures)
+      pictures += [
+        (event.step, x.image.width) for x in event.summary.value if x.tag == "val/retrieved"
+      ]
+  assert sorted(step for step, _ in pictures) == [6, 12] and all(
+    width > 300 for _, width in pictures
+  )

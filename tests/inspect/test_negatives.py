@@ -31,7 +31,11 @@ def test_the_mined_caption_is_the_nearest_of_another_image(trained, run, command
 
 @pytest.mark.parametrize(
   "arguments, message",
-  [([], "--workdir is missing"), (["--workdir=nowhere"], "nowhere"), (["--workdir=x", "--queries=0"], "--queries is 0")],
+  [
+    ([], "--workdir is missing"),
+    (["--workdir=nowhere"], "nowhere"),
+    (["--workdir=x", "--queries=0"], "--queries is 0"),
+  ],
 )
 def test_mistakes_end_with_one_line(arguments, message, command):
   done = command("-m", "xmr.inspect.negatives", *arguments, code=2)

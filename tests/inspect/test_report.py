@@ -1,4 +1,6 @@
-"""The report: one file, everything escaped, and a page that works in a browser, with keyboard and screen reader."""
+"""The report: one file, everything escaped, and a page that works in a browser, with keyboard and
+screen reader.
+"""
 
 import dataclasses
 import json
@@ -15,12 +17,17 @@ from PIL import Image
 from xmr.errors import UserError
 from xmr.inspect import charts, page, report, study
 
-NASTY = '</script><script>document.title = "broken"</script><img src=x onerror="document.title = 1"> "&amp;'
+NASTY = (
+  '</script><script>document.title = "broken"</script><img src=x onerror="document.title = '
+  '1"> "&amp;'
+)
 
 
 @pytest.fixture(scope="module")
 def written(trained, earlier, tmp_path_factory):
-  """The page of the run beside an earlier step, with captions and file names that try to break out."""
+  """The page of the run beside an earlier step, with captions and file names that try to break
+  out.
+  """
   from xmr import data
 
   real = data.load
@@ -36,7 +43,9 @@ def written(trained, earlier, tmp_path_factory):
   patch = pytest.MonkeyPatch()
   patch.setattr(data, "load", nasty)
   try:
-    return report.report(trained, compare=earlier, out=tmp_path_factory.mktemp("report") / "report.html", queries=2)
+    return report.report(
+      trained, compare=earlier, out=tmp_path_factory.mktemp("report") / "report.html", queries=2
+    )
   finally:
     patch.undo()
 
@@ -58,9 +67,21 @@ def test_captions_and_file_names_stay_text(written):
 
 def test_the_page_holds_what_was_promised(written):
   html = written.read_text()
-  for part in ("Results", "Curves", "Search the test set", "ROUGE-L", "Worst queries", "Hubs", "Tied queries", "length", "differ most"):  # noqa: E501
+  for part in (
+    "Results",
+    "Curves",
+    "Search the test set",
+    "ROUGE-L",
+    "Worst queries",
+    "Hubs",
+    "Tied queries",
+    "length",
+    "differ most",
+  ):
     assert part in html
-  assert "12 images and 60 captions" in html.replace("\n", " ") and "all 12 images and 60 texts" in html
+  assert (
+    "12 images and 60 captions" in html.replace("\n", " ") and "all 12 images and 60 texts" in html
+  )
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +90,34 @@ def browser(tmp_path_factory):
   webdriver = pytest.importorskip("selenium.webdriver")
   chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))
   if not chromium or not chromedriver:
-    pytest.skip("no chromium and chromedriver on the path: apt-get install chromium chromium-driver")
+    pytest.skip(
+      "no chromium and chromedriver on the path: apt-get install chromium chromium-driver"
+    )
   opened = []
 
   def open_browser(width=1000, height=1300):
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     profile = tmp_path_factory.mktemp("profile")
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", f"user-data-dir={profile}"):  # fmt: skip
+    for flag in (
+      "headless",
+      "no-sandbox",
+      "disable-gpu",
+      "disable-quic",
+      "no-first-run",
+      "disable-background-networking",
+      "disable-component-update",
+      "disable-sync",
+      f"user-data-dir={profile}",
+    ):
       options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
     opened.append(driver)
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                           {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})  # fmt: skip
+    driver.execute_cdp_cmd(
+      "Emulation.setDeviceMetricsOverride",
+      {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
     return driver
 
   yield open_browser
@@ -120,7 +154,9 @@ def test_it_opens_without_complaint_and_shows_its_pictures(opened, tmp_path_fact
   until(lambda: opened.execute_script("return document.querySelectorAll('.study img').length") > 10)
   loaded = "return [...document.images].filter(x => x.complete && !x.naturalWidth).length"
   assert opened.execute_script(loaded) == 0
-  artefact = pathlib.Path(os.environ.get("XMR_ARTEFACTS") or tmp_path_factory.getbasetemp()) / "report.png"
+  artefact = (
+    pathlib.Path(os.environ.get("XMR_ARTEFACTS") or tmp_path_factory.getbasetemp()) / "report.png"
+  )
   opened.save_screenshot(str(artefact))
   with Image.open(artefact) as shot:
     assert len(shot.convert("RGB").resize((200, 260)).getcolors(60_000)) > 50
@@ -134,12 +170,16 @@ def test_the_search_filters_ranks_and_follows_results_by_keyboard_alone(opened):
   assert opened.switch_to.active_element.get_attribute("id") == "field"
   keys(opened, "red circle")
   until(lambda: re.match(r"\d+ captions? ha(s|ve) ", said(opened)))
-  captions = opened.execute_script("return [...document.querySelectorAll('#found .caption')].map(x => x.textContent)")
+  captions = opened.execute_script(
+    "return [...document.querySelectorAll('#found .caption')].map(x => x.textContent)"
+  )
   assert captions and all("red" in text or "circle" in text for text in captions)
   keys(opened, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER)
   until(lambda: said(opened).startswith("Query: image"))
   assert opened.execute_script("return location.hash").startswith("#i")
-  titles = opened.execute_script("return [...document.querySelectorAll('#found h3')].map(x => x.textContent)")
+  titles = opened.execute_script(
+    "return [...document.querySelectorAll('#found h3')].map(x => x.textContent)"
+  )
   assert any("i2t" in title for title in titles) and any("i2i" in title for title in titles)
   opened.back()
   keys(opened, "/", Keys.ESCAPE, "zebra")
@@ -155,17 +195,25 @@ def test_a_result_becomes_the_query_with_the_models_own_neighbours(opened, train
   image, text = study.embeddings(run, split)
   opened.execute_script("document.querySelector('button[data-caption=\"7\"]').click()")
   until(lambda: said(opened).startswith("Query: caption"))
-  shown = opened.execute_script("return [...document.querySelectorAll('#found ol.row')][0].querySelectorAll('button').length")
-  first = opened.execute_script("return document.querySelector('#found ol.row button').dataset.image")
+  shown = opened.execute_script(
+    "return [...document.querySelectorAll('#found ol.row')][0].querySelectorAll('button').length"
+  )
+  first = opened.execute_script(
+    "return document.querySelector('#found ol.row button').dataset.image"
+  )
   expected = study.neighbours(text[7:8], image, 10, kind="cosine", text_query=True)[1][0]
   assert shown == 10 and int(first) == expected[0]
   opened.execute_script("document.querySelector('#found ol.row button').click()")
-  until(lambda: said(opened) == f"Query: image {split.image_names[expected[0]]}" or expected[0] == 0)
+  until(
+    lambda: said(opened) == f"Query: image {split.image_names[expected[0]]}" or expected[0] == 0
+  )
 
 
 def test_dark_and_light_and_a_phone(browser, written):
   driver = browser(390, 844)
-  driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+  driver.execute_cdp_cmd(
+    "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+  )
   driver.get(written.as_uri())
   paper = "return getComputedStyle(document.body).backgroundColor"
   dark = driver.execute_script(paper)
@@ -179,7 +227,9 @@ def test_dark_and_light_and_a_phone(browser, written):
 def test_axe_finds_nothing(opened, scheme):
   axe_core_python = pytest.importorskip("axe_core_python")
   script = (pathlib.Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
-  opened.execute_script(f"document.documentElement.dataset.theme = '{scheme}'; location.hash = '#i2'")
+  opened.execute_script(
+    f"document.documentElement.dataset.theme = '{scheme}'; location.hash = '#i2'"
+  )
   opened.set_script_timeout(300)
   opened.execute_script(script)
   found = opened.execute_async_script("axe.run().then(arguments[0])")
@@ -187,17 +237,24 @@ def test_axe_finds_nothing(opened, scheme):
   assert len(found["passes"]) > 10
 
 
-def test_thumbnails_keep_to_their_budget_and_the_page_says_so(test_split, trained, monkeypatch, tmp_path):
+def test_thumbnails_keep_to_their_budget_and_the_page_says_so(
+  test_split, trained, monkeypatch, tmp_path
+):
   made, left = page.thumbnails(test_split, [3, 3, 1, *range(12)], folder="", budget=3000)
   assert 3 in made and sum(map(len, made.values())) <= 3000 and len(made) + left == 12 and left > 0
   monkeypatch.setattr(page, "LIMIT", 1)
   html = report.report(trained, out=tmp_path / "small.html", queries=1, limit=10).read_text()
-  assert "Thumbnails are limited by the size of this page: " in html and "among the first 2 images and their 10 captions" in html  # noqa: E501
+  assert (
+    "Thumbnails are limited by the size of this page: " in html
+    and "among the first 2 images and their 10 captions" in html
+  )
   assert re.search(r'id="thumbnails">\{\}</script>', html)
 
 
 def test_a_gallery_of_100_000_searches_its_first_images():
-  split = dataclasses.make_dataclass("S", ["image_of_text", "image_id"])(np.arange(500_000) // 5, np.arange(100_000))
+  split = dataclasses.make_dataclass("S", ["image_of_text", "image_id"])(
+    np.arange(500_000) // 5, np.arange(100_000)
+  )
   images, captions = page.searchable(split)
   assert len(images) == 2_000 and len(captions) == 10_000 and captions[-1] == 9_999
 
@@ -216,8 +273,9 @@ def test_hubs_and_lengths_by_hand():
   assert hubs["items"] == [(0, 3), (1, 2)] and hubs["mean"] == 1.5 and hubs["never"] == 1
   groups = study.by_length(np.array([3, 3, 5, 9]), np.array([0, 20, 0, 5]), groups=2)
   assert [(g["from"], g["to"], g["count"], g["r1"], g["r10"], g["medr"]) for g in groups] == [
-    (3, 3, 2, 50.0, 50.0, 11.0), (4, 9, 2, 50.0, 100.0, 3.5),
-  ]  # fmt: skip
+    (3, 3, 2, 50.0, 50.0, 11.0),
+    (4, 9, 2, 50.0, 100.0, 3.5),
+  ]
   assert sum(g["count"] for g in study.by_length(np.full(7, 4), np.arange(7))) == 7
 
 
@@ -233,19 +291,27 @@ def test_ticks_enclose_the_values_with_round_numbers():
   for low, high in ((0, 812), (3e-5, 1e-3), (5, 5), (-2, 7), (0, 0)):
     at = charts.ticks(low, high)
     assert at[0] <= low and at[-1] >= high - 1e-12 and 3 <= len(at) <= 7
-  assert "no finite values" in charts.chart("t", [("a", "line0", np.array([1]), np.array([np.nan]))])
+  assert "no finite values" in charts.chart(
+    "t", [("a", "line0", np.array([1]), np.array([np.nan]))]
+  )
 
 
 def test_a_loss_over_more_than_two_decades_gets_a_logarithmic_axis():
-  drawn = charts.chart("Training loss", [("loss", "line0", np.arange(3), np.array([5000.0, 60.0, 40.0]))])
+  drawn = charts.chart(
+    "Training loss", [("loss", "line0", np.arange(3), np.array([5000.0, 60.0, 40.0]))]
+  )
   labels = [text.split("<")[0] for text in drawn.split('text-anchor="end">')[1:]]
   assert labels == ["10", "100", "1000", "10k"]
-  assert ">0<" in charts.chart("Training loss", [("loss", "line0", np.arange(3), np.array([60.0, 0.0, 40.0]))])
+  assert ">0<" in charts.chart(
+    "Training loss", [("loss", "line0", np.arange(3), np.array([60.0, 0.0, 40.0]))]
+  )
 
 
 def test_runs_on_different_splits_are_refused(test_split):
   other = dataclasses.replace(test_split, texts=[*test_split.texts[:-1], "other"])
-  with pytest.raises(UserError, match="a and b are scored on different splits: 12 images and 60 texts"):
+  with pytest.raises(
+    UserError, match="a and b are scored on different splits: 12 images and 60 texts"
+  ):
     study.same_split(test_split, other, names=("a", "b"))
 
 
@@ -263,9 +329,17 @@ def test_a_mistake_ends_with_one_line(arguments, expected, capsys):
   with pytest.raises(SystemExit) as stopped:
     report.main(["report", *arguments])
   error = capsys.readouterr().err.strip()
-  assert stopped.value.code == 2 and error.startswith("xmr: error: ") and expected in error and "\n" not in error
+  assert (
+    stopped.value.code == 2
+    and error.startswith("xmr: error: ")
+    and expected in error
+    and "\n" not in error
+  )
 
 
 def test_help_imports_no_jax(command):
-  code = "import sys; from xmr.inspect import report; report.parser().format_help(); assert 'jax' not in sys.modules"
+  code = (
+    "import sys; from xmr.inspect import report; report.parser().format_help(); assert 'jax' "
+    "not in sys.modules"
+  )
   command("-c", code)

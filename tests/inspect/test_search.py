@@ -22,7 +22,9 @@ def flags(trained, gallery, tmp_path):
   return [f"--workdir={trained}", f"--gallery={gallery}", f"--cache_dir={tmp_path / 'cache'}"]
 
 
-def test_it_ranks_the_folder_as_the_model_does_and_lists_what_it_skipped(run, gallery, flags, capsys):
+def test_it_ranks_the_folder_as_the_model_does_and_lists_what_it_skipped(
+  run, gallery, flags, capsys
+):
   ask(*flags, "a red circle", "-k", 4)
   printed = capsys.readouterr()
   names = [f"{row:02}.png" for row in range(11)] + ["more/11.png"]
@@ -31,7 +33,11 @@ def test_it_ranks_the_folder_as_the_model_does_and_lists_what_it_skipped(run, ga
   assert [line[2] for line in lines] == [str(gallery / names[row]) for row in found[0]]
   np.testing.assert_allclose([float(line[1]) for line in lines], scores[0], atol=1e-4)
   assert "12 pictures (12 newly encoded)" in printed.err
-  assert "skipped 1 unreadable" in printed.err and "broken.jpg" in printed.err and "notes.txt" not in printed.err
+  assert (
+    "skipped 1 unreadable" in printed.err
+    and "broken.jpg" in printed.err
+    and "notes.txt" not in printed.err
+  )
 
 
 def test_a_picture_finds_itself_first(gallery, flags, capsys):
@@ -44,13 +50,16 @@ def test_only_new_and_changed_pictures_are_encoded_again(run, gallery, tmp_path)
   folder = tmp_path / "pictures"
   shutil.copytree(gallery, folder)
   first = galleries.encode_folder(run, folder, cache_dir=tmp_path, progress=False)
-  assert first.encoded == 12 and galleries.encode_folder(run, folder, cache_dir=tmp_path, progress=False).encoded == 0
+  assert (
+    first.encoded == 12
+    and galleries.encode_folder(run, folder, cache_dir=tmp_path, progress=False).encoded == 0
+  )
   shutil.copy(folder / "03.png", folder / "04.png")
   (folder / "00.png").unlink()
   again = galleries.encode_folder(run, folder, cache_dir=tmp_path, progress=False)
   assert again.encoded == 1 and again.names[0] == "01.png" and len(again.names) == 11
-  # 03 comes from the cache. 04 is its copy now, and encoded alone: equal to the bit to itself alone, to 03 but for rounding,
-  # as other numbers of pictures are other programs.
+  # 03 comes from the cache. 04 is its copy now, and encoded alone: equal to the bit to itself
+  # alone, to 03 but for rounding, as other numbers of pictures are other programs.
   np.testing.assert_array_equal(again.embeddings[2], first.embeddings[3])
   np.testing.assert_array_equal(again.embeddings[3], run.encode_image([folder / "03.png"])[0])
   assert (again.embeddings[3] != first.embeddings[4]).any()
@@ -83,14 +92,18 @@ def test_a_stopped_encoding_goes_on_where_it_was(run, gallery, tmp_path, monkeyp
   assert done.encoded == 12 - calls[0] and len(done.names) == 12
 
 
-def test_a_damaged_cache_is_made_anew_and_another_model_has_its_own(run, earlier, gallery, tmp_path):
+def test_a_damaged_cache_is_made_anew_and_another_model_has_its_own(
+  run, earlier, gallery, tmp_path
+):
   from xmr import inspect
 
   whole = galleries.encode_folder(run, gallery, cache_dir=tmp_path, progress=False)
   (path,) = tmp_path.glob("galleries/*/*.npz")
   path.write_bytes(path.read_bytes()[:300])
   assert galleries.encode_folder(run, gallery, cache_dir=tmp_path, progress=False).encoded == 12
-  other = galleries.encode_folder(inspect.load(earlier), gallery, cache_dir=tmp_path, progress=False)
+  other = galleries.encode_folder(
+    inspect.load(earlier), gallery, cache_dir=tmp_path, progress=False
+  )
   assert other.encoded == 12 and np.abs(other.embeddings - whole.embeddings).max() > 1e-3
 
 
@@ -101,7 +114,11 @@ def test_the_page_shows_thumbnails_and_escapes_names(flags, gallery, tmp_path, c
   finally:
     next(gallery.glob("<script>*")).unlink()
   html = (tmp_path / "page.html").read_text()
-  assert html.count("data:image/webp;base64,") == 13 and "<script>" not in html and "&lt;script&gt;alert" in html
+  assert (
+    html.count("data:image/webp;base64,") == 13
+    and "<script>" not in html
+    and "&lt;script&gt;alert" in html
+  )
   assert "1 unreadable pictures were skipped" in html
 
 
@@ -135,7 +152,9 @@ def test_100_000_pictures_answer_in_50_milliseconds():
 def test_faiss_finds_the_same_where_it_is_installed():
   pytest.importorskip("faiss")
   items = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
-  exact, graph = (galleries.Index(items, backend=backend).search(items[3], 5) for backend in ("exact", "faiss"))
+  exact, graph = (
+    galleries.Index(items, backend=backend).search(items[3], 5) for backend in ("exact", "faiss")
+  )
   np.testing.assert_array_equal(exact[1], graph[1])
   np.testing.assert_allclose(exact[0], graph[0], atol=1e-5)
 
@@ -157,7 +176,12 @@ def test_a_mistake_ends_with_one_line(arguments, expected, capsys):
   with pytest.raises(SystemExit) as stopped:
     ask(*arguments)
   error = capsys.readouterr().err.strip()
-  assert stopped.value.code == 2 and error.startswith("xmr: error: ") and expected in error and "\n" not in error
+  assert (
+    stopped.value.code == 2
+    and error.startswith("xmr: error: ")
+    and expected in error
+    and "\n" not in error
+  )
 
 
 def test_a_run_without_checkpoints_ends_every_command_with_one_line(tmp_path, capsys):
@@ -177,7 +201,10 @@ def test_mistakes_that_need_the_run_end_with_one_line(flags, gallery, tmp_path, 
     ([*flags, "zebra unicorn"], "all words are unknown to the run (zebra, unicorn)"),
     ([*flags, f"--image={tmp_path / 'none.png'}"], "cannot read image"),
     ([*flags, f"--gallery={tmp_path / 'none'}", "a circle"], "is not a folder"),
-    ([*flags, f"--gallery={tmp_path / 'empty'}", "a circle"], "has no pictures; expected files that end in .jpg"),
+    (
+      [*flags, f"--gallery={tmp_path / 'empty'}", "a circle"],
+      "has no pictures; expected files that end in .jpg",
+    ),
     ([*flags, f"--gallery={tmp_path / 'bad'}", "a circle"], "none of the 1 pictures"),
     ([*flags, "--index=annoy", "a circle"], "--index is 'annoy'; expected exact or faiss"),
   ):
@@ -190,7 +217,10 @@ def test_mistakes_that_need_the_run_end_with_one_line(flags, gallery, tmp_path, 
 
 
 def test_help_imports_no_jax(command):
-  code = "import sys; from xmr import search; search.parser().format_help(); assert 'jax' not in sys.modules"
+  code = (
+    "import sys; from xmr import search; search.parser().format_help(); assert 'jax' not in "
+    "sys.modules"
+  )
   command("-c", code)
 
 

@@ -30,7 +30,9 @@ def vocabulary(monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_vocabulary_of_every_protocol_is_read_without_its_class(vocabulary, protocol, tmp_path, monkeypatch):
+def test_vocabulary_of_every_protocol_is_read_without_its_class(
+  vocabulary, protocol, tmp_path, monkeypatch
+):
   (tmp_path / "vocab.pkl").write_bytes(pickle.dumps(vocabulary, protocol))
   monkeypatch.delitem(sys.modules, "vocab")
   assert vsepp.read_vocabulary(tmp_path / "vocab.pkl") == WORDS
@@ -47,11 +49,18 @@ def test_vocabulary_of_python_2_is_read(tmp_path):
   assert vsepp.read_vocabulary(tmp_path / "vocab.pkl") == ["<pad>", "a"]
 
 
-@pytest.mark.parametrize("content", [
-  {"word2idx": {w: i for i, w in enumerate(WORDS)}, "idx2word": {str(i): w for i, w in enumerate(WORDS)}, "idx": 8},
-  {w: i for i, w in enumerate(WORDS)},
-  {"words": WORDS},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "content",
+  [
+    {
+      "word2idx": {w: i for i, w in enumerate(WORDS)},
+      "idx2word": {str(i): w for i, w in enumerate(WORDS)},
+      "idx": 8,
+    },
+    {w: i for i, w in enumerate(WORDS)},
+    {"words": WORDS},
+  ],
+)
 def test_vocabulary_of_json_is_read(content, tmp_path):
   (tmp_path / "vocab.json").write_text(json.dumps(content))
   assert vsepp.read_vocabulary(tmp_path / "vocab.json") == WORDS
@@ -76,13 +85,16 @@ def hostile(path):
   yield b"\x80\x02cvocab\nVocabulary\nX\x01\x00\x00\x00a\x85\x81."  # a class made with an argument
   yield b"\x80\x02cos\nsystem\n)\x81}b."  # another class
   yield b"(S'touch x'\nios\nsystem\n."  # the INST instruction
-  yield b"\x80\x02cvocab\nVocabulary\n)\x81cos\nsystem\n}\x86b."  # attributes that are no dictionary
+  # attributes that are no dictionary
+  yield b"\x80\x02cvocab\nVocabulary\n)\x81cos\nsystem\n}\x86b."
   yield b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01xQ."  # a persistent id
 
 
 def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path):
   for number, data in enumerate(hostile(tmp_path / "executed")):
-    with pytest.raises(UserError, match="vocab.pkl: no pickle of plain data .*; nothing was executed") as error:
+    with pytest.raises(
+      UserError, match="vocab.pkl: no pickle of plain data .*; nothing was executed"
+    ) as error:
       safe_pickle.read(data, classes=("Vocabulary",), source="vocab.pkl")
     assert "\n" not in str(error.value), number
   assert not (tmp_path / "executed").exists()
@@ -101,10 +113,16 @@ def test_a_cut_or_damaged_pickle_is_refused(vocabulary):
       pass
 
 
-@pytest.mark.parametrize(("content", "words"), [
-  ("{", "not a JSON file"), ("[1]", "holds no vocabulary"), ('{"word2idx": {}}', "holds no vocabulary"),
-  ('{"a": 0, "b": 2}', "its 2 words are not numbered 0 to 1"), ("", "no pickle of plain data"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    ("{", "not a JSON file"),
+    ("[1]", "holds no vocabulary"),
+    ('{"word2idx": {}}', "holds no vocabulary"),
+    ('{"a": 0, "b": 2}', "its 2 words are not numbered 0 to 1"),
+    ("", "no pickle of plain data"),
+  ],
+)
 def test_another_file_is_named(content, words, tmp_path):
   (tmp_path / "vocab.json").write_text(content)
   with pytest.raises(UserError, match="vocab.json") as error:

@@ -1,4 +1,6 @@
-"""Backbone weights through a file: back as they were, or one error that names all that does not fit."""
+"""Backbone weights through a file: back as they were, or one error that names all that does not
+fit.
+"""
 
 import functools
 
@@ -23,17 +25,25 @@ INPUTS = {"image": np.zeros((1, 32, 32, 3), np.uint8), "text": np.zeros((1, 5), 
 
 @pytest.fixture
 def model(monkeypatch):
-  monkeypatch.setitem(image_module.BACKBONES, "tiny", functools.partial(ResNet, blocks=(1, 1), bottleneck=True, width=4))
+  monkeypatch.setitem(
+    image_module.BACKBONES,
+    "tiny",
+    functools.partial(ResNet, blocks=(1, 1), bottleneck=True, width=4),
+  )
   return DualEncoder(PretrainedEncoder("tiny", dim=6), Linear(dim=6))
 
 
 def saved(path, model, seed, change=lambda flat: None):
-  """Writes the backbone that `seed` initialises, after `change` on its flat dict, and returns that dict."""
+  """Writes the backbone that `seed` initialises, after `change` on its flat dict, and returns that
+  dict.
+  """
   variables = random_variables(model, INPUTS, seed=seed)
   tree = {kind: tree["image_encoder"]["backbone"] for kind, tree in variables.items()}
   flat = {name: np.asarray(v) for name, v in flax.traverse_util.flatten_dict(tree, sep="/").items()}
   change(flat)
-  weights.save(path, flax.traverse_util.unflatten_dict(flat, sep="/"), {"kind": "tiny", "layers": 2})
+  weights.save(
+    path, flax.traverse_util.unflatten_dict(flat, sep="/"), {"kind": "tiny", "layers": 2}
+  )
   return flat
 
 
@@ -41,7 +51,11 @@ def saved(path, model, seed, change=lambda flat: None):
 def test_only_the_backbone_is_filled_in(tmp_path, model, abstract):
   path = tmp_path / "tiny.safetensors"
   flat = saved(path, model, 7)
-  before = jax.eval_shape(model.init, jax.random.key(0), INPUTS) if abstract else random_variables(model, INPUTS)
+  before = (
+    jax.eval_shape(model.init, jax.random.key(0), INPUTS)
+    if abstract
+    else random_variables(model, INPUTS)
+  )
   after = weights.load_backbone(path, before)
   assert jax.tree.structure(after) == jax.tree.structure(before)
   loaded = {kind: tree["image_encoder"]["backbone"] for kind, tree in after.items()}
@@ -49,7 +63,10 @@ def test_only_the_backbone_is_filled_in(tmp_path, model, abstract):
   assert set(loaded) == set(flat) and "batch_stats/layer1_0/downsample_1/var" in flat
   for name, value in flat.items():
     np.testing.assert_array_equal(loaded[name], value)
-  assert after["params"]["text_encoder"]["projection"]["kernel"] is before["params"]["text_encoder"]["projection"]["kernel"]
+  assert (
+    after["params"]["text_encoder"]["projection"]["kernel"]
+    is before["params"]["text_encoder"]["projection"]["kernel"]
+  )
   if not abstract:
     kept = before["params"]["image_encoder"]["backbone"]["bn1"]["scale"]
     assert (kept != flat["params/bn1/scale"]).all()
@@ -103,6 +120,8 @@ def test_what_is_no_whole_file_is_a_users_mistake(tmp_path, model, damage):
 
 def test_an_encoder_without_backbone_takes_no_weights(tmp_path):
   model = DualEncoder(Linear(dim=6), Linear(dim=6))
-  variables = model.init(jax.random.key(0), {"image": np.zeros((1, 4), np.float32), "text": INPUTS["text"]})
+  variables = model.init(
+    jax.random.key(0), {"image": np.zeros((1, 4), np.float32), "text": INPUTS["text"]}
+  )
   with pytest.raises(UserError, match="the image_encoder has no backbone"):
     weights.load_backbone(tmp_path / "x", variables)

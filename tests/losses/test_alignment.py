@@ -12,9 +12,16 @@ from xmr.losses.alignment import aligned_similarity, trim_tokens
 
 def sequences(seed, batch=5, regions=4, words=6, dim=3):
   generator = np.random.default_rng(seed)
-  image, text = (generator.normal(size=(batch, n, dim)).astype(np.float32) for n in (regions, words))
+  image, text = (
+    generator.normal(size=(batch, n, dim)).astype(np.float32) for n in (regions, words)
+  )
   lengths = generator.integers(1, regions + 1, batch), generator.integers(1, words + 1, batch)
-  return image, text, np.arange(regions) < lengths[0][:, None], np.arange(words) < lengths[1][:, None]
+  return (
+    image,
+    text,
+    np.arange(regions) < lengths[0][:, None],
+    np.arange(words) < lengths[1][:, None],
+  )
 
 
 def cell_table(a, b, a_mask, b_mask, padding):
@@ -22,7 +29,9 @@ def cell_table(a, b, a_mask, b_mask, padding):
   for r in range(len(a)):
     for w in range(len(b)):
       valid = a_mask[r] and b_mask[w]
-      table[r, w] = float(a[r].astype(float) @ b[w]) if valid else {"zero": 0.0, "ignored": np.nan}[padding]
+      table[r, w] = (
+        float(a[r].astype(float) @ b[w]) if valid else {"zero": 0.0, "ignored": np.nan}[padding]
+      )
   return table
 
 
@@ -39,17 +48,25 @@ def both(table):
 def test_similarity_equals_loops(padding):
   image, text, image_mask, text_mask = sequences(0)
   text, text_mask = text[:3], text_mask[:3]
-  found = aligned_similarity(image, text, image_mask=image_mask, text_mask=text_mask, padding=padding)
+  found = aligned_similarity(
+    image, text, image_mask=image_mask, text_mask=text_mask, padding=padding
+  )
   for n in range(5):
     for m in range(3):
       table = cell_table(image[n], text[m], image_mask[n], text_mask[m], padding)
       np.testing.assert_allclose(found[n, m], both(table), rtol=1e-5, atol=1e-5)
 
 
-def loss_by_loops(image, text, image_mask, text_mask, match, margin, weight, diagonal, pair_rule, padding):
+def loss_by_loops(
+  image, text, image_mask, text_mask, match, margin, weight, diagonal, pair_rule, padding
+):
   size = len(image)
   table = lambda a, i, b, j: cell_table(  # noqa: E731
-    a[i], b[j], (image_mask if a is image else text_mask)[i], (image_mask if b is image else text_mask)[j], padding
+    a[i],
+    b[j],
+    (image_mask if a is image else text_mask)[i],
+    (image_mask if b is image else text_mask)[j],
+    padding,
   )
   s = np.array([[both(table(image, i, text, j)) for j in range(size)] for i in range(size)])
   total = 0.0
@@ -76,10 +93,18 @@ def test_loss_equals_loops(diagonal, pair_rule, padding):
   image, text, image_mask, text_mask = sequences(1)
   match = np.eye(5, dtype=bool)
   match[0, 3] = match[3, 0] = True
-  options = {"margin": 0.3, "weight": 0.5, "diagonal": diagonal, "pair_rule": pair_rule, "padding": padding}
+  options = {
+    "margin": 0.3,
+    "weight": 0.5,
+    "diagonal": diagonal,
+    "pair_rule": pair_rule,
+    "padding": padding,
+  }
   expected = loss_by_loops(image, text, image_mask, text_mask, match, **options)
   loss, terms = jax.jit(
-    lambda i, t: aligned_full_hard_negative(i, t, image_mask=image_mask, text_mask=text_mask, match=match, **options)
+    lambda i, t: aligned_full_hard_negative(
+      i, t, image_mask=image_mask, text_mask=text_mask, match=match, **options
+    )
   )(image, text)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   assert {"i2t", "t2i", "active"} <= set(terms)
@@ -88,18 +113,26 @@ def test_loss_equals_loops(diagonal, pair_rule, padding):
 def test_gradient_is_the_slope_and_zero_in_padding():
   with jax.enable_x64(True):
     image, text, image_mask, text_mask = sequences(2)
-    loss = jax.jit(lambda i, t: aligned_full_hard_negative(i, t, image_mask=image_mask, text_mask=text_mask)[0])
-    check_grads(loss, (image.astype(float), text.astype(float)), order=1, modes=["rev"], eps=1e-7, rtol=1e-5)
+    loss = jax.jit(
+      lambda i, t: aligned_full_hard_negative(i, t, image_mask=image_mask, text_mask=text_mask)[0]
+    )
+    check_grads(
+      loss, (image.astype(float), text.astype(float)), order=1, modes=["rev"], eps=1e-7, rtol=1e-5
+    )
     gradients = jax.jit(jax.grad(loss, (0, 1)))(image, text)
   assert not np.any(gradients[0][~image_mask]) and not np.any(gradients[1][~text_mask])
 
 
 def test_an_unmasked_diagonal_costs_a_constant_margin():
   tokens = 2 * np.eye(3, dtype=np.float32)[:, None]
-  loss, terms = aligned_full_hard_negative(tokens, tokens, diagonal="released", weight=0.0, margin=0.2)
+  loss, terms = aligned_full_hard_negative(
+    tokens, tokens, diagonal="released", weight=0.0, margin=0.2
+  )
   np.testing.assert_allclose(loss, 2 * 3 * 0.2, rtol=1e-5)
   assert aligned_full_hard_negative(tokens, tokens, weight=0.0, margin=0.2)[0] == 0
-  released = jax.jit(lambda x: aligned_full_hard_negative(x, tokens, diagonal="released", weight=0.0)[0])
+  released = jax.jit(
+    lambda x: aligned_full_hard_negative(x, tokens, diagonal="released", weight=0.0)[0]
+  )
   gradient = jax.grad(released)(tokens)
   np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
@@ -109,7 +142,11 @@ def test_one_pair_and_empty_sequences_have_finite_gradients():
   assert aligned_full_hard_negative(image[:1], text[:1])[0] == 0
   for padding in ("zero", "ignored"):
     gradient = jax.jit(
-      jax.grad(lambda i: aligned_full_hard_negative(i, text, image_mask=image_mask & False, padding=padding)[0])  # noqa: B023
+      jax.grad(
+        lambda i, padding=padding: aligned_full_hard_negative(
+          i, text, image_mask=image_mask & False, padding=padding
+        )[0]
+      )
     )(image)
     assert np.isfinite(gradient).all()
 
@@ -119,7 +156,9 @@ def test_trim_drops_special_tokens():
   kept, mask = trim_tokens(tokens, np.array([6, 4]), first=1, last=2)
   np.testing.assert_array_equal(kept[:, :, 0], [[1, 2, 3], [7, 8, 9]])
   np.testing.assert_array_equal(mask, [[True, True, True], [True, False, False]])
-  with pytest.raises(ValueError, match=r"tokens has shape \(2, 6, 1\); expected more than 6 tokens to drop"):
+  with pytest.raises(
+    ValueError, match=r"tokens has shape \(2, 6, 1\); expected more than 6 tokens to drop"
+  ):
     trim_tokens(tokens, np.array([6, 4]), first=3, last=3)
 
 
@@ -134,7 +173,9 @@ def test_bfloat16_is_computed_in_float32():
 
 def test_errors_name_what_was_found():
   image, text, image_mask, text_mask = sequences(5)
-  with pytest.raises(ValueError, match=r"text_mask has shape \(5, 4\); expected \(5, 6\) as text has tokens"):
+  with pytest.raises(
+    ValueError, match=r"text_mask has shape \(5, 4\); expected \(5, 6\) as text has tokens"
+  ):
     aligned_similarity(image, text, text_mask=image_mask)
   with pytest.raises(ValueError, match=r"image has shape \(5, 3\); expected \[B, tokens, D\]"):
     aligned_similarity(image[:, 0], text)

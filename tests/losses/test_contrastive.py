@@ -25,7 +25,9 @@ def loss_by_loops(name, image, text, match, temperature, bias):
   for n in range(batch):
     negatives = [m for m in range(batch) if m != n and not match[n][m]]
     if name == "sigmoid":
-      total += np.log1p(np.exp(-logits[n, n])) + sum(np.log1p(np.exp(logits[n, m])) for m in negatives)
+      total += np.log1p(np.exp(-logits[n, n])) + sum(
+        np.log1p(np.exp(logits[n, m])) for m in negatives
+      )
     else:
       for row in (logits[n], logits[:, n]):
         total += np.log(np.exp(row[n]) + sum(np.exp(row[m]) for m in negatives)) / 2 - row[n] / 2
@@ -64,7 +66,9 @@ def test_degenerate_batches_have_finite_gradients(name, batch):
     image, text = 0 * image, 0 * text
   if batch == "identical":
     image = text = np.ones_like(image)
-  value_and_grad = jax.value_and_grad(lambda i, t: LOSSES[name](i, t, match=match, temperature=0.01)[0], (0, 1))
+  value_and_grad = jax.value_and_grad(
+    lambda i, t: LOSSES[name](i, t, match=match, temperature=0.01)[0], (0, 1)
+  )
   loss, gradients = jax.jit(value_and_grad)(image, text)
   assert np.isfinite(loss) and all(np.isfinite(g).all() for g in gradients)
   if name == "info_nce" and batch in ("one", "all match"):
@@ -82,8 +86,12 @@ def test_same_under_jit_on_eight_devices_and_in_bfloat16(name):
   rows = NamedSharding(mesh, PartitionSpec("data"))
   for arguments in ((image, text), jax.device_put((image, text), rows)):
     found = jax.jit(value_and_grad)(*arguments)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected
+    )
   half = [jnp.asarray(x, jnp.bfloat16) for x in (image, text)]
   loss, _ = LOSSES[name](*half)
   assert loss.dtype == jnp.float32
-  np.testing.assert_allclose(loss, LOSSES[name](*(np.asarray(x, np.float32) for x in half))[0], rtol=1e-6)
+  np.testing.assert_allclose(
+    loss, LOSSES[name](*(np.asarray(x, np.float32) for x in half))[0], rtol=1e-6
+  )

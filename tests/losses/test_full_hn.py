@@ -1,4 +1,6 @@
-"""HN, M-HN and Full-HN: the released code, loops over triplets, pair rules, the counted constraints."""
+"""HN, M-HN and Full-HN: the released code, loops over triplets, pair rules, the counted
+constraints.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,9 @@ def unit_rows(seed, batch=11, dim=4):
 
 
 @pytest.mark.parametrize("file", ["spread", "collapsed"])
-@pytest.mark.parametrize("case", ["HN_0.4_0.0", "M_HN_0.4_0.4", "F_HN_0.4_0.4", "F_HN_0.2_0.6", "F_HN_0.2_0.001"])
+@pytest.mark.parametrize(
+  "case", ["HN_0.4_0.0", "M_HN_0.4_0.4", "F_HN_0.4_0.4", "F_HN_0.2_0.6", "F_HN_0.2_0.001"]
+)
 def test_equals_the_released_code(golden, file, case):
   stored = golden(f"full_hard_negative_{file}")
   name, margin, intra_margin = case.rsplit("_", 2)
@@ -30,7 +34,9 @@ def test_equals_the_released_code(golden, file, case):
       *arrays, same_pair=stored["same_pair"], margin=float(margin), intra_margin=float(intra_margin)
     )[0]
 
-  value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(*(stored[key] for key in NAMES))
+  value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(
+    *(stored[key] for key in NAMES)
+  )
   np.testing.assert_allclose(value, stored[case], rtol=1e-5)
   for key, gradient in zip(NAMES, gradients, strict=True):
     expected = stored[f"{case}_grad_{key}"]
@@ -50,8 +56,12 @@ def test_terms_equal_loops_over_triplets(pair_rule):
   for k in range(size):
     i, c, i_n, c_n = (x[k].astype(float) for x in arrays)
     p = i @ c
-    parts = {"i2t": a - p + i @ c_n, "t2i": a - p + i_n @ c, "image_constraint": b - p + i_n @ i,
-             "text_constraint": b - p + c_n @ c}  # fmt: skip
+    parts = {
+      "i2t": a - p + i @ c_n,
+      "t2i": a - p + i_n @ c,
+      "image_constraint": b - p + i_n @ i,
+      "text_constraint": b - p + c_n @ c,
+    }
     for key, value in parts.items():
       expected[key] += max(0, value) / size
     expected["active"] += (float(parts["i2t"] > 0) + float(parts["t2i"] > 0)) / 2 / size
@@ -76,9 +86,9 @@ def test_terms_equal_loops_over_triplets(pair_rule):
 def test_intra_modal_similarity_of_the_negative_is_pushed_down():
   arrays = unit_rows(1)
   same = np.zeros(11, bool)
-  gradient = jax.grad(lambda x: full_hard_negative(*arrays[:2], x, arrays[3], same_pair=same, intra_margin=9.0)[0])(
-    arrays[2]
-  )
+  gradient = jax.grad(
+    lambda x: full_hard_negative(*arrays[:2], x, arrays[3], same_pair=same, intra_margin=9.0)[0]
+  )(arrays[2])
   moved = arrays[2] - 1e-2 * gradient
   assert np.all(np.sum(moved * arrays[0], 1) < np.sum(arrays[2] * arrays[0], 1))
 
@@ -98,9 +108,13 @@ def test_bfloat16_identical_and_single_triplets():
 
 def test_errors_name_what_was_found():
   arrays = unit_rows(3)
-  with pytest.raises(ValueError, match=r"image_negative has shape \(5, 4\); expected \(11, 4\) as image has"):
+  with pytest.raises(
+    ValueError, match=r"image_negative has shape \(5, 4\); expected \(11, 4\) as image has"
+  ):
     hard_negative(*arrays[:2], arrays[2][:5], arrays[3])
   with pytest.raises(ValueError, match=r"same_pair has shape \(11, 1\); expected \(11,\)"):
     full_hard_negative(*arrays, same_pair=np.ones((11, 1)))
-  with pytest.raises(ValueError, match="pair_rule is 'all'; expected one of same, different, released"):
+  with pytest.raises(
+    ValueError, match="pair_rule is 'all'; expected one of same, different, released"
+  ):
     full_hard_negative(*arrays, same_pair=np.ones(11), pair_rule="all")

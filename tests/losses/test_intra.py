@@ -1,4 +1,6 @@
-"""The intra-modal constraint: released code, loops, direction of its pull, exact thresholds, memory."""
+"""The intra-modal constraint: released code, loops, direction of its pull, exact thresholds,
+memory.
+"""
 
 import itertools
 
@@ -62,7 +64,9 @@ def test_equals_loops(distance, form, batch):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equals_the_released_code(golden, distance, file):
   stored = golden(f"imc_losses_{file}")
-  value, gradient = jax.jit(jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance)))(stored["image"])
+  value, gradient = jax.jit(
+    jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance))
+  )(stored["image"])
   np.testing.assert_allclose(value, stored[f"intra_{distance}"], rtol=1e-5)
   expected = stored[f"intra_{distance}_grad_image"]
   np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-4 * abs(expected).max())
@@ -74,9 +78,15 @@ def test_gradient_is_the_slope_with_the_band_held(distance, form):
   with jax.enable_x64(True):
     lower, upper = BOUNDS[distance] if form == "paper" else (0.05, 0.5)
     check_grads(
-      jax.jit(lambda x: intra_modal_constraint(x, distance=distance, lower=lower, upper=upper, form=form)),
-      (unit_rows(1).astype(np.float64),), order=1, modes=["rev"], rtol=1e-5, eps=1e-7,
-    )  # fmt: skip
+      jax.jit(
+        lambda x: intra_modal_constraint(x, distance=distance, lower=lower, upper=upper, form=form)
+      ),
+      (unit_rows(1).astype(np.float64),),
+      order=1,
+      modes=["rev"],
+      rtol=1e-5,
+      eps=1e-7,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -84,7 +94,9 @@ def test_gradient_is_the_slope_with_the_band_held(distance, form):
 def test_direction_pulls_but_the_released_cosine_pushes(distance, form):
   x = unit_rows(2, batch=24)
   lower, upper = BOUNDS[distance] if form == "paper" else (0.05, 0.5)
-  gradient = jax.grad(lambda x: intra_modal_constraint(x, distance=distance, lower=lower, upper=upper, form=form))(x)
+  gradient = jax.grad(
+    lambda x: intra_modal_constraint(x, distance=distance, lower=lower, upper=upper, form=form)
+  )(x)
   before = np.array([[distance_by_loops(a, b, distance) for b in x] for a in x])
   moved = x - 1e-3 * gradient / np.linalg.norm(gradient)
   after = np.array([[distance_by_loops(a, b, distance) for b in moved] for a in np.asarray(moved)])
@@ -104,12 +116,17 @@ def test_direction_pulls_but_the_released_cosine_pushes(distance, form):
 
 @pytest.mark.parametrize("distance", ["l1", "l2", "msd"])
 def test_entries_equal_to_a_threshold_are_outside(distance):
-  # Row 0 alone has both thresholds among its own entries; a threshold rounded differently would let them in.
-  value_and_grad = jax.jit(jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance)))
+  # Row 0 alone has both thresholds among its own entries; a threshold rounded differently would let
+  # them in.
+  value_and_grad = jax.jit(
+    jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance))
+  )
   for seed in range(20):
     x = unit_rows(seed, batch=20, dim=33)
     value, gradient = value_and_grad(x)
-    np.testing.assert_allclose(value, constraint_by_loops(x, distance, 0.05, 0.5, "released"), rtol=1e-5)
+    np.testing.assert_allclose(
+      value, constraint_by_loops(x, distance, 0.05, 0.5, "released"), rtol=1e-5
+    )
     assert np.isfinite(gradient).all()
 
 
@@ -126,14 +143,18 @@ def test_degenerate_batches_have_finite_gradients(distance, form, batch):
     x = x[np.arange(20) // 5]
   if batch == "nearly identical":
     x = x[:1] + 1e-6 * x
-  value_and_grad = jax.jit(jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance, form=form)))
+  value_and_grad = jax.jit(
+    jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance, form=form))
+  )
   value, gradient = value_and_grad(x)
   assert np.isfinite(value) and np.isfinite(gradient).all()
   if batch in ("one", "identical", "zeros") and not (distance == "cosine" and form == "released"):
     assert value == 0 and not np.any(gradient)
   if batch == "duplicates" and distance != "cosine":
     lower, upper = 0.05, 0.5
-    np.testing.assert_allclose(value, constraint_by_loops(x, distance, lower, upper, form), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+      value, constraint_by_loops(x, distance, lower, upper, form), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("distance", ["l1", "l2", "msd"])
@@ -149,13 +170,17 @@ def test_gradient_of_equal_rows_is_equal(distance):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_same_under_jit_on_eight_devices_and_in_bfloat16(distance, form):
   x = unit_rows(5, batch=32, dim=24)
-  value_and_grad = jax.value_and_grad(lambda x: intra_modal_constraint(x, distance=distance, form=form))
+  value_and_grad = jax.value_and_grad(
+    lambda x: intra_modal_constraint(x, distance=distance, form=form)
+  )
   expected = value_and_grad(x)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
   for argument in (x, sharded):
     found = jax.jit(value_and_grad)(argument)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected
+    )
   half = jnp.asarray(x, jnp.bfloat16)
   value = intra_modal_constraint(half, distance=distance, form=form)
   assert value.dtype == jnp.float32
@@ -165,7 +190,11 @@ def test_same_under_jit_on_eight_devices_and_in_bfloat16(distance, form):
 
 def test_l1_needs_no_array_of_all_pairs_and_features():
   x = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
-  compiled = jax.jit(jax.value_and_grad(lambda x: intra_modal_constraint(x, distance="l1"))).lower(x).compile()
+  compiled = (
+    jax.jit(jax.value_and_grad(lambda x: intra_modal_constraint(x, distance="l1")))
+    .lower(x)
+    .compile()
+  )
   assert compiled.memory_analysis().temp_size_in_bytes <= 48e6
 
 
@@ -224,7 +253,9 @@ def test_the_tiles_of_one_device_change_nothing(monkeypatch, distance, form, bat
 def test_one_distance_matrix_is_alive_at_a_time(monkeypatch, distance):
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   x = jax.ShapeDtypeStruct((1024, 512), np.float32)
-  step = jax.jit(jax.value_and_grad(lambda image, text: imc(image, text, distance=distance)[0], argnums=(0, 1)))
+  step = jax.jit(
+    jax.value_and_grad(lambda image, text: imc(image, text, distance=distance)[0], argnums=(0, 1))
+  )
   memory = step.lower(x, x).compile().memory_analysis()
   # Scores or distances [B, B], two gradients and a copy [B, D].
   assert memory.temp_size_in_bytes < 4 * (1.5 * 1024**2 + 3 * 1024 * 512)

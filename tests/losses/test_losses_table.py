@@ -16,12 +16,16 @@ def test_get_binds_parameters_and_drops_none():
 
 
 def test_unknown_name_lists_the_known_ones():
-  with pytest.raises(UserError, match=f"loss.name is 'mh'; expected one of {', '.join(sorted(losses.LOSSES))}"):
+  with pytest.raises(
+    UserError, match=f"loss.name is 'mh'; expected one of {', '.join(sorted(losses.LOSSES))}"
+  ):
     losses.get("mh")
 
 
 def test_unknown_parameter_lists_the_losss_own():
-  with pytest.raises(UserError, match="loss info_nce has no parameter margin; expected some of temperature, bias"):
+  with pytest.raises(
+    UserError, match="loss info_nce has no parameter margin; expected some of temperature, bias"
+  ):
     losses.get("info_nce", margin=0.2)
   with pytest.raises(UserError, match="no parameter match"):
     losses.get("imc", match=True)

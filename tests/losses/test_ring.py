@@ -1,4 +1,6 @@
-"""The ring forms equal the plain losses in value, terms and gradient on eight devices, and hold no [B, B]."""
+"""The ring forms equal the plain losses in value, terms and gradient on eight devices, and hold no
+[B, B].
+"""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,10 @@ def ring_form(name, **parameters):
 
   rows = PartitionSpec("data")
   return jax.shard_map(
-    local, mesh=mesh(), in_specs=(rows, rows, rows, PartitionSpec()), out_specs=(PartitionSpec(), PartitionSpec())
+    local,
+    mesh=mesh(),
+    in_specs=(rows, rows, rows, PartitionSpec()),
+    out_specs=(PartitionSpec(), PartitionSpec()),
   )
 
 
@@ -45,7 +50,11 @@ def batch(seed, size=48, dim=20):
   image = 0.2 + generator.normal(size=(size, dim))
   text = image + generator.normal(size=(size, dim))
   image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
-  return image.astype(np.float32), text.astype(np.float32), generator.integers(0, size // 2, size).astype(np.int32)
+  return (
+    image.astype(np.float32),
+    text.astype(np.float32),
+    generator.integers(0, size // 2, size).astype(np.int32),
+  )
 
 
 def assert_equal(found, expected):
@@ -63,7 +72,9 @@ def test_equals_the_plain_loss_and_gradient_on_eight_devices(case):
     match = image_id[:, None] == image_id[None, :]
     return losses.LOSSES[name](image, text, match=match, **parameters, **scalars)
 
-  expected = jax.jit(jax.value_and_grad(plain, (0, 1, 3), has_aux=True))(image, text, image_id, scalars)
+  expected = jax.jit(jax.value_and_grad(plain, (0, 1, 3), has_aux=True))(
+    image, text, image_id, scalars
+  )
   found = jax.jit(jax.value_and_grad(ring_form(name, **parameters), (0, 1, 3), has_aux=True))(
     image, text, image_id, scalars
   )
@@ -77,20 +88,29 @@ def test_equals_the_plain_loss_and_gradient_on_eight_devices(case):
 def test_degenerate_batches_equal_the_plain_loss(name, kind):
   image, text, image_id = batch(1, size=16)
   if kind == "identical":
-    image, text, image_id = np.full_like(image, 0.25), np.full_like(text, 0.25), np.arange(16, dtype=np.int32)
+    image, text, image_id = (
+      np.full_like(image, 0.25),
+      np.full_like(text, 0.25),
+      np.arange(16, dtype=np.int32),
+    )
   if kind == "one image":
     image_id = np.zeros(16, np.int32)
   if kind == "duplicates":
     image, image_id = image[np.arange(16) // 2], np.arange(16, dtype=np.int32) // 2
 
-  # A power of two, so that equal scores stay equal: which of them is larger would be rounding's choice.
+  # A power of two, so that equal scores stay equal: which of them is larger would be rounding's
+  # choice.
   parameters = {"temperature": 0.5} if name in ("info_nce", "sigmoid") else {}
 
   def plain(image, text, image_id, scalars):
-    return losses.LOSSES[name](image, text, match=image_id[:, None] == image_id[None, :], **parameters)
+    return losses.LOSSES[name](
+      image, text, match=image_id[:, None] == image_id[None, :], **parameters
+    )
 
   expected = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))(image, text, image_id, {})
-  found = jax.jit(jax.value_and_grad(ring_form(name, **parameters), (0, 1), has_aux=True))(image, text, image_id, {})
+  found = jax.jit(jax.value_and_grad(ring_form(name, **parameters), (0, 1), has_aux=True))(
+    image, text, image_id, {}
+  )
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
   assert_equal(found, expected)
 
@@ -108,5 +128,7 @@ def test_memory_is_that_of_one_block(name):
 
 def test_errors_name_what_was_found():
   image, text, image_id = batch(2, size=16)
-  with pytest.raises(ValueError, match=r"image_id has shape \(2, 1\); expected \(2,\) for 2 images"):
+  with pytest.raises(
+    ValueError, match=r"image_id has shape \(2, 1\); expected \(2,\) for 2 images"
+  ):
     ring_form("max_of_hinges")(image, text, image_id[:, None], {})

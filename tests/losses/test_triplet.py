@@ -20,7 +20,9 @@ def unit_rows(seed, batch=9, dim=7):
 
 def pair_score(image, text, kind):
   if kind == "order":
-    return -np.sqrt(sum(max(0.0, float(t) - float(v)) ** 2 for v, t in zip(image, text, strict=True)))
+    return -np.sqrt(
+      sum(max(0.0, float(t) - float(v)) ** 2 for v, t in zip(image, text, strict=True))
+    )
   dot = sum(float(v) * float(t) for v, t in zip(image, text, strict=True))
   return dot / np.linalg.norm(image) / np.linalg.norm(text) if kind == "cosine" else dot
 
@@ -61,7 +63,9 @@ def test_equals_triple_loops(name, kind):
 @pytest.mark.parametrize("name", LOSSES)
 def test_equals_the_released_code(golden, name, file):
   stored = golden(f"imc_losses_{file}")
-  value_and_grad = jax.jit(jax.value_and_grad(lambda i, t: LOSSES[name](i, t, margin=0.2)[0], (0, 1)))
+  value_and_grad = jax.jit(
+    jax.value_and_grad(lambda i, t: LOSSES[name](i, t, margin=0.2)[0], (0, 1))
+  )
   value, gradients = value_and_grad(stored["image"], stored["text"])
   np.testing.assert_allclose(value, stored[name], rtol=1e-5)
   for side, gradient in zip(("image", "text"), gradients, strict=True):
@@ -132,7 +136,9 @@ def test_degenerate_batches_have_finite_gradients(name, kind, batch):
     image, text = 0 * image, 0 * text
   if batch == "identical":
     image = text = np.ones_like(image)
-  value_and_grad = jax.value_and_grad(lambda i, t: LOSSES[name](i, t, match=match, kind=kind), (0, 1), has_aux=True)
+  value_and_grad = jax.value_and_grad(
+    lambda i, t: LOSSES[name](i, t, match=match, kind=kind), (0, 1), has_aux=True
+  )
   (loss, terms), gradients = jax.jit(value_and_grad)(image, text)
   assert np.isfinite(loss) and all(np.isfinite(g).all() for g in gradients)
   if batch in ("one", "all match"):
@@ -154,13 +160,17 @@ def test_same_under_jit_and_on_eight_devices(name):
   image, text = unit_rows(6, batch=32, dim=24)
   ids = np.arange(32) // 2
   match = ids[:, None] == ids[None, :]
-  value_and_grad = jax.value_and_grad(lambda i, t, m: LOSSES[name](i, t, match=m), (0, 1), has_aux=True)
+  value_and_grad = jax.value_and_grad(
+    lambda i, t, m: LOSSES[name](i, t, match=m), (0, 1), has_aux=True
+  )
   expected = value_and_grad(image, text, match)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   rows = NamedSharding(mesh, PartitionSpec("data"))
   for arguments in ((image, text, match), jax.device_put((image, text, match), rows)):
     found = jax.jit(value_and_grad)(*arguments)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected
+    )
 
 
 @pytest.mark.parametrize("loss", [sum_of_hinges, max_of_hinges])
@@ -179,7 +189,9 @@ def test_the_tiles_of_one_device_change_nothing(monkeypatch, loss, batch):
   whole = value_and_gradient()
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   monkeypatch.setattr(tiles, "ROWS", 16)
-  for found, expected in zip(jax.tree.leaves(value_and_gradient()), jax.tree.leaves(whole), strict=True):
+  for found, expected in zip(
+    jax.tree.leaves(value_and_gradient()), jax.tree.leaves(whole), strict=True
+  ):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

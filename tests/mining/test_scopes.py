@@ -23,14 +23,22 @@ def make_split(seed=0, images=N, width=(12, 8), dtype=np.float32):
   rng = np.random.default_rng(seed)
   count = np.resize([3, 1, 2], images)
   owner = np.repeat(np.arange(images), count)
-  features = [rng.normal(size=(n, w)).astype(dtype) for n, w in zip((images, len(owner)), width, strict=True)]
+  features = [
+    rng.normal(size=(n, w)).astype(dtype) for n, w in zip((images, len(owner)), width, strict=True)
+  ]
   texts = [" ".join(rng.choice(WORDS, 6)) for _ in owner]
   # Ids in no order: rows are what counts.
   numbers = [rng.permutation(n * 3)[:n].astype(np.int32) for n in (images, len(owner))]
   return Split(
-    "train", *numbers, owner.astype(np.int32), [f"{i}.jpg" for i in range(images)], texts, [t.split() for t in texts],
-    image_features=features[0], text_features=features[1],
-  )  # fmt: skip
+    "train",
+    *numbers,
+    owner.astype(np.int32),
+    [f"{i}.jpg" for i in range(images)],
+    texts,
+    [t.split() for t in texts],
+    image_features=features[0],
+    text_features=features[1],
+  )
 
 
 def make_config(**changes):
@@ -48,23 +56,41 @@ def make_config(**changes):
 
 def make_experiment(split, config, devices=1, loss=None):
   model = models.build(config.model)
-  example = {side: jnp.asarray(getattr(split, f"{side}_features")[:2], jnp.float32) for side in ("image", "text")}
+  example = {
+    side: jnp.asarray(getattr(split, f"{side}_features")[:2], jnp.float32)
+    for side in ("image", "text")
+  }
   variables = jax.device_get(model.init(jax.random.key(1), example))
   mesh = parallel.mesh(jax.devices()[:devices])
-  transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=5, total_steps=20)
+  transform, _ = optim.make(
+    config.optimizer, variables["params"], steps_per_epoch=5, total_steps=20
+  )
   return types.SimpleNamespace(
-    config=config, splits={"train": split}, mesh=mesh, model=model, vocabulary=None, length=None, variables=variables,
-    transform=transform, loss=losses.get(loss or config.loss.name),
-  )  # fmt: skip
+    config=config,
+    splits={"train": split},
+    mesh=mesh,
+    model=model,
+    vocabulary=None,
+    length=None,
+    variables=variables,
+    transform=transform,
+    loss=losses.get(loss or config.loss.name),
+  )
 
 
 def make_batch(split, seed=0):
   text = np.random.default_rng(seed).choice(len(split.text_id), B, replace=False)
   image = split.image_of_text[text]
-  return {
-    "image": np.asarray(split.image_features[image], np.float32), "text": np.asarray(split.text_features[text], np.float32),
-    "image_id": split.image_id[image], "text_id": split.text_id[text],
-  }, image, text  # fmt: skip
+  return (
+    {
+      "image": np.asarray(split.image_features[image], np.float32),
+      "text": np.asarray(split.text_features[text], np.float32),
+      "image_id": split.image_id[image],
+      "text_id": split.text_id[text],
+    },
+    image,
+    text,
+  )
 
 
 def embed(e, split):
@@ -81,10 +107,16 @@ def mine(e, batch, step=0, bank=None):
   @jax.jit
   def run(variables, batch, pool, bank, step):
     image, text = e.model.apply(variables, batch)
-    tensors = {"image": image, "text": text, "match": batch["image_id"][:, None] == batch["image_id"][None, :]}
+    tensors = {
+      "image": image,
+      "text": text,
+      "match": batch["image_id"][:, None] == batch["image_id"][None, :],
+    }
     return miner(variables, batch, tensors, pool, bank, step=step, key=jax.random.key(3))
 
-  return jax.device_get(run(variables, batch, pool, fresh if bank is None else bank, jnp.asarray(step)))
+  return jax.device_get(
+    run(variables, batch, pool, fresh if bank is None else bank, jnp.asarray(step))
+  )
 
 
 def brute_force(embeddings, split, image, text, *, rank=0, skip=None, semi_hard=False):
@@ -99,7 +131,9 @@ def brute_force(embeddings, split, image, text, *, rank=0, skip=None, semi_hard=
       candidates[owners == image[k]] = -np.inf
       if skip is not None:
         relevance = rouge_l(split.texts, split.image_of_text)
-        candidates[(relevance[text[k]] if side == "image" else relevance[:, image[k]]) > skip] = -np.inf
+        candidates[
+          (relevance[text[k]] if side == "image" else relevance[:, image[k]]) > skip
+        ] = -np.inf
       if semi_hard:
         candidates[candidates >= scores[image[k], text[k]]] = -np.inf
       order, left = np.argsort(-candidates, kind="stable"), np.count_nonzero(candidates > -np.inf)
@@ -118,12 +152,25 @@ def assert_mined(found, embeddings, split, rows):
 @pytest.mark.parametrize(
   "change, devices",
   [
-    ({}, 1), ({}, 8), ({"mining__rank": 3}, 8), ({"mining__semi_hard": True}, 1), ({"mining__skip_relevance": 0.4}, 8),
-    ({"mining__skip_relevance": 0.4, "mining__rank": 2, "mining__semi_hard": True, "mining__block": 1000}, 1),
-    ({"model__dim": 6}, 8), ({"mining__scope": "bank", "mining__skip_relevance": 0.4}, 8),
+    ({}, 1),
+    ({}, 8),
+    ({"mining__rank": 3}, 8),
+    ({"mining__semi_hard": True}, 1),
+    ({"mining__skip_relevance": 0.4}, 8),
+    (
+      {
+        "mining__skip_relevance": 0.4,
+        "mining__rank": 2,
+        "mining__semi_hard": True,
+        "mining__block": 1000,
+      },
+      1,
+    ),
+    ({"model__dim": 6}, 8),
+    ({"mining__scope": "bank", "mining__skip_relevance": 0.4}, 8),
   ],
   ids=str,
-)  # fmt: skip
+)
 def test_the_whole_set_is_mined_as_by_brute_force(change, devices, tmp_path):
   split = make_split()
   config = make_config(**{"mining__scope": "train", **change})
@@ -132,10 +179,20 @@ def test_the_whole_set_is_mined_as_by_brute_force(change, devices, tmp_path):
   batch, image, text = make_batch(split)
   embeddings = embed(e, split)
   m = config.mining
-  rows = brute_force(embeddings, split, image, text, rank=m.rank, skip=m.skip_relevance or None, semi_hard=m.semi_hard)
+  rows = brute_force(
+    embeddings,
+    split,
+    image,
+    text,
+    rank=m.rank,
+    skip=m.skip_relevance or None,
+    semi_hard=m.semi_hard,
+  )
   assert_mined(mine(e, batch)[0], embeddings, split, rows)
   if config.mining.skip_relevance:
-    assert not np.array_equal(rows[1], brute_force(embeddings, split, image, text, rank=m.rank, semi_hard=m.semi_hard)[1])
+    assert not np.array_equal(
+      rows[1], brute_force(embeddings, split, image, text, rank=m.rank, semi_hard=m.semi_hard)[1]
+    )
 
 
 def test_scores_in_the_space_of_features_are_those_of_embeddings():
@@ -144,7 +201,9 @@ def test_scores_in_the_space_of_features_are_those_of_embeddings():
   options = mining.make(e)[0].keywords["options"]
   assert options.folded == {"image": True, "text": True}
   query = np.random.default_rng(5).normal(size=(B, 600)).astype(np.float32)
-  for side, x, expected in zip(("image", "text"), (split.image_features, split.text_features), embed(e, split), strict=True):
+  for side, x, expected in zip(
+    ("image", "text"), (split.image_features, split.text_features), embed(e, split), strict=True
+  ):
     shared, score = pool_lib.scorer(e.variables, side, query, options)
     np.testing.assert_allclose(score(shared, {"x": jnp.asarray(x)}), expected @ query.T, atol=2e-5)
 
@@ -157,15 +216,23 @@ def test_equal_scores_go_to_the_lowest_row(rank, devices):
   miner, pool, _ = mining.make(e)
   batch, image, text = make_batch(split)
   rng = np.random.default_rng(0)
-  # Small whole numbers: many scores are equal, in distant blocks and on other devices, in any order of summation.
-  embeddings = {side: rng.integers(-1, 2, (len(pool_ids), 3)).astype(np.float32) for side, pool_ids in
-                (("image", split.image_id), ("text", split.text_id))}  # fmt: skip
+  # Small whole numbers: many scores are equal, in distant blocks and on other devices, in any order
+  # of summation.
+  embeddings = {
+    side: rng.integers(-1, 2, (len(pool_ids), 3)).astype(np.float32)
+    for side, pool_ids in (("image", split.image_id), ("text", split.text_id))
+  }
   queries = {"image": embeddings["image"][image], "text": embeddings["text"][text]}
   for side, other in (("image", "text"), ("text", "image")):
-    rows = {"embedding": parallel.shard_rows(e.mesh, embeddings[side]), "owner": pool["rows"][side]["owner"]}
+    rows = {
+      "embedding": parallel.shard_rows(e.mesh, embeddings[side]),
+      "owner": pool["rows"][side]["owner"],
+    }
     options = miner.keywords["options"]
     scores = {"query": queries[other]}, functools.partial(pool_lib.product_of, options=options)
-    index, _ = jax.jit(lambda *a, s=side, q=scores, o=options: pool_lib.hardest(s, q, *a, o))(rows, batch, queries, pool)
+    index, _ = jax.jit(lambda *a, s=side, q=scores, o=options: pool_lib.hardest(s, q, *a, o))(
+      rows, batch, queries, pool
+    )
     owner = np.arange(N) if side == "image" else split.image_of_text
     expected = np.where(owner[:, None] == image, -np.inf, embeddings[side] @ queries[other].T)
     np.testing.assert_array_equal(index, np.argsort(-expected, axis=0, kind="stable")[rank])
@@ -196,7 +263,9 @@ def test_random_negatives_are_distinct_and_of_other_images():
     batch, image, _ = make_batch(split)
     mined, embeddings = mine(e, batch)[0], embed(e, split)
     for side in (0, 1):
-      distance = np.abs(mined[("image_negative", "text_negative")[side]][:, None] - embeddings[side][None]).max(-1)
+      distance = np.abs(
+        mined[("image_negative", "text_negative")[side]][:, None] - embeddings[side][None]
+      ).max(-1)
       rows = distance.argmin(1)
       assert distance.min(1).max() < 1e-6 and len(set(rows)) == B
       assert not set(rows if side == 0 else split.image_of_text[rows]) & set(image)
@@ -205,7 +274,9 @@ def test_random_negatives_are_distinct_and_of_other_images():
 
 
 @pytest.mark.parametrize(
-  "change", [{}, {"mining__rank": 2}, {"mining__semi_hard": True}, {"mining__skip_relevance": 0.4}], ids=str
+  "change",
+  [{}, {"mining__rank": 2}, {"mining__semi_hard": True}, {"mining__skip_relevance": 0.4}],
+  ids=str,
 )
 def test_the_batch_is_mined_as_by_brute_force(change, tmp_path):
   split = make_split()
@@ -219,12 +290,21 @@ def test_the_batch_is_mined_as_by_brute_force(change, tmp_path):
   allowed = image[:, None] != image[None, :]
   if config.mining.skip_relevance:
     allowed &= relevance.T <= config.mining.skip_relevance
-  for name, matrix, may, of in (("text", scores, allowed, text), ("image", scores.T, allowed.T, image)):
+  for name, matrix, may, of in (
+    ("text", scores, allowed, text),
+    ("image", scores.T, allowed.T, image),
+  ):
     for k in range(B):
-      candidates = np.where(may[k] & (~config.mining.semi_hard | (matrix[k] < scores[k, k])), matrix[k], -np.inf)
+      candidates = np.where(
+        may[k] & (~config.mining.semi_hard | (matrix[k] < scores[k, k])), matrix[k], -np.inf
+      )
       left = np.count_nonzero(candidates > -np.inf)
-      best = np.argsort(-candidates, kind="stable")[min(config.mining.rank, left - 1)] if left else k
-      np.testing.assert_allclose(mined[f"{name}_negative"][k], embeddings[name == "text"][of[best]], atol=1e-6)
+      best = (
+        np.argsort(-candidates, kind="stable")[min(config.mining.rank, left - 1)] if left else k
+      )
+      np.testing.assert_allclose(
+        mined[f"{name}_negative"][k], embeddings[name == "text"][of[best]], atol=1e-6
+      )
 
 
 def test_a_query_without_a_negative_gets_a_constant_loss_without_gradient():
@@ -253,7 +333,11 @@ def test_steps_are_the_same_on_1_and_8_devices_and_negatives_carry_gradient(scop
     e = make_experiment(split, config, devices, loss="full_hard_negative")
     miner, pool, bank = mining.make(e)
     state = train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
-    step = jax.jit(functools.partial(train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner))
+    step = jax.jit(
+      functools.partial(
+        train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner
+      )
+    )
     for i in range(3):
       state, terms = step(state, parallel.shard(e.mesh, make_batch(split, seed=i)[0]), pool)
     assert np.isfinite(terms["loss"]) and terms["gradient_norm"] > 0
@@ -285,7 +369,11 @@ def test_a_resumed_run_with_a_bank_is_bit_identical(tmp_path):
   split = make_split()
   e = make_experiment(split, make_config(mining__scope="bank", mining__refresh_steps=3), devices=8)
   miner, pool, bank = mining.make(e)
-  run = jax.jit(functools.partial(train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner))
+  run = jax.jit(
+    functools.partial(
+      train.train_step, model=e.model, transform=e.transform, loss=e.loss, miner=miner
+    )
+  )
 
   def start():
     return train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
@@ -340,9 +428,15 @@ def test_relevant_pairs_are_those_of_the_full_matrix(tmp_path):
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"loss__name": "max_of_hinges", "mining__scope": "train"}, "loss max_of_hinges takes no negatives"),
+    (
+      {"loss__name": "max_of_hinges", "mining__scope": "train"},
+      "loss max_of_hinges takes no negatives",
+    ),
     ({"mining__scope": "random", "mining__rank": 1}, "config.mining.rank is 1 but scope random"),
-    ({"mining__scope": "released", "mining__semi_hard": True}, "config.mining.semi_hard is True but scope released"),
+    (
+      {"mining__scope": "released", "mining__semi_hard": True},
+      "config.mining.semi_hard is True but scope released",
+    ),
     ({"mining__skip_relevance": 1.5}, "config.mining.skip_relevance is 1.5"),
   ],
 )
@@ -353,5 +447,7 @@ def test_what_has_no_meaning_is_one_clear_error(change, message):
 
 def test_pixels_are_mined_in_the_batch_alone():
   split = dataclasses.replace(make_split(), image_features=None)
-  with pytest.raises(UserError, match="config.mining.scope is 'train' but config.data.image is 'pixels'"):
+  with pytest.raises(
+    UserError, match="config.mining.scope is 'train' but config.data.image is 'pixels'"
+  ):
     mining.check(make_config(mining__scope="train"), split, takes_negatives=True)

@@ -16,15 +16,26 @@ WORDS = sorted(set(TEXT_ENCODERS) - {"linear", "mlp"})
 
 
 def config(image="linear", text="linear", **fields):
-  """The model section with the fields that a run's config has; `image__bias=False` sets one inside a section."""
+  """The model section with the fields that a run's config has; `image__bias=False` sets one inside
+  a section.
+  """
   section = {
-    "bias": True, "input_norm": True, "hidden": 0, "depth": 2, "activation": "relu", "dropout": 0.1,
-    "weights": "", "trainable": True, "batch_norm": "frozen", "remat": False,
-  }  # fmt: skip
+    "bias": True,
+    "input_norm": True,
+    "hidden": 0,
+    "depth": 2,
+    "activation": "relu",
+    "dropout": 0.1,
+    "weights": "",
+    "trainable": True,
+    "batch_norm": "frozen",
+    "remat": False,
+  }
   model = ml_collections.ConfigDict({"dim": 16, "normalize": "l2", "dtype": "float32"})
   model.image = ml_collections.ConfigDict({**section, "name": image})
   model.text = ml_collections.ConfigDict(
-    {**section, "name": text, "input_norm": False, "word_dim": 12, "readout": "last"}, type_safe=False
+    {**section, "name": text, "input_norm": False, "word_dim": 12, "readout": "last"},
+    type_safe=False,
   )
   for key, value in fields.items():
     *sections, key = key.split("__")
@@ -34,10 +45,19 @@ def config(image="linear", text="linear", **fields):
 
 def test_fields_reach_the_encoder_that_declares_them():
   model = build(
-    config(text="mlp", normalize="abs", dtype="bfloat16", image__bias=False, text__hidden=5, text__activation="tanh")
+    config(
+      text="mlp",
+      normalize="abs",
+      dtype="bfloat16",
+      image__bias=False,
+      text__hidden=5,
+      text__activation="tanh",
+    )
   )
   assert isinstance(model, DualEncoder)
-  assert model.image_encoder == Linear(dim=16, bias=False, input_norm=True, normalize="abs", dtype=jnp.bfloat16)
+  assert model.image_encoder == Linear(
+    dim=16, bias=False, input_norm=True, normalize="abs", dtype=jnp.bfloat16
+  )
   assert model.text_encoder == MLP(
     dim=16, hidden=5, depth=2, activation="tanh", dropout=0.1, normalize="abs", dtype=jnp.bfloat16
   )
@@ -51,21 +71,32 @@ def test_a_field_that_is_none_keeps_the_encoders_default():
 
 
 def test_backbone_options_reach_it():
-  encoder = build(config("resnet50", image__batch_norm="released", image__trainable=False, image__remat=True)).image_encoder
-  assert (encoder.arch, encoder.batch_norm, encoder.trainable, encoder.remat) == ("resnet50", "released", False, True)
+  encoder = build(
+    config("resnet50", image__batch_norm="released", image__trainable=False, image__remat=True)
+  ).image_encoder
+  assert (encoder.arch, encoder.batch_norm, encoder.trainable, encoder.remat) == (
+    "resnet50",
+    "released",
+    False,
+    True,
+  )
 
 
 @pytest.mark.parametrize("name", sorted(IMAGE_ENCODERS))
 def test_every_image_encoder_builds_and_gives_unit_shapes(name):
   features = name in ("linear", "mlp")
-  image = jax.ShapeDtypeStruct((2, 9) if features else (2, 64, 64, 3), jnp.float32 if features else jnp.uint8)
+  image = jax.ShapeDtypeStruct(
+    (2, 9) if features else (2, 64, 64, 3), jnp.float32 if features else jnp.uint8
+  )
   inputs = {"image": image, "text": jax.ShapeDtypeStruct((2, 7), jnp.float32)}
   model = build(config(name))
   variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
   rows = jax.eval_shape(model.apply, variables, inputs)
   assert [(row.shape, row.dtype) for row in rows] == [((2, 16), jnp.float32)] * 2
   params = variables["params"]["image_encoder"]
-  assert "projection" in params and ("backbone" in params) == (name not in ("linear", "mlp", "convnet"))
+  assert "projection" in params and ("backbone" in params) == (
+    name not in ("linear", "mlp", "convnet")
+  )
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -92,15 +123,24 @@ def test_words_need_a_vocabulary():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"image": "resnet20"}, "image.name is 'resnet20'; expected one of linear, mlp, convnet, resnet18"),
+    (
+      {"image": "resnet20"},
+      "image.name is 'resnet20'; expected one of linear, mlp, convnet, resnet18",
+    ),
     ({"text": "convnet"}, "text.name is 'convnet'; expected one of linear, mlp"),
     ({"dim": 0}, "model.dim is 0; expected 1 or more"),
     ({"dtype": "float16"}, "model.dtype is 'float16'; expected one of float32, bfloat16"),
     ({"normalize": "l1"}, "model.normalize is 'l1'; expected one of l2, abs, none"),
-    ({"image": "mlp", "image__activation": "sine"}, "image.activation is 'sine'; expected one of relu, gelu, tanh, none"),
+    (
+      {"image": "mlp", "image__activation": "sine"},
+      "image.activation is 'sine'; expected one of relu, gelu, tanh, none",
+    ),
     ({"image": "mlp", "image__dropout": 1.0}, "image.dropout is 1.0; expected from 0 to below 1"),
     ({"text": "mlp", "text__hidden": -1}, "text.hidden is -1; expected 0 or more"),
-    ({"image": "resnet18", "image__batch_norm": "off"}, "image.batch_norm is 'off'; expected frozen or released"),
+    (
+      {"image": "resnet18", "image__batch_norm": "off"},
+      "image.batch_norm is 'off'; expected frozen or released",
+    ),
   ],
 )
 def test_a_wrong_field_is_named_with_what_is_expected(fields, message):

@@ -21,22 +21,43 @@ from xmr.models import convert
 slow = pytest.mark.slow
 FAST = ["resnet18"]
 SLOW = [
-  "resnet34", "resnet50", "resnet101", "resnet152", "vgg19",
-  "efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l",
-]  # fmt: skip
-TIMM_SLOW = ["tf_efficientnetv2_s", "resnet50", "vgg19", "tf_efficientnetv2_m", "tf_efficientnetv2_l"]
+  "resnet34",
+  "resnet50",
+  "resnet101",
+  "resnet152",
+  "vgg19",
+  "efficientnet_v2_s",
+  "efficientnet_v2_m",
+  "efficientnet_v2_l",
+]
+TIMM_SLOW = [
+  "tf_efficientnetv2_s",
+  "resnet50",
+  "vgg19",
+  "tf_efficientnetv2_m",
+  "tf_efficientnetv2_l",
+]
 
 
 def planted_faults(name):
-  """(collection, path, change) of a flipped kernel and a zeroed running mean (VGG19, without BatchNorm: a bias)."""
+  """(collection, path, change) of a flipped kernel and a zeroed running mean (VGG19, without
+  BatchNorm: a bias).
+  """
+
   def flip(kernel):
     return kernel[:, ::-1]
 
   if name == "vgg19":
-    return [("params", ("features_0", "kernel"), flip), ("params", ("features_5", "bias"), np.zeros_like)]
+    return [
+      ("params", ("features_0", "kernel"), flip),
+      ("params", ("features_5", "bias"), np.zeros_like),
+    ]
   if name.startswith("resnet"):
     conv = "conv1" if name in ("resnet18", "resnet34") else "conv2"
-    return [("params", ("layer3_1", conv, "kernel"), flip), ("batch_stats", ("layer4_0", "bn2", "mean"), np.zeros_like)]
+    return [
+      ("params", ("layer3_1", conv, "kernel"), flip),
+      ("batch_stats", ("layer4_0", "bn2", "mean"), np.zeros_like),
+    ]
   return [
     ("params", ("stage4_block1", "depthwise", "conv", "kernel"), flip),
     ("batch_stats", ("stage5_block0", "project", "bn", "mean"), np.zeros_like),
@@ -44,7 +65,9 @@ def planted_faults(name):
 
 
 def prove(name, model):
-  """Asserts that conversion is right to 1e-4 of the difference between two inputs, and that this measure sees faults."""
+  """Asserts that conversion is right to 1e-4 of the difference between two inputs, and that this
+  measure sees faults.
+  """
   images = reference.two_images()
   want = reference.features(model, images)
   tensors = reference.tensors(model)
@@ -70,16 +93,22 @@ def test_converted_timm_network_equals_pytorch(name):
   prove(name, reference.timm_model(name))
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet152", "efficientnet_v2_m", "efficientnet_v2_l"])
+@pytest.mark.parametrize(
+  "name", ["resnet50", "resnet152", "efficientnet_v2_m", "efficientnet_v2_l"]
+)
 def test_every_tensor_of_torchvision_has_a_place(name):
   torch = pytest.importorskip("torch")
 
   reference.vision()
   with torch.device("meta"):
     model = getattr(reference.vision(), name)()
-  tensors = {name: np.broadcast_to(np.float32(0), value.shape) for name, value in model.state_dict().items()}
+  tensors = {
+    name: np.broadcast_to(np.float32(0), value.shape) for name, value in model.state_dict().items()
+  }
   found = convert.kind(name)
-  _, problems = torch_files.compare(convert.shapes(name), tensors, name=found.names[0], ignored=found.ignored)
+  _, problems = torch_files.compare(
+    convert.shapes(name), tensors, name=found.names[0], ignored=found.ignored
+  )
   assert problems == []
 
 
@@ -93,7 +122,10 @@ def resnet():
     value = random.standard_normal(want.shape, dtype=np.float32)
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
     tensors[found.names[0](tuple(path))] = np.ascontiguousarray(value)
-  return tensors | {"fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, np.float32)}
+  return tensors | {
+    "fc.weight": np.zeros((1000, 512), np.float32),
+    "fc.bias": np.zeros(1000, np.float32),
+  }
 
 
 def test_command_writes_our_names_and_the_source(resnet, tmp_path, capsys):
@@ -102,18 +134,27 @@ def test_command_writes_our_names_and_the_source(resnet, tmp_path, capsys):
   convert.main([f"--input={source}", f"--output={target}", "--kind=resnet18"])
   assert "resnet18, 100 tensors from resnet18-f37072fd.safetensors" in capsys.readouterr().out
   with safetensors.safe_open(target, framework="numpy") as file:
-    assert file.metadata() == {"kind": "resnet18", "source": source.name, "sha256": torch_files.sha256(source)}
+    assert file.metadata() == {
+      "kind": "resnet18",
+      "source": source.name,
+      "sha256": torch_files.sha256(source),
+    }
     kernel = file.get_tensor("params/layer1_0/conv1/kernel")
     np.testing.assert_array_equal(kernel, resnet["layer1.0.conv1.weight"].transpose(2, 3, 1, 0))
-    np.testing.assert_array_equal(file.get_tensor("batch_stats/bn1/mean"), resnet["bn1.running_mean"])
+    np.testing.assert_array_equal(
+      file.get_tensor("batch_stats/bn1/mean"), resnet["bn1.running_mean"]
+    )
     assert not [name for name in file.keys() if "fc" in name]
 
 
-@pytest.mark.parametrize("wrap", [
-  lambda state: state,
-  lambda state: {"epoch": 3, "state_dict": state},
-  lambda state: {f"module.{name}": value for name, value in state.items()},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "wrap",
+  [
+    lambda state: state,
+    lambda state: {"epoch": 3, "state_dict": state},
+    lambda state: {f"module.{name}": value for name, value in state.items()},
+  ],
+)
 @pytest.mark.parametrize("old_format", [False, True])
 def test_pytorch_files_give_the_same_as_safetensors(resnet, tmp_path, wrap, old_format):
   torch = pytest.importorskip("torch")
@@ -130,7 +171,10 @@ def test_half_precision_becomes_float32(resnet, tmp_path):
   from safetensors.torch import save_file
 
   for dtype in (torch.bfloat16, torch.float16):
-    save_file({name: torch.from_numpy(value).to(dtype) for name, value in resnet.items()}, tmp_path / "half.safetensors")
+    save_file(
+      {name: torch.from_numpy(value).to(dtype) for name, value in resnet.items()},
+      tmp_path / "half.safetensors",
+    )
     found = torch_files.read_tensors(tmp_path / "half.safetensors")
     assert found["conv1.weight"].dtype == np.float32
     np.testing.assert_allclose(found["conv1.weight"], resnet["conv1.weight"], rtol=1e-2)
@@ -146,9 +190,11 @@ def test_every_missing_extra_and_misshapen_tensor_is_named(resnet):
   message = str(error.value)
   assert message.startswith("weights.pth: does not fit resnet18 in 4 tensors: ")
   for part in (
-    "missing layer1.0.conv1.weight (64, 64, 3, 3)", "missing bn1.running_var (64,)", "extra layer2.0.se.weight (3,)",
+    "missing layer1.0.conv1.weight (64, 64, 3, 3)",
+    "missing bn1.running_var (64,)",
+    "extra layer2.0.se.weight (3,)",
     "layer4.1.conv2.weight has shape (512, 512, 1, 1), expected (512, 512, 3, 3)",
-  ):  # fmt: skip
+  ):
     assert part in message
 
 
@@ -172,7 +218,11 @@ def bad_files(folder):
   torch = pytest.importorskip("torch")
   tensors = {"conv1.weight": torch.zeros(64, 3, 7, 7)}
   torch.save(tensors | {"trap": Trap(folder / "executed")}, folder / "code.pth")
-  torch.save(tensors | {"trap": Trap(folder / "executed")}, folder / "old.pth", _use_new_zipfile_serialization=False)
+  torch.save(
+    tensors | {"trap": Trap(folder / "executed")},
+    folder / "old.pth",
+    _use_new_zipfile_serialization=False,
+  )
   (folder / "plain.pkl").write_bytes(pickle.dumps(Trap(folder / "executed")))
   with zipfile.ZipFile(folder / "zip.pth", "w") as file:
     file.writestr("archive/data.pkl", pickle.dumps(Trap(folder / "executed")))
@@ -181,40 +231,68 @@ def bad_files(folder):
   whole = io.BytesIO()
   torch.save(tensors, whole)
   (folder / "cut.pth").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-  safetensors.numpy.save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, folder / "whole.safetensors")
+  safetensors.numpy.save_file(
+    {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, folder / "whole.safetensors"
+  )
   (folder / "cut.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:-100])
   (folder / "page.safetensors").write_text("<!DOCTYPE html><html>404</html>")
   (folder / "empty.pth").write_bytes(b"")
   with zipfile.ZipFile(folder / "script.pt", "w") as file:
     for part in ("version", "byteorder", "data.pkl", "constants.pkl"):
-      file.writestr(f"archive/{part}", "3" if part == "version" else "little" if part == "byteorder" else b"")
+      file.writestr(
+        f"archive/{part}", "3" if part == "version" else "little" if part == "byteorder" else b""
+      )
   torch.save([1, 2], folder / "list.pth")
   torch.save({"epoch": 3}, folder / "number.pth")
   return {
-    "code.pth": "holds io.open, which is code", "old.pth": "holds io.open, which is code", "plain.pkl": "neither",
-    "zip.pth": "neither", "script.pt": "is a TorchScript program", "cut.pth": "nor a whole PyTorch file: cut short",
-    "cut.safetensors": "not a whole safetensors file", "page.safetensors": "neither", "empty.pth": "neither",
-    "list.pth": "holds a list; expected a dict of tensors", "number.pth": "entry 'epoch' is a int; expected a tensor",
+    "code.pth": "holds io.open, which is code",
+    "old.pth": "holds io.open, which is code",
+    "plain.pkl": "neither",
+    "zip.pth": "neither",
+    "script.pt": "is a TorchScript program",
+    "cut.pth": "nor a whole PyTorch file: cut short",
+    "cut.safetensors": "not a whole safetensors file",
+    "page.safetensors": "neither",
+    "empty.pth": "neither",
+    "list.pth": "holds a list; expected a dict of tensors",
+    "number.pth": "entry 'epoch' is a int; expected a tensor",
     "absent.pth": "no such file",
-  }  # fmt: skip
+  }
 
 
 def test_a_bad_file_is_one_clear_line_and_nothing_runs(tmp_path, capsys):
   for name, words in bad_files(tmp_path).items():
     with pytest.raises(SystemExit) as exit:
-      convert.main(["--kind=resnet18", f"--input={tmp_path / name}", f"--output={tmp_path / 'out.safetensors'}"])
+      convert.main(
+        [
+          "--kind=resnet18",
+          f"--input={tmp_path / name}",
+          f"--output={tmp_path / 'out.safetensors'}",
+        ]
+      )
     message = capsys.readouterr().err
     assert exit.value.code == 2, name
-    assert message.count("\n") == 1 and message.startswith(f"xmr: error: {tmp_path / name}: "), message
+    assert message.count("\n") == 1 and message.startswith(f"xmr: error: {tmp_path / name}: "), (
+      message
+    )
     assert words in message
   assert not (tmp_path / "executed").exists() and not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-  (["--kind=resnet20", "--output=a.safetensors"], "--kind is 'resnet20'; expected one of resnet18, "),
-  (["--kind=resnet18", "--output=a.pth"], "--output is a.pth; expected a name that ends in .safetensors"),
-  (["--kind=resnet18", "--output=nowhere/a.safetensors"], "the folder nowhere does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (
+      ["--kind=resnet20", "--output=a.safetensors"],
+      "--kind is 'resnet20'; expected one of resnet18, ",
+    ),
+    (
+      ["--kind=resnet18", "--output=a.pth"],
+      "--output is a.pth; expected a name that ends in .safetensors",
+    ),
+    (["--kind=resnet18", "--output=nowhere/a.safetensors"], "the folder nowhere does not exist"),
+  ],
+)
 def test_wrong_arguments_are_named(arguments, words, capsys):
   with pytest.raises(SystemExit):
     convert.main([*arguments, "--input=absent"])
@@ -222,7 +300,10 @@ def test_wrong_arguments_are_named(arguments, words, capsys):
 
 
 def test_help_needs_no_torch():
-  code = "import sys; sys.modules['torch'] = None; from xmr.models import convert; convert.main(['--help'])"
+  code = (
+    "import sys; sys.modules['torch'] = None; from xmr.models import convert; "
+    "convert.main(['--help'])"
+  )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
   assert done.returncode == 0 and "--kind" in done.stdout
 
@@ -241,8 +322,12 @@ def test_written_file_loads_into_the_image_encoder(resnet, tmp_path):
   safetensors.numpy.save_file(resnet, source)
   convert.convert("resnet18", source, target)
   shapes = convert.shapes("resnet18")
-  wrapped = {collection: {"image_encoder": {"backbone": tree}} for collection, tree in shapes.items()}
+  wrapped = {
+    collection: {"image_encoder": {"backbone": tree}} for collection, tree in shapes.items()
+  }
   found = weights.load_backbone(target, wrapped)
   kernel = found["params"]["image_encoder"]["backbone"]["conv1"]["kernel"]
   np.testing.assert_array_equal(kernel, resnet["conv1.weight"].transpose(2, 3, 1, 0))
-  assert json.dumps(jax.tree.map(np.shape, found)) == json.dumps(jax.tree.map(lambda x: x.shape, wrapped))
+  assert json.dumps(jax.tree.map(np.shape, found)) == json.dumps(
+    jax.tree.map(lambda x: x.shape, wrapped)
+  )

@@ -32,7 +32,10 @@ def batch(image="features", text="features", rows=5):
   if text == "features":
     result["text"] = rng.normal(size=(rows, 7)).astype(np.float32)
   else:
-    result |= {"text": rng.integers(0, 20, (rows, 4), np.int32), "text_length": np.full(rows, 3, np.int32)}
+    result |= {
+      "text": rng.integers(0, 20, (rows, 4), np.int32),
+      "text_length": np.full(rows, 3, np.int32),
+    }
   return result
 
 
@@ -54,7 +57,9 @@ def test_each_side_is_its_encoder_with_its_own_variables(image, text, image_enco
   texts = [inputs[key] for key in ("text", "text_length") if key in inputs]
   alone = text_encoder.apply({"params": variables["params"]["text_encoder"]}, *texts)
   np.testing.assert_array_equal(rows[1], alone)
-  np.testing.assert_array_equal(model.apply(variables, inputs["image"], method="encode_image"), rows[0])
+  np.testing.assert_array_equal(
+    model.apply(variables, inputs["image"], method="encode_image"), rows[0]
+  )
   np.testing.assert_array_equal(model.apply(variables, *texts, method="encode_text"), rows[1])
   for jitted, row in zip(jax.jit(model.apply)(variables, inputs), rows, strict=True):
     np.testing.assert_allclose(jitted, row, atol=1e-6)
@@ -66,17 +71,26 @@ def test_training_reaches_both_sides():
   variables = random_variables(model, inputs)
   still = model.apply(variables, inputs)
   for row, dropped in zip(
-    still, model.apply(variables, inputs, train=True, rngs={"dropout": jax.random.key(1)}), strict=True
+    still,
+    model.apply(variables, inputs, train=True, rngs={"dropout": jax.random.key(1)}),
+    strict=True,
   ):
     assert (row != dropped).any()
 
 
 def test_words_and_features_are_not_mixed_up():
   words, features = batch(text="words"), batch()
-  on_words, on_features = DualEncoder(Linear(dim=6), Words()), DualEncoder(Linear(dim=6), Linear(dim=6))
-  with pytest.raises(ValueError, match=r"\(5, 7\) and type float32 has no text_length; expected words"):
+  on_words, on_features = (
+    DualEncoder(Linear(dim=6), Words()),
+    DualEncoder(Linear(dim=6), Linear(dim=6)),
+  )
+  with pytest.raises(
+    ValueError, match=r"\(5, 7\) and type float32 has no text_length; expected words"
+  ):
     on_words.init(jax.random.key(0), features)
-  with pytest.raises(ValueError, match=r"\(5, 4\) and type int32 has a text_length; expected features"):
+  with pytest.raises(
+    ValueError, match=r"\(5, 4\) and type int32 has a text_length; expected features"
+  ):
     on_features.init(jax.random.key(0), words)
 
 

@@ -1,4 +1,6 @@
-"""EfficientNetV2: what happens in training, and what a wrong variable does. The proof of every size is in test_convert."""
+"""EfficientNetV2: what happens in training, and what a wrong variable does. The proof of every size
+is in test_convert.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,8 @@ def test_blocks_are_skipped_in_training_only(small):
   # Convolutions of XLA may round rows of a batch differently.
   np.testing.assert_allclose(still, np.repeat(still[:1], 64, axis=0), atol=1e-5)
   moved = np.asarray(net.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)}))
-  # Five blocks have a residual and all but the first a chance to be skipped: each image draws its own.
+  # Five blocks have a residual and all but the first a chance to be skipped: each image draws its
+  # own.
   assert 4 < len(np.unique(moved.round(4), axis=0)) <= 16
 
 
@@ -45,8 +48,12 @@ def test_frozen_statistics_do_not_move_and_released_ones_do(small):
   images, rngs = reference.two_images(32), {"dropout": jax.random.key(0)}
   for batch_norm, moves in (("frozen", False), ("released", True)):
     _, changed = net.copy(batch_norm=batch_norm).apply(
-      variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
-    old, new = jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(changed.get("batch_stats", {}))
+      variables, images, train=True, rngs=rngs, mutable=["batch_stats"]
+    )
+    old, new = (
+      jax.tree.leaves(variables["batch_stats"]),
+      jax.tree.leaves(changed.get("batch_stats", {})),
+    )
     assert moves == (bool(new) and any(np.any(a != b) for a, b in zip(old, new, strict=True)))
 
 
@@ -55,11 +62,15 @@ def test_recomputation_changes_nothing_but_memory(small):
   images, rngs = reference.two_images(32), {"dropout": jax.random.key(0)}
 
   def gradient(net):
-    return jax.grad(lambda p: net.apply(variables | {"params": p}, images, train=True, rngs=rngs).sum())(
-      variables["params"])
+    return jax.grad(
+      lambda p: net.apply(variables | {"params": p}, images, train=True, rngs=rngs).sum()
+    )(variables["params"])
 
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient(net),
-               gradient(net.copy(remat=True)))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    gradient(net),
+    gradient(net.copy(remat=True)),
+  )
 
 
 def test_grid_averages_to_the_features(small):
@@ -74,7 +85,9 @@ def test_computes_in_bfloat16_with_float32_parameters(small):
   net, variables = small
   found = net.copy(dtype=jnp.bfloat16).apply(variables, reference.two_images(32))
   assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(found.astype(np.float32), net.apply(variables, reference.two_images(32)), atol=0.05)
+  np.testing.assert_allclose(
+    found.astype(np.float32), net.apply(variables, reference.two_images(32)), atol=0.05
+  )
 
 
 def test_unknown_batch_norm_and_wrong_shape_are_named(small):

@@ -19,7 +19,9 @@ def unit(x):
 def with_biases(variables, seed=3):
   """The variables with every zero bias replaced by noise, so that a forgotten bias is seen."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda p: p if p.ndim > 1 else rng.normal(size=p.shape).astype(np.float32), variables)
+  return jax.tree.map(
+    lambda p: p if p.ndim > 1 else rng.normal(size=p.shape).astype(np.float32), variables
+  )
 
 
 @pytest.mark.parametrize("input_norm", [False, True])
@@ -48,7 +50,11 @@ def test_released_mlp_is_the_formula():
   module = MLP(dim=4, activation="tanh")
   variables = with_biases(module.init(jax.random.key(0), x))
   params = variables["params"]
-  assert [params[k]["kernel"].shape for k in ("hidden_0", "hidden_1", "projection")] == [(10, 10), (10, 7), (7, 4)]
+  assert [params[k]["kernel"].shape for k in ("hidden_0", "hidden_1", "projection")] == [
+    (10, 10),
+    (10, 7),
+    (7, 4),
+  ]
   y = x
   for name in ("hidden_0", "hidden_1", "projection"):
     y = np.tanh(y @ params[name]["kernel"] + params[name]["bias"])
@@ -71,10 +77,15 @@ def test_mlp_with_hidden_units_ends_linear():
 @pytest.mark.parametrize(("hidden", "layers"), [(50, 1), (0, 2)])
 def test_dropout_acts_once_and_in_training_only(hidden, layers):
   x = features(rows=64, width=50)
-  # Layers that are the identity show the dropped units themselves; the released network drops after its first layer alone.
-  module = MLP(dim=50, hidden=hidden, depth=layers, activation="none", dropout=0.3, normalize="none")
+  # Layers that are the identity show the dropped units themselves; the released network drops after
+  # its first layer alone.
+  module = MLP(
+    dim=50, hidden=hidden, depth=layers, activation="none", dropout=0.3, normalize="none"
+  )
   eye = {"kernel": jnp.eye(50), "bias": jnp.zeros(50)}
-  variables = {"params": {name: eye for name in (*(f"hidden_{i}" for i in range(layers)), "projection")}}
+  variables = {
+    "params": {name: eye for name in (*(f"hidden_{i}" for i in range(layers)), "projection")}
+  }
   dropped = module.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})
   kept = np.asarray(dropped) != 0
   assert 0.66 < kept.mean() < 0.74
@@ -90,7 +101,9 @@ def test_rows_are_unit_or_as_asked(module):
   variables = module.init(jax.random.key(1), x)
   raw = module.clone(normalize="none").apply(variables, x)
   np.testing.assert_allclose(module.apply(variables, x), unit(np.asarray(raw)), atol=1e-6)
-  np.testing.assert_allclose(module.clone(normalize="abs").apply(variables, x), np.abs(unit(raw)), atol=1e-6)
+  np.testing.assert_allclose(
+    module.clone(normalize="abs").apply(variables, x), np.abs(unit(raw)), atol=1e-6
+  )
   jitted = jax.jit(module.apply)(variables, x)
   np.testing.assert_allclose(jitted, module.apply(variables, x), atol=1e-6)
 
@@ -117,8 +130,13 @@ def test_bfloat16_keeps_float32_parameters_and_rows(kind):
   np.testing.assert_allclose(np.linalg.norm(half, axis=-1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("x", [np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 5), np.int32), np.zeros(5, np.float32)])
+@pytest.mark.parametrize(
+  "x", [np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 5), np.int32), np.zeros(5, np.float32)]
+)
 @pytest.mark.parametrize("kind", [Linear, MLP])
 def test_what_is_no_feature_matrix_is_refused(kind, x):
-  with pytest.raises(ValueError, match=rf"{x.shape}.*{x.dtype}.*expected \[B, F\]".replace("(", r"\(").replace(")", r"\)")):
+  with pytest.raises(
+    ValueError,
+    match=rf"{x.shape}.*{x.dtype}.*expected \[B, F\]".replace("(", r"\(").replace(")", r"\)"),
+  ):
     kind(dim=4).init(jax.random.key(0), x)

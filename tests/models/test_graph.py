@@ -20,7 +20,9 @@ def laplacian(seed=0, *, isolated=2):
   root = np.divide(1, np.sqrt(degree), out=np.zeros(NODES), where=degree > 0)
   dense = (np.eye(NODES) - root[:, None] * adjacency * root[None, :]) - np.eye(NODES)
   rows = sparse.csr_matrix(dense)
-  return Laplacian(jnp.asarray(rows.data, jnp.float32), jnp.asarray(rows.indices), jnp.asarray(rows.indptr)), dense
+  return Laplacian(
+    jnp.asarray(rows.data, jnp.float32), jnp.asarray(rows.indices), jnp.asarray(rows.indptr)
+  ), dense
 
 
 def dense_forward(params, signal, dense, *, layers):
@@ -33,7 +35,9 @@ def dense_forward(params, signal, dense, *, layers):
       terms.append(2 * dense @ terms[-1] - terms[-2])
     convolution = sum(t * term for t, term in zip(theta, terms, strict=False))
     x = np.maximum(x @ convolution.T + np.asarray(params[f"bias_{layer}"], np.float64).T, 0)
-  return x @ np.asarray(params["fc"]["kernel"], np.float64) + np.asarray(params["fc"]["bias"], np.float64)
+  return x @ np.asarray(params["fc"]["kernel"], np.float64) + np.asarray(
+    params["fc"]["bias"], np.float64
+  )
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
@@ -44,9 +48,13 @@ def test_forward_equals_dense_numpy(order, bias):
   encoder = GraphEncoder(dim=4, order=order, bias=bias, start="xavier")
   params = encoder.init(jax.random.key(3), signal, graph)["params"]
   # Zero biases would hide a bias on the wrong axis.
-  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  params = jax.tree.map(
+    lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+  )
   expected = dense_forward(params, signal, dense, layers=2)
-  np.testing.assert_allclose(encoder.apply({"params": params}, signal, graph), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    encoder.apply({"params": params}, signal, graph), expected, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_gradient_of_the_sparse_product_equals_that_of_the_dense_one():
@@ -70,7 +78,10 @@ def test_identity_start_is_the_signal_itself():
   encoder = GraphEncoder(dim=4)
   params = encoder.init(jax.random.key(0), signal, graph)["params"]
   np.testing.assert_allclose(
-    encoder.apply({"params": params}, signal, graph), signal @ params["fc"]["kernel"], rtol=1e-5, atol=1e-6
+    encoder.apply({"params": params}, signal, graph),
+    signal @ params["fc"]["kernel"],
+    rtol=1e-5,
+    atol=1e-6,
   )
 
 

@@ -1,4 +1,6 @@
-"""Encoders of pixels: standardising, the small network, and a backbone with its projection, frozen or not."""
+"""Encoders of pixels: standardising, the small network, and a backbone with its projection, frozen
+or not.
+"""
 
 import functools
 
@@ -36,7 +38,9 @@ def convolve(x, kernel, bias):
   result = np.zeros((x.shape[0], size, size, kernel.shape[-1]))
   for i in range(size):
     for j in range(size):
-      result[:, i, j] = np.einsum("bhwc,hwcd->bd", x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel) + bias
+      result[:, i, j] = (
+        np.einsum("bhwc,hwcd->bd", x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel) + bias
+      )
   return result
 
 
@@ -96,7 +100,12 @@ def test_convnet_in_bfloat16_stays_near():
 
 
 @pytest.mark.parametrize(
-  "x", [np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 9), np.float32), np.zeros((2, 32, 32, 1), np.uint8)]
+  "x",
+  [
+    np.zeros((2, 32, 32, 3), np.float32),
+    np.zeros((2, 9), np.float32),
+    np.zeros((2, 32, 32, 1), np.uint8),
+  ],
 )
 def test_what_is_no_image_is_refused(x, tiny):
   for module in (ConvNet(dim=4), tiny()):
@@ -125,7 +134,9 @@ def test_backbone_is_projected_as_published(tiny, input_norm):
 
 def loss_gradient(module, variables, x):
   def loss(params):
-    y, updates = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+    y, updates = module.apply(
+      {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+    )
     return y[:, 0].sum(), updates
 
   return jax.jit(jax.grad(loss, has_aux=True))
@@ -136,7 +147,9 @@ def test_frozen_backbone_has_no_gradient_and_no_backward_pass(tiny):
   variables = random_variables(tiny(), x)
   cost = {}
   for trainable in (True, False):
-    step = loss_gradient(tiny(trainable=trainable), variables, x).lower(variables["params"]).compile()
+    step = (
+      loss_gradient(tiny(trainable=trainable), variables, x).lower(variables["params"]).compile()
+    )
     gradient, _ = step(variables["params"])
     moved = [np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["backbone"])]
     assert all(moved) if trainable else not any(moved)

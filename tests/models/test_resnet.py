@@ -28,7 +28,11 @@ def pool(x):
   x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
   rows, columns = (x.shape[1] - 3) // 2 + 1, (x.shape[2] - 3) // 2 + 1
   return np.stack(
-    [np.stack([x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(columns)], 1) for i in range(rows)], 1
+    [
+      np.stack([x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(columns)], 1)
+      for i in range(rows)
+    ],
+    1,
   )
 
 
@@ -51,7 +55,9 @@ def oracle(x, variables, blocks, bottleneck):
         y = norm(convolve(y, p[f"conv{n}"]["kernel"], step, padding), p[f"bn{n}"], s[f"bn{n}"])
         y = np.maximum(y, 0) if n < len(layers) else y
       if "downsample_0" in p:
-        x = norm(convolve(x, p["downsample_0"]["kernel"], stride, 0), p["downsample_1"], s["downsample_1"])
+        x = norm(
+          convolve(x, p["downsample_0"]["kernel"], stride, 0), p["downsample_1"], s["downsample_1"]
+        )
       x = np.maximum(x + y, 0)
   return x
 
@@ -80,7 +86,9 @@ def test_equals_the_network_written_out(bottleneck, size):
   np.testing.assert_allclose(grid, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
   np.testing.assert_allclose(module.apply(variables, x), np.asarray(grid).mean((1, 2)), rtol=1e-5)
   assert module.features == grid.shape[-1]
-  np.testing.assert_allclose(jax.jit(module.apply)(variables, x), module.apply(variables, x), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    jax.jit(module.apply)(variables, x), module.apply(variables, x), rtol=1e-4, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize(
@@ -98,16 +106,26 @@ def test_parameter_count_is_the_published_one(name, published, features):
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
   classifier = features * 1000 + 1000
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == published - classifier
-  grid = jax.eval_shape(lambda v, x: module.apply(v, x, grid=True), shapes, jnp.zeros((2, 224, 224, 3)))
+  grid = jax.eval_shape(
+    lambda v, x: module.apply(v, x, grid=True), shapes, jnp.zeros((2, 224, 224, 3))
+  )
   assert grid.shape == (2, 7, 7, features) and module.features == features
 
 
 def test_names_are_torchvisions():
-  shapes = jax.eval_shape(ResNet(*RESNETS["resnet50"]).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  shapes = jax.eval_shape(
+    ResNet(*RESNETS["resnet50"]).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+  )
   names = {
-    torchvision_name([key.key for key in path]) for path, _ in jax.tree_util.tree_leaves_with_path(shapes["params"])
+    torchvision_name([key.key for key in path])
+    for path, _ in jax.tree_util.tree_leaves_with_path(shapes["params"])
   }
-  assert {"conv1.weight", "bn1.bias", "layer1.0.downsample.0.weight", "layer3.5.conv3.weight"} <= names
+  assert {
+    "conv1.weight",
+    "bn1.bias",
+    "layer1.0.downsample.0.weight",
+    "layer3.5.conv3.weight",
+  } <= names
   assert "layer4.0.downsample.1.weight" in names and len(names) == 159
   assert torchvision_name(("layer2_3", "bn2", "mean")) == "layer2.3.bn2.running_mean"
   assert torchvision_name(("layer2_3", "bn2", "var")) == "layer2.3.bn2.running_var"
@@ -129,11 +147,17 @@ def test_released_batch_norm_uses_the_batch_and_moves_its_statistics():
   step = trained(module)
   y, updates = step(variables, x)
   after = updates["batch_stats"]["bn1"]
-  np.testing.assert_allclose(after["mean"], 0.9 * before["mean"] + 0.1 * stem.mean((0, 1, 2)), atol=1e-5)
-  np.testing.assert_allclose(after["var"], 0.9 * before["var"] + 0.1 * stem.var((0, 1, 2)), atol=1e-5)
+  np.testing.assert_allclose(
+    after["mean"], 0.9 * before["mean"] + 0.1 * stem.mean((0, 1, 2)), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    after["var"], 0.9 * before["var"] + 0.1 * stem.var((0, 1, 2)), atol=1e-5
+  )
   assert np.abs(y - module.apply(variables, x)).max() > 1e-2
   # The same numbers in a batch of eight: in training a row depends on the others.
-  np.testing.assert_allclose(step(variables, np.concatenate([x, x]))[0][:4], y, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    step(variables, np.concatenate([x, x]))[0][:4], y, rtol=1e-4, atol=1e-4
+  )
   assert np.abs(step(variables, x[:2])[0] - y[:2]).max() > 1e-2
 
 
@@ -145,7 +169,9 @@ def test_recomputed_blocks_give_equal_gradients_in_less_memory(batch_norm):
 
   def compiled(module):
     def loss(params, x):
-      y, updates = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+      y, updates = module.apply(
+        {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+      )
       return (y**2).sum(), updates["batch_stats"]
 
     return jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"], x).compile()
@@ -155,7 +181,9 @@ def test_recomputed_blocks_give_equal_gradients_in_less_memory(batch_norm):
   assert jax.tree.structure(want) == jax.tree.structure(found)
   # Some are zero but for rounding: biases in front of a batch's statistics.
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), want, found)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), want, found
+  )
   saved, kept = (program.memory_analysis().temp_size_in_bytes for program in (remat, plain))
   assert saved < 0.8 * kept, (saved, kept)
 

@@ -16,7 +16,9 @@ GRAPH = Laplacian(jnp.asarray([-1.0, -1.0]), jnp.asarray([1, 0]), jnp.asarray([0
 @pytest.fixture(scope="module")
 def drawn():
   rng = np.random.default_rng(0)
-  return rng.random((6, WORDS)).astype(np.float32), rng.normal(size=(4, FEATURES)).astype(np.float32)
+  return rng.random((6, WORDS)).astype(np.float32), rng.normal(size=(4, FEATURES)).astype(
+    np.float32
+  )
 
 
 def moved(params):
@@ -28,9 +30,13 @@ def test_similarity_of_two_texts_does_not_depend_on_their_order(drawn):
   texts, _ = drawn
   model = Siamese(encoder=GraphEncoder(dim=8))
   first, second = jnp.asarray([0, 1, 2]), jnp.asarray([3, 4, 2])
-  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, first, second)["params"])}
+  variables = {
+    "params": moved(model.init(jax.random.key(0), texts, GRAPH, first, second)["params"])
+  }
   forward = model.apply(variables, texts, GRAPH, first, second)
-  np.testing.assert_allclose(forward, model.apply(variables, texts, GRAPH, second, first), rtol=1e-6)
+  np.testing.assert_allclose(
+    forward, model.apply(variables, texts, GRAPH, second, first), rtol=1e-6
+  )
   encoded = model.apply(variables, texts, GRAPH, method="encode")
   everything = model.apply(variables, encoded, encoded, method="all_pairs")
   np.testing.assert_allclose(forward, everything[first, second], rtol=1e-5)
@@ -40,7 +46,11 @@ def test_score_is_a_dot_product_of_two_embeddings_and_a_constant(drawn):
   texts, images = drawn
   model = PairScore(text=GraphEncoder(dim=8))
   of_text, of_image = (x.ravel() for x in jnp.meshgrid(jnp.arange(6), jnp.arange(4), indexing="ij"))
-  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, of_text, of_image)["params"])}
+  variables = {
+    "params": moved(
+      model.init(jax.random.key(0), texts, GRAPH, images, of_text, of_image)["params"]
+    )
+  }
   scores = model.apply(variables, texts, GRAPH, images, of_text, of_image).reshape(6, 4)
   text = model.apply(variables, texts, GRAPH, method="encode_text")
   image = model.apply(variables, images, method="encode_image")
@@ -56,8 +66,13 @@ def test_normalized_sides_have_a_mean_square_of_one(drawn, normalize):
   texts, images = drawn
   model = PairScore(text=GraphEncoder(dim=8), normalize=normalize)
   pairs = jnp.arange(4), jnp.arange(4)
-  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *pairs)["params"])}
-  text = model.apply(variables, texts, GRAPH, method="encode_text") / variables["params"]["head"]["kernel"]
+  variables = {
+    "params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *pairs)["params"])
+  }
+  text = (
+    model.apply(variables, texts, GRAPH, method="encode_text")
+    / variables["params"]["head"]["kernel"]
+  )
   image = model.apply(variables, images, method="encode_image")
   for side, unit in ((text, normalize != "none"), (image, normalize == "both")):
     squares = np.mean(np.square(side), axis=1)
@@ -73,14 +88,22 @@ def test_a_smaller_start_of_the_head_scales_the_first_scores_alone(drawn):
   scores = []
   for start in (1.0, 0.01):
     model = PairScore(text=GraphEncoder(dim=8), head_start=start)
-    scores.append(model.apply(model.init(jax.random.key(0), texts, GRAPH, images, *pairs), texts, GRAPH, images, *pairs))
+    scores.append(
+      model.apply(
+        model.init(jax.random.key(0), texts, GRAPH, images, *pairs), texts, GRAPH, images, *pairs
+      )
+    )
   np.testing.assert_allclose(scores[1], scores[0] / 100, rtol=1e-4)
 
 
 def test_few_pairs_of_many_rows_score_as_in_the_grid(drawn):
   texts, images = drawn
   model = PairScore(text=GraphEncoder(dim=8, activation="relu"))
-  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *[jnp.arange(4)] * 2)["params"])}
+  variables = {
+    "params": moved(
+      model.init(jax.random.key(0), texts, GRAPH, images, *[jnp.arange(4)] * 2)["params"]
+    )
+  }
   grid = [x.ravel() for x in jnp.meshgrid(jnp.arange(6), jnp.arange(4), indexing="ij")]
   everything = model.apply(variables, texts, GRAPH, images, *grid).reshape(6, 4)
   few = model.apply(variables, texts, GRAPH, images, jnp.asarray([5, 0]), jnp.asarray([1, 3]))
@@ -96,7 +119,10 @@ def test_dropout_acts_in_training_alone(drawn, name):
   still = model.apply(variables, texts, GRAPH, images, *pairs)
   np.testing.assert_array_equal(still, model.apply(variables, texts, GRAPH, images, *pairs))
   once, again = (
-    model.apply(variables, texts, GRAPH, images, *pairs, train=True, rngs={"dropout": jax.random.key(k)}) for k in (1, 2)
+    model.apply(
+      variables, texts, GRAPH, images, *pairs, train=True, rngs={"dropout": jax.random.key(k)}
+    )
+    for k in (1, 2)
   )
   assert not np.allclose(once, again) and not np.allclose(once, still)
 
@@ -105,12 +131,16 @@ def test_units_are_dropped_for_a_text_whatever_the_image(drawn):
   texts, images = drawn
   model = PairScore(text=GraphEncoder(dim=1, activation="none"), dropout=0.0, unit_dropout=0.5)
   pairs = [x.ravel() for x in jnp.meshgrid(jnp.arange(6), jnp.arange(4), indexing="ij")]
-  variables = {"params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *pairs)["params"])}
+  variables = {
+    "params": moved(model.init(jax.random.key(0), texts, GRAPH, images, *pairs)["params"])
+  }
   constant = variables["params"]["head"]["bias"]
   still = model.apply(variables, texts, GRAPH, images, *pairs).reshape(6, 4) - constant
   shares = []
   for seed in range(8):
-    scores = model.apply(variables, texts, GRAPH, images, *pairs, train=True, rngs={"dropout": jax.random.key(seed)})
+    scores = model.apply(
+      variables, texts, GRAPH, images, *pairs, train=True, rngs={"dropout": jax.random.key(seed)}
+    )
     share = (scores.reshape(6, 4) - constant) / still
     np.testing.assert_allclose(share, np.broadcast_to(share[:, :1], share.shape), atol=1e-4)
     shares.append(np.round(share[:, 0]))
@@ -120,7 +150,9 @@ def test_units_are_dropped_for_a_text_whatever_the_image(drawn):
 def test_image_without_rows_and_an_unknown_normalization_are_refused(drawn):
   texts, _ = drawn
   with pytest.raises(ValueError, match="expected \\(images, features\\)"):
-    PairScore(text=GraphEncoder(dim=8)).init(jax.random.key(0), texts, GRAPH, jnp.zeros(3), jnp.arange(1), jnp.arange(1))
+    PairScore(text=GraphEncoder(dim=8)).init(
+      jax.random.key(0), texts, GRAPH, jnp.zeros(3), jnp.arange(1), jnp.arange(1)
+    )
   with pytest.raises(ValueError, match="normalize is 'rows'; expected one of none, text, both"):
     PairScore(text=GraphEncoder(dim=8), normalize="rows").init(
       jax.random.key(0), texts, GRAPH, jnp.zeros((1, 3)), jnp.arange(1), jnp.arange(1)

@@ -17,10 +17,16 @@ NAMES = ("lstm", "bilstm", "gru", "bigru")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_authors_parameters_give_the_authors_embeddings(golden, name):
   stored = golden(f"text_encoder_{name}")
-  state = {key.removeprefix("state/"): value for key, value in stored.items() if key.startswith("state/")}
-  params = import_text_encoder(state, cell=name.removeprefix("bi"), bidirectional=name.startswith("bi"))
+  state = {
+    key.removeprefix("state/"): value for key, value in stored.items() if key.startswith("state/")
+  }
+  params = import_text_encoder(
+    state, cell=name.removeprefix("bi"), bidirectional=name.startswith("bi")
+  )
   words = params["embedding"].shape
-  module = TEXT_ENCODERS[name](dim=stored["embedding"].shape[1], vocabulary_size=words[0], word_dim=words[1])
+  module = TEXT_ENCODERS[name](
+    dim=stored["embedding"].shape[1], vocabulary_size=words[0], word_dim=words[1]
+  )
   found = jax.jit(module.apply)({"params": params}, stored["tokens"], stored["lengths"])
   np.testing.assert_allclose(found, stored["embedding"], atol=1e-5)
 
@@ -33,7 +39,9 @@ def encode(module, variables, text, lengths, **options):
 def encoder(name="bilstm", rows=5, length=7, **fields):
   """Returns (module, variables, text, text_length)."""
   rng = np.random.default_rng(1)
-  module = TEXT_ENCODERS[name](**{"dim": 6, "vocabulary_size": 20, "word_dim": 4, "dropout": 0.0} | fields)
+  module = TEXT_ENCODERS[name](
+    **{"dim": 6, "vocabulary_size": 20, "word_dim": 4, "dropout": 0.0} | fields
+  )
   text = rng.integers(0, 20, (rows, length)).astype(np.int32)
   lengths = rng.integers(1, length + 1, rows).astype(np.int32)
   return module, jax.jit(module.init)(jax.random.key(0), text, lengths), text, lengths
@@ -74,7 +82,9 @@ def by_hand(name, readout, params, words):
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_readout_is_the_one_computed_word_by_word(name, readout):
-  module, variables, text, lengths = encoder(name, readout=readout, hidden=5 if readout == "mean" else 0, normalize="none")
+  module, variables, text, lengths = encoder(
+    name, readout=readout, hidden=5 if readout == "mean" else 0, normalize="none"
+  )
   found = encode(module, variables, text, lengths)
   for row, n, y in zip(text, lengths, found, strict=True):
     np.testing.assert_allclose(y, by_hand(name, readout, variables["params"], row[:n]), atol=2e-6)
@@ -85,7 +95,9 @@ def test_a_row_depends_on_its_own_words_alone(readout):
   module, variables, text, lengths = encoder(readout=readout)
   found = encode(module, variables, text, lengths)
   outside = np.arange(text.shape[1]) >= lengths[:, None]
-  np.testing.assert_array_equal(encode(module, variables, np.where(outside, 999, text), lengths), found)
+  np.testing.assert_array_equal(
+    encode(module, variables, np.where(outside, 999, text), lengths), found
+  )
   wider = np.pad(text, ((0, 0), (0, 4)), constant_values=3)
   np.testing.assert_allclose(encode(module, variables, wider, lengths), found, atol=1e-6)
   alone = encode(module, variables, text[2:3], lengths[2:3])
@@ -112,7 +124,9 @@ def test_only_words_that_are_there_get_a_gradient(readout):
   module, variables, text, lengths = encoder(readout=readout)
   text = np.where(np.arange(text.shape[1]) < lengths[:, None], text % 10, 15)
   weight = np.random.default_rng(0).normal(size=(5, 6))
-  gradient = jax.jit(jax.grad(lambda v: jnp.sum(weight * module.apply(v, text, lengths))))(variables)["params"]["embedding"]
+  gradient = jax.jit(jax.grad(lambda v: jnp.sum(weight * module.apply(v, text, lengths))))(
+    variables
+  )["params"]["embedding"]
   present = np.unique(text[text != 15])
   if readout != "last":
     assert np.all(np.any(gradient[present], axis=1))
@@ -122,14 +136,25 @@ def test_only_words_that_are_there_get_a_gradient(readout):
 def test_dropout_acts_on_word_vectors_in_training_only():
   module, variables, text, lengths = encoder(dropout=0.5, word_dim=400)
   evaluated = encode(module, variables, text, lengths)
-  np.testing.assert_array_equal(encode(module.clone(dropout=0.0), variables, text, lengths), evaluated)
+  np.testing.assert_array_equal(
+    encode(module.clone(dropout=0.0), variables, text, lengths), evaluated
+  )
   first, second = (
-    encode(module, variables, text, lengths, train=True, rngs={"dropout": jax.random.key(k)}) for k in (1, 2)
+    encode(module, variables, text, lengths, train=True, rngs={"dropout": jax.random.key(k)})
+    for k in (1, 2)
   )
   assert np.abs(first - evaluated).max() > 1e-3 and np.abs(first - second).max() > 1e-3
-  # With dropout 1 - 1e-6 every word vector is zero: only the biases speak, the same for all texts of one length.
+  # With dropout 1 - 1e-6 every word vector is zero: only the biases speak, the same for all texts
+  # of one length.
   module = module.clone(dropout=1 - 1e-6)
-  rows = encode(module, variables, text, np.full(5, 3, np.int32), train=True, rngs={"dropout": jax.random.key(0)})
+  rows = encode(
+    module,
+    variables,
+    text,
+    np.full(5, 3, np.int32),
+    train=True,
+    rngs={"dropout": jax.random.key(0)},
+  )
   np.testing.assert_allclose(rows, np.broadcast_to(rows[:1], rows.shape), atol=1e-6)
 
 
@@ -143,7 +168,8 @@ def test_word_vectors_are_the_first_embedding_and_it_is_trained():
 
 
 @pytest.mark.parametrize(
-  ("word_init", "low", "high"), [("xavier", 0.02, 0.04), ("uniform", 0.055, 0.06), ("normal", 0.95, 1.05)]
+  ("word_init", "low", "high"),
+  [("xavier", 0.02, 0.04), ("uniform", 0.055, 0.06), ("normal", 0.95, 1.05)],
 )
 def test_word_embeddings_start_as_their_papers_do(word_init, low, high):
   _, variables, _, _ = encoder(word_init=word_init, vocabulary_size=2000, word_dim=50)
@@ -154,7 +180,12 @@ def test_word_embeddings_start_as_their_papers_do(word_init, low, high):
 @pytest.mark.parametrize("name", NAMES)
 def test_recurrent_weights_start_as_in_pytorch(name):
   _, variables, _, _ = encoder(name, hidden=16)
-  assert set(variables["params"]) == {"embedding", "forward", "projection", *(["backward"] if name[0] == "b" else [])}
+  assert set(variables["params"]) == {
+    "embedding",
+    "forward",
+    "projection",
+    *(["backward"] if name[0] == "b" else []),
+  }
   for leaf in jax.tree.leaves(variables["params"]["forward"]):
     assert 0.2 < np.abs(leaf).max() <= 0.25 and leaf.min() < -0.1
 
@@ -162,7 +193,10 @@ def test_recurrent_weights_start_as_in_pytorch(name):
 def test_half_precision_changes_little_and_keeps_float32_outside():
   module, variables, text, lengths = encoder(readout="mean", dim=64, word_dim=32, rows=16)
   half = module.clone(dtype=jnp.bfloat16)
-  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), text, lengths)))
+  assert all(
+    leaf.dtype == jnp.float32
+    for leaf in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), text, lengths))
+  )
 
   def run(module):
     rows = encode(module, variables, text, lengths)
@@ -186,9 +220,17 @@ def test_order_embeddings_are_absolute_values():
 @pytest.mark.parametrize(
   ("text", "length", "message"),
   [
-    (np.zeros((2, 3), np.float32), np.ones(2, np.int32), r"text has shape \(2, 3\) and type float32; expected \[B, L\]"),
+    (
+      np.zeros((2, 3), np.float32),
+      np.ones(2, np.int32),
+      r"text has shape \(2, 3\) and type float32; expected \[B, L\]",
+    ),
     (np.zeros(3, np.int32), np.ones(3, np.int32), r"text has shape \(3,\)"),
-    (np.zeros((2, 3), np.int32), np.ones(3, np.int32), r"text_length has shape \(3,\) and type int32; expected \(2,\)"),
+    (
+      np.zeros((2, 3), np.int32),
+      np.ones(3, np.int32),
+      r"text_length has shape \(3,\) and type int32; expected \(2,\)",
+    ),
     (np.zeros((2, 3), np.int32), np.ones(2, np.float32), "text_length has shape .* float32"),
   ],
 )
@@ -213,7 +255,9 @@ def test_an_attribute_out_of_range_is_refused(fields, message):
 
 def test_a_state_of_another_network_is_refused(golden):
   stored = golden("text_encoder_bilstm")
-  state = {key.removeprefix("state/"): value for key, value in stored.items() if key.startswith("state/")}
+  state = {
+    key.removeprefix("state/"): value for key, value in stored.items() if key.startswith("state/")
+  }
   with pytest.raises(UserError, match=r"not expected \['rnn.bias_hh_l0_reverse'"):
     import_text_encoder(state, cell="lstm", bidirectional=False)
   with pytest.raises(UserError, match=r"rnn.weight_ih_l0 is \(64, 12\), expected \(48, 12\)"):

@@ -1,4 +1,6 @@
-"""BERT, MiniLM and MPNet encoders against Hugging Face's, real MiniLM weights against stored features, and bad folders."""
+"""BERT, MiniLM and MPNet encoders against Hugging Face's, real MiniLM weights against stored
+features, and bad folders.
+"""
 
 import importlib.util
 import json
@@ -13,9 +15,14 @@ from xmr.errors import UserError
 from xmr.models import transformer
 
 SIZES = {
-  "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
-  "max_position_embeddings": 170, "initializer_range": 0.3,
-}  # fmt: skip
+  "vocab_size": 50,
+  "hidden_size": 24,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "intermediate_size": 40,
+  "max_position_embeddings": 170,
+  "initializer_range": 0.3,
+}
 
 
 def words_tokenizer(path, count=50):
@@ -26,7 +33,8 @@ def words_tokenizer(path, count=50):
   made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
   made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   made.post_processor = tokenizers.processors.TemplateProcessing(
-    single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+  )
   made.enable_padding(length=64)  # The folder's own padding and truncation must not matter.
   made.enable_truncation(5)
   made.save(str(path))
@@ -54,20 +62,31 @@ def folder(request, tmp_path_factory):
 
 
 def hugging_face_mean(model, ids, lengths):
-  """Mean of the last hidden states over each row's tokens, one row at a time and without padding."""
+  """Mean of the last hidden states over each row's tokens, one row at a time and without
+  padding.
+  """
   import torch
 
   with torch.no_grad():
-    return np.stack([
-      model(input_ids=torch.tensor(row[:length][None]).long()).last_hidden_state[0].mean(0).numpy()
-      for row, length in zip(ids, lengths, strict=True)
-    ])
+    return np.stack(
+      [
+        model(input_ids=torch.tensor(row[:length][None]).long())
+        .last_hidden_state[0]
+        .mean(0)
+        .numpy()
+        for row, length in zip(ids, lengths, strict=True)
+      ]
+    )
 
 
 @pytest.fixture(scope="module")
 def texts():
-  """Ids [4, 160] with lengths 160, 30, 3 and 1; what stands behind a length is not the padding id."""
-  return np.random.default_rng(0).integers(4, 50, (4, 160)).astype(np.int32), np.array([160, 30, 3, 1], np.int32)
+  """Ids [4, 160] with lengths 160, 30, 3 and 1; what stands behind a length is not the padding
+  id.
+  """
+  return np.random.default_rng(0).integers(4, 50, (4, 160)).astype(np.int32), np.array(
+    [160, 30, 3, 1], np.int32
+  )
 
 
 def test_equals_hugging_face_for_every_length(folder, texts):
@@ -83,11 +102,14 @@ def test_planted_faults_are_caught(folder, texts):
   encoder, variables, _ = transformer.load_folder(path)
   want, apply = hugging_face_mean(model, *texts), jax.jit(encoder.apply)
   faults = [
-    (("layer1", "query", "kernel"), np.transpose), (("layer0", "attention_norm", "bias"), np.zeros_like),
+    (("layer1", "query", "kernel"), np.transpose),
+    (("layer0", "attention_norm", "bias"), np.zeros_like),
     (("positions", "embedding"), lambda table: np.roll(table, 1, axis=0)),
-  ]  # fmt: skip
+  ]
   if "distances" in variables["params"]:
-    faults.append((("distances", "embedding"), lambda table: np.roll(table, len(table) // 2, axis=0)))
+    faults.append(
+      (("distances", "embedding"), lambda table: np.roll(table, len(table) // 2, axis=0))
+    )
   for place, change in faults:
     wrong = reference.changed(variables, "params", place, change)
     assert reference.relative_difference(apply(wrong, *texts), want) > 1e-3, place
@@ -148,24 +170,38 @@ def test_real_minilm_reproduces_the_stored_features(shared):
   folder = pathlib.Path(found.origin).parent / "model"
   data = json.loads((shared / "data/flickr8k/dataset_flickr8k.json").read_text())
   texts = [sentence["raw"] for image in data["images"][:40] for sentence in image["sentences"]]
-  stored = np.load(shared / "data/flickr8k/features/text_minilm.npy", mmap_mode="r", allow_pickle=False)
+  stored = np.load(
+    shared / "data/flickr8k/features/text_minilm.npy", mmap_mode="r", allow_pickle=False
+  )
   want = stored[: len(texts)].astype(np.float32)
   encoder, variables, tokenizer = transformer.load_folder(folder)
   got = np.asarray(jax.jit(encoder.apply)(variables, *tokenizer(texts)))
   assert np.linalg.norm(got - want, axis=1).max() < 2e-3 * np.linalg.norm(want, axis=1).min()
 
 
-@pytest.mark.parametrize(("change", "words"), [
-  ({"model_type": "gpt2"}, "config.json: model_type is 'gpt2'; expected one of"),
-  ({"hidden_size": 25}, "hidden_size 25 is no multiple of num_attention_heads 4"),
-  ({"num_hidden_layers": None}, "num_hidden_layers is None; expected a positive integer"),
-  ({"hidden_act": "swish"}, "hidden_act is 'swish'; expected one of"),
-  ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'; expected 'absolute'"),
-  ({"intermediate_size": 48}, "encoder.layer.0.intermediate.dense.weight has shape (40, 24), expected (48, 24)"),
-  ({"num_hidden_layers": 2}, "extra encoder.layer.2."),
-  ({"vocab_size": 49}, "tokenizer.json: has 50 ids, config.json has vocab_size 49; they are of two models"),
-  ({"vocab_size": 30522}, "tokenizer.json: has 50 ids, config.json has vocab_size 30522"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"model_type": "gpt2"}, "config.json: model_type is 'gpt2'; expected one of"),
+    ({"hidden_size": 25}, "hidden_size 25 is no multiple of num_attention_heads 4"),
+    ({"num_hidden_layers": None}, "num_hidden_layers is None; expected a positive integer"),
+    ({"hidden_act": "swish"}, "hidden_act is 'swish'; expected one of"),
+    (
+      {"position_embedding_type": "relative_key"},
+      "position_embedding_type is 'relative_key'; expected 'absolute'",
+    ),
+    (
+      {"intermediate_size": 48},
+      "encoder.layer.0.intermediate.dense.weight has shape (40, 24), expected (48, 24)",
+    ),
+    ({"num_hidden_layers": 2}, "extra encoder.layer.2."),
+    (
+      {"vocab_size": 49},
+      "tokenizer.json: has 50 ids, config.json has vocab_size 49; they are of two models",
+    ),
+    ({"vocab_size": 30522}, "tokenizer.json: has 50 ids, config.json has vocab_size 30522"),
+  ],
+)
 def test_what_does_not_fit_is_named(folder, tmp_path, change, words):
   for file in folder[0].iterdir():
     (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -176,13 +212,24 @@ def test_what_does_not_fit_is_named(folder, tmp_path, change, words):
   assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-  ("config.json", None, "config.json: no such file; expected config.json, model.safetensors, tokenizer.json"),
-  ("config.json", b"{", "config.json: not a JSON file"),
-  ("tokenizer.json", b"{}", "tokenizer.json: not a tokenizer"),
-  ("model.safetensors", None, "model.safetensors: no such file"),
-  ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}", "model.safetensors: not a whole safetensors file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("name", "content", "words"),
+  [
+    (
+      "config.json",
+      None,
+      "config.json: no such file; expected config.json, model.safetensors, tokenizer.json",
+    ),
+    ("config.json", b"{", "config.json: not a JSON file"),
+    ("tokenizer.json", b"{}", "tokenizer.json: not a tokenizer"),
+    ("model.safetensors", None, "model.safetensors: no such file"),
+    (
+      "model.safetensors",
+      b"\x10\0\0\0\0\0\0\0{}",
+      "model.safetensors: not a whole safetensors file",
+    ),
+  ],
+)
 def test_broken_files_are_named(folder, tmp_path, name, content, words):
   for file in folder[0].iterdir():
     (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -199,7 +246,9 @@ def test_too_many_tokens_and_wrong_shapes_are_named(folder):
   encoder, variables, _ = transformer.load_folder(path)
   longest = encoder.architecture.longest
   assert longest == (168 if encoder.architecture.kind == "mpnet" else 170)
-  with pytest.raises(ValueError, match=f"text has 171 tokens; this network has positions for {longest}"):
+  with pytest.raises(
+    ValueError, match=f"text has 171 tokens; this network has positions for {longest}"
+  ):
     encoder.apply(variables, np.zeros((1, 171), np.int32), np.ones(1, np.int32))
   with pytest.raises(ValueError, match=r"text_length \(2,\); expected \[B, L\] and \[B\]"):
     encoder.apply(variables, np.zeros((1, 4), np.int32), np.ones(2, np.int32))

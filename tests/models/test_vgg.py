@@ -40,7 +40,10 @@ def test_planted_faults_are_caught(narrow):
     (("features_34", "kernel"), lambda kernel: kernel[:, ::-1]),
     (("features_16", "bias"), np.zeros_like),
     # Height, width, channel instead of channel, height, width in front of fc6.
-    (("fc6", "kernel"), lambda kernel: kernel.reshape(512, 7, 7, -1).transpose(1, 2, 0, 3).reshape(kernel.shape)),
+    (
+      ("fc6", "kernel"),
+      lambda kernel: kernel.reshape(512, 7, 7, -1).transpose(1, 2, 0, 3).reshape(kernel.shape),
+    ),
   ]:
     wrong = reference.changed(variables, "params", path, change)
     assert reference.relative_difference(apply(wrong, images), want) > 1e-3, path
@@ -50,7 +53,9 @@ def test_dropout_acts_in_training_only(narrow):
   _, ours, variables = narrow
   images = reference.two_images()
   still = ours.apply(variables, images)
-  np.testing.assert_array_equal(still, ours.apply(variables, images, rngs={"dropout": jax.random.key(0)}))
+  np.testing.assert_array_equal(
+    still, ours.apply(variables, images, rngs={"dropout": jax.random.key(0)})
+  )
   moved = ours.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)})
   assert np.mean(np.asarray(moved) == 0) > np.mean(np.asarray(still) == 0)
 
@@ -68,10 +73,13 @@ def test_grid_is_the_map_before_fc6(narrow):
 
 def test_recomputation_changes_nothing_but_memory():
   images = reference.two_images(32)
-  plain, saving = (vgg.VGG(layers=(4, "pool", 8, "pool"), hidden=4, remat=remat) for remat in (False, True))
+  plain, saving = (
+    vgg.VGG(layers=(4, "pool", 8, "pool"), hidden=4, remat=remat) for remat in (False, True)
+  )
   variables = plain.init(jax.random.key(0), images)
   gradients = [
-    jax.grad(lambda variables, net=net: net.apply(variables, images).sum())(variables) for net in (plain, saving)
+    jax.grad(lambda variables, net=net: net.apply(variables, images).sum())(variables)
+    for net in (plain, saving)
   ]
   jax.tree.map(np.testing.assert_allclose, *gradients)
 
@@ -84,5 +92,7 @@ def test_computes_in_bfloat16_with_float32_parameters():
 
 
 def test_wrong_shape_is_named():
-  with pytest.raises(ValueError, match=r"\(2, 16, 16, 3\); expected \[B, H, W, 3\] with H and W at least 32"):
+  with pytest.raises(
+    ValueError, match=r"\(2, 16, 16, 3\); expected \[B, H, W, 3\] with H and W at least 32"
+  ):
     vgg.VGG(hidden=4).init(jax.random.key(0), np.zeros((2, 16, 16, 3)))

@@ -1,4 +1,6 @@
-"""Sums over features for all pairs, in tiles and all at once, against the array of all pairs and features."""
+"""Sums over features for all pairs, in tiles and all at once, against the array of all pairs and
+features.
+"""
 
 import jax
 import numpy as np

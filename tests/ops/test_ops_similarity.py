@@ -15,9 +15,15 @@ def rows(seed, count, dim=7):
 
 def pair_by_loops(image, text, kind):
   if kind == "order":
-    return -np.sqrt(sum(max(0.0, t - v) ** 2 for v, t in zip(image.astype(float), text, strict=True)))
+    return -np.sqrt(
+      sum(max(0.0, t - v) ** 2 for v, t in zip(image.astype(float), text, strict=True))
+    )
   dot = sum(v * t for v, t in zip(image.astype(float), text, strict=True))
-  return dot if kind == "dot" else dot / np.sqrt(sum(image.astype(float) ** 2) * sum(text.astype(float) ** 2))
+  return (
+    dot
+    if kind == "dot"
+    else dot / np.sqrt(sum(image.astype(float) ** 2) * sum(text.astype(float) ** 2))
+  )
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 33])
@@ -26,7 +32,9 @@ def test_equals_loops_in_both_directions(kind, dim):
   image, text = rows(0, 6, dim), rows(1, 9, dim)
   expected = np.array([[pair_by_loops(v, t, kind) for t in text] for v in image])
   np.testing.assert_allclose(similarity(image, text, kind=kind), expected, atol=2e-6)
-  np.testing.assert_allclose(similarity(text, image, kind=kind, text_query=True), expected.T, atol=2e-6)
+  np.testing.assert_allclose(
+    similarity(text, image, kind=kind, text_query=True), expected.T, atol=2e-6
+  )
   np.testing.assert_allclose(rowwise(image, text[:6], kind=kind), np.diagonal(expected), atol=2e-6)
 
 
@@ -42,9 +50,12 @@ def test_gradient_is_the_slope(kind):
     image, text = rows(2, 5).astype(np.float64), rows(3, 4).astype(np.float64)
     weight = rows(4, 5, 4).astype(np.float64)
     check_grads(
-      jax.jit(lambda v, t: jnp.sum(weight * similarity(v, t, kind=kind))), (image, text), order=1, modes=["rev"],
+      jax.jit(lambda v, t: jnp.sum(weight * similarity(v, t, kind=kind))),
+      (image, text),
+      order=1,
+      modes=["rev"],
       rtol=1e-5,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

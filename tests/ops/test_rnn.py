@@ -39,8 +39,14 @@ def plain(x, length, w, *, cell, reverse):
     return (h, c), h
 
   zero = jnp.zeros((batch, len(w.hidden_kernel)))
-  (final, _), outputs = lax.scan(step, (zero, zero), (jnp.take_along_axis(x, index, axis=1).swapaxes(0, 1), t))
-  outputs = jnp.take_along_axis(outputs.swapaxes(0, 1), index, axis=1) if reverse else outputs.swapaxes(0, 1)
+  (final, _), outputs = lax.scan(
+    step, (zero, zero), (jnp.take_along_axis(x, index, axis=1).swapaxes(0, 1), t)
+  )
+  outputs = (
+    jnp.take_along_axis(outputs.swapaxes(0, 1), index, axis=1)
+    if reverse
+    else outputs.swapaxes(0, 1)
+  )
   return jnp.where(inside[..., None], outputs, 0), final
 
 
@@ -51,7 +57,10 @@ def problem(cell, lengths, steps, seed=0):
   shapes = (FEATURES, columns), (HIDDEN, columns), (columns,), (columns,)
   weights = Weights(*(rng.uniform(-0.5, 0.5, shape).astype(np.float32) for shape in shapes))
   batch = len(lengths)
-  x, a, b = (rng.normal(size=s).astype(np.float32) for s in ((batch, steps, FEATURES), (batch, steps, HIDDEN), (batch, HIDDEN)))
+  x, a, b = (
+    rng.normal(size=s).astype(np.float32)
+    for s in ((batch, steps, FEATURES), (batch, steps, HIDDEN), (batch, HIDDEN))
+  )
   return x, np.asarray(lengths, np.int32), weights, a, b
 
 
@@ -88,7 +97,9 @@ def test_values_and_gradients_are_those_of_a_plain_scan(cell, reverse):
   # All in one shape: one compilation serves every batch.
   for lengths in batches:
     arguments = problem(cell, lengths, steps=14)
-    assert_same(values_and_gradients(ours, *arguments), values_and_gradients(oracle, *arguments), 1e-5)
+    assert_same(
+      values_and_gradients(ours, *arguments), values_and_gradients(oracle, *arguments), 1e-5
+    )
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 1), (3, 2), (128, 5)])
@@ -97,7 +108,9 @@ def test_any_number_of_rows_and_steps(rows, steps):
   arguments = problem("lstm", lengths, steps)
   ours = functools.partial(rnn.recurrent, shards=1)
   oracle = functools.partial(plain, cell="lstm", reverse=False)
-  assert_same(values_and_gradients(ours, *arguments), values_and_gradients(oracle, *arguments), 1e-5)
+  assert_same(
+    values_and_gradients(ours, *arguments), values_and_gradients(oracle, *arguments), 1e-5
+  )
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -109,7 +122,9 @@ def test_the_final_state_alone_is_the_same_with_the_same_gradients(cell):
 
   (_, final), gradients = values_and_gradients(alone, x, length, weights, np.zeros(()), b)
   oracle = functools.partial(plain, cell=cell, reverse=True)
-  (_, expected), expected_gradients = values_and_gradients(oracle, x, length, weights, np.zeros((6, 9, HIDDEN)), b)
+  (_, expected), expected_gradients = values_and_gradients(
+    oracle, x, length, weights, np.zeros((6, 9, HIDDEN)), b
+  )
   assert_same((final, gradients), (expected, expected_gradients), 1e-5)
 
 
@@ -122,7 +137,9 @@ def test_one_step_is_a_sequence_of_length_1(cell):
 
   (_, final), gradients = values_and_gradients(step, x, length, weights, np.zeros(()), b)
   oracle = functools.partial(plain, cell=cell, reverse=False)
-  (_, expected), expected_gradients = values_and_gradients(oracle, x, length, weights, np.zeros((6, 1, HIDDEN)), b)
+  (_, expected), expected_gradients = values_and_gradients(
+    oracle, x, length, weights, np.zeros((6, 1, HIDDEN)), b
+  )
   assert_same((final, gradients), (expected, expected_gradients), 1e-5)
 
 
@@ -130,7 +147,9 @@ def test_padding_of_nan_is_never_read():
   x, length, weights, a, b = problem("lstm", [3, 0, 9, 1, 6, 9], steps=9)
   dirty = np.where(np.arange(9)[None, :, None] < length[:, None, None], x, np.nan)
   ours = functools.partial(rnn.recurrent, shards=1)
-  found, expected = (values_and_gradients(ours, values, length, weights, a, b) for values in (dirty, x))
+  found, expected = (
+    values_and_gradients(ours, values, length, weights, a, b) for values in (dirty, x)
+  )
   assert_same(found, expected, 0)
 
 
@@ -147,7 +166,9 @@ def test_same_on_1_and_8_devices_without_moving_words_between_them(cell):
   assert_same(eight, one, 1e-6)
   program = values_and_gradients.lower(ours, x, length, weights, a, b).compile().as_text()
   assert "all-reduce" in program
-  assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if word in program]
+  assert not [
+    word for word in ("all-gather", "all-to-all", "collective-permute") if word in program
+  ]
 
 
 def test_half_precision_keeps_float32_sums():
@@ -157,8 +178,12 @@ def test_half_precision_keeps_float32_sums():
   (steps, final), (dx, d_weights) = values_and_gradients(ours, x, length, weights, a, b)
   assert steps.dtype == final.dtype == jnp.bfloat16 and dx.dtype == jnp.float32
   assert all(g.dtype == jnp.float32 for g in d_weights)
-  for found, expected in zip(jax.tree.leaves((final, dx, d_weights)), jax.tree.leaves((full[0][1], full[1])), strict=True):
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03 * np.abs(expected).max())
+  for found, expected in zip(
+    jax.tree.leaves((final, dx, d_weights)), jax.tree.leaves((full[0][1], full[1])), strict=True
+  ):
+    np.testing.assert_allclose(
+      found.astype(jnp.float32), expected, atol=0.03 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +191,10 @@ def test_half_precision_keeps_float32_sums():
   [
     ({"cell": "rnn"}, "cell is 'rnn'; expected one of lstm, gru"),
     ({"cell": "gru"}, "weights of gru have shapes"),
-    ({"length": np.ones(5, np.int32)}, r"x has shape \(4, 3, 7\) and length \(5,\); expected \[B, L, F\] and \[B\]"),
+    (
+      {"length": np.ones(5, np.int32)},
+      r"x has shape \(4, 3, 7\) and length \(5,\); expected \[B, L, F\] and \[B\]",
+    ),
     ({"shards": 3}, "shards is 3; expected a divisor of the batch, 4"),
   ],
 )

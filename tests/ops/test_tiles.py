@@ -30,14 +30,18 @@ def test_one_pass_takes_each_row_once(count, tiled):
   np.testing.assert_allclose(totals[0], scaled.sum(axis=0), rtol=1e-4, atol=1e-2)
   np.testing.assert_array_equal(kept[0], x > y)
   np.testing.assert_array_equal(kept[1], scaled)
-  np.testing.assert_array_equal(jax.jit(lambda x: tiles.sum_of_rows(lambda i, a: a, x, tiled=tiled))(y), sums[1])
+  np.testing.assert_array_equal(
+    jax.jit(lambda x: tiles.sum_of_rows(lambda i, a: a, x, tiled=tiled))(y), sums[1]
+  )
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("tiled", [True, False])
 def test_rows_are_mapped_once(count, tiled):
   x = matrix(2, count, 9)
-  mapped = jax.jit(lambda x: tiles.map_rows(lambda number, part: part * (number[:, None] + 1), x, tiled=tiled))(x)
+  mapped = jax.jit(
+    lambda x: tiles.map_rows(lambda number, part: part * (number[:, None] + 1), x, tiled=tiled)
+  )(x)
   np.testing.assert_array_equal(mapped, x * (np.arange(count, dtype=np.float32)[:, None] + 1))
 
 
@@ -47,7 +51,9 @@ def test_of_equally_large_entries_the_first_counts(count, tiled):
   x = np.random.default_rng(3).integers(4, size=(count, 7)).astype(np.float32)
   x[count // 2] = -np.inf
   x[:, 3] = -np.inf
-  of_row, of_column = jax.jit(lambda x: tiles.largest_of_both(lambda number, part: part, x, tiled=tiled))(x)
+  of_row, of_column = jax.jit(
+    lambda x: tiles.largest_of_both(lambda number, part: part, x, tiled=tiled)
+  )(x)
   np.testing.assert_array_equal(of_row, x.argmax(axis=1))
   np.testing.assert_array_equal(of_column, x.argmax(axis=0))
   for axis in (0, 1):

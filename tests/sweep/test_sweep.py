@@ -1,4 +1,6 @@
-"""The sweep: what it refuses before anything starts, how it goes on, and what its table says of known differences."""
+"""The sweep: what it refuses before anything starts, how it goes on, and what its table says of
+known differences.
+"""
 
 import csv
 import json
@@ -21,7 +23,9 @@ CONFIG = "configs/imc_flickr.py:flickr8k_features"
 
 @pytest.fixture
 def trained(monkeypatch):
-  """Replaces training by made-up results: rsum 100 + 50 weight + seed / 10, and queries that agree; returns the cells run."""
+  """Replaces training by made-up results: rsum 100 + 50 weight + seed / 10, and queries that agree;
+  returns the cells run.
+  """
   ran = []
 
   def train(cell, running, stopping):
@@ -31,9 +35,14 @@ def trained(monkeypatch):
     (cell.folder / "config.json").write_text(json.dumps(config))
     rng, quality = np.random.default_rng(cell.seed), 0.2 + 0.5 * (config["loss.weight"] or 0)
     owner = np.repeat(np.arange(100), 5)
-    ranks = {f"{task}/rank": (rng.random(n) > quality).astype(np.int32) for task, n in (("i2t", 100), ("t2i", 500))}
+    ranks = {
+      f"{task}/rank": (rng.random(n) > quality).astype(np.int32)
+      for task, n in (("i2t", 100), ("t2i", 500))
+    }
     np.savez(cell.folder / "queries.npz", image_of_text=owner, **ranks)
-    metrics = {f"{task}/r1": 100 * float(np.mean(ranks[f"{task}/rank"] == 0)) for task in ("i2t", "t2i")}
+    metrics = {
+      f"{task}/r1": 100 * float(np.mean(ranks[f"{task}/rank"] == 0)) for task in ("i2t", "t2i")
+    }
     metrics["rsum"] = 100 + 50 * (config["loss.weight"] or 0) + cell.seed / 10
     (cell.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
     return "done"
@@ -56,19 +65,27 @@ def refused(capsys, *argv):
 
 
 def test_a_grid_ends_in_tables_plots_and_what_survives(trained, tmp_path, capsys):
-  sweep.main(command(tmp_path, "--grid", "loss.weight=0.25,1", "--grid=loss.distance=l1,l2", "--seeds", "3"))
+  sweep.main(
+    command(tmp_path, "--grid", "loss.weight=0.25,1", "--grid=loss.distance=l1,l2", "--seeds", "3")
+  )
   assert len(trained) == 12 and len(set(trained)) == 12
   with (tmp_path / "table.csv").open() as file:
     rows = {(row["setting"], row["metric"]): row for row in csv.DictReader(file)}
   row = rows["loss.weight=1 loss.distance=l2", "rsum"]
-  assert float(row["mean"]) == pytest.approx(150.1) and float(row["deviation"]) == pytest.approx(0.1) and row["n"] == "3"
+  assert (
+    float(row["mean"]) == pytest.approx(150.1)
+    and float(row["deviation"]) == pytest.approx(0.1)
+    and row["n"] == "3"
+  )
   with (tmp_path / "differences.csv").open() as file:
     found = {(row["metric"], row["a"], row["b"]): row for row in csv.DictReader(file)}
   settings = [f"loss.weight={w} loss.distance={d}" for w in ("0.25", "1") for d in ("l1", "l2")]
   for metric in ("rsum", "t2i/r1"):
     assert found[metric, settings[0], settings[2]]["survives"] == "True"
     assert found[metric, settings[0], settings[1]]["survives"] == "False"
-  assert "150.1 ± 0.1" in (tmp_path / "table.md").read_text() and "| yes |" in capsys.readouterr().out
+  assert (
+    "150.1 ± 0.1" in (tmp_path / "table.md").read_text() and "| yes |" in capsys.readouterr().out
+  )
   for field in ("weight", "distance"):
     assert (tmp_path / f"influence_loss_{field}.png").stat().st_size > 5000
 
@@ -77,7 +94,8 @@ def test_finished_runs_are_not_trained_again_and_more_may_be_added(trained, tmp_
   sweep.main(command(tmp_path, "--grid", "loss.weight=0.25,1"))
   sweep.main(command(tmp_path, "--grid", "loss.weight=0.25,1"))
   assert len(trained) == 2
-  # One seed cannot tell a difference of sums from one between seeds, and the table does not pretend.
+  # One seed cannot tell a difference of sums from one between seeds, and the table does not
+  # pretend.
   assert re.search(r"\| rsum \|.*\| not tested \|", (tmp_path / "table.md").read_text())
   sweep.main(command(tmp_path, "--grid", "loss.weight=0.25,1,4", "--seeds=2"))
   assert len(trained) == 6
@@ -93,14 +111,19 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
   sweep.main(command(tmp_path, "--grid", "loss.weight=1"))
   capsys.readouterr()
   error = refused(capsys, tmp_path, "--grid", "loss.weight=1", "--config.loss.margin=0.3")
-  assert "holds a run of another config (config.loss.margin: None -> 0.3)" in error and len(trained) == 1
+  assert (
+    "holds a run of another config (config.loss.margin: None -> 0.3)" in error and len(trained) == 1
+  )
 
 
 @pytest.mark.parametrize(
   "flags, message",
   [
     (["--grid", "loss.wieght=1,2"], "config has no field loss.wieght; did you mean loss.weight?"),
-    (["--grid", "loss.weight=1,heavy"], "config.loss.weight is 'heavy'; expected a value of type float"),
+    (
+      ["--grid", "loss.weight=1,heavy"],
+      "config.loss.weight is 'heavy'; expected a value of type float",
+    ),
     (["--grid", "loss.weight"], "expected 'field=value,value'"),
     (["--grid", "loss.weight=1,1"], "each value once"),
     (["--grid", "mining.scope=batch,epoch"], "config.mining.scope is 'epoch'; expected one of"),
@@ -112,7 +135,10 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
     (["--grid", "optimizer.multipliers=1"], "config.optimizer.multipliers is a tuple"),
     (["--config.epochs"], "--config.epochs has no value"),
     (["--seeds=0"], "seeds"),
-    (["--seeds=1795291358"], "flag --seeds=1795291358: 1795291358 is not an integer in the range [1, 1000]"),
+    (
+      ["--seeds=1795291358"],
+      "flag --seeds=1795291358: 1795291358 is not an integer in the range [1, 1000]",
+    ),
   ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(trained, tmp_path, capsys, flags, message):
@@ -124,7 +150,11 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(trained, tmp_path, capsy
   made_up = sweep.train
 
   def train(cell, running, stopping):
-    return "status 1: out of disk" if cell.setting["loss.weight"] == "1" else made_up(cell, running, stopping)
+    return (
+      "status 1: out of disk"
+      if cell.setting["loss.weight"] == "1"
+      else made_up(cell, running, stopping)
+    )
 
   monkeypatch.setattr(sweep, "train", train)
   with pytest.raises(SystemExit) as stop:
@@ -135,13 +165,22 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(trained, tmp_path, capsy
 
 
 def test_help_needs_no_jax():
-  code = "import sys; from xmr import sweep; sweep.main(['sweep', '--help']); assert 'jax' not in sys.modules"
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+  code = (
+    "import sys; from xmr import sweep; sweep.main(['sweep', '--help']); assert 'jax' not in "
+    "sys.modules"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
   assert "--grid" in done.stdout
 
 
-@pytest.mark.parametrize("stopping, outcome", [([signal.SIGTERM], "stopped"), ([], "status -15: Killed early")])
-def test_a_run_that_the_signal_ends_before_it_can_save_is_no_failure(stopping, outcome, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+  "stopping, outcome", [([signal.SIGTERM], "stopped"), ([], "status -15: Killed early")]
+)
+def test_a_run_that_the_signal_ends_before_it_can_save_is_no_failure(
+  stopping, outcome, monkeypatch, tmp_path
+):
   def start(command, *, stdout, **_):
     stdout.write("Killed early\n")
     return types.SimpleNamespace(wait=lambda: -signal.SIGTERM, terminate=lambda: None)
@@ -156,11 +195,15 @@ def test_a_real_sweep_stops_at_a_signal_and_goes_on(tmp_path):
   flags = small_run.arguments(small_run.write_data(tmp_path / "data"), tmp_path / "sweep")
   argv = [sys.executable, "-m", "xmr.sweep", *flags, "--grid", "loss.margin=0.1,0.2"]
   process = small_run.start(argv, log=tmp_path / "log")
-  small_run.wait_for((tmp_path / "sweep/loss.margin=0.1/seed=0/config.json").exists, process=process)
+  small_run.wait_for(
+    (tmp_path / "sweep/loss.margin=0.1/seed=0/config.json").exists, process=process
+  )
   process.send_signal(signal.SIGTERM)
   assert process.wait(300) == 0
   assert (tmp_path / "log").read_text().endswith("stopped: the same command goes on from there\n")
   assert not (tmp_path / "sweep/table.md").exists()
   printed = small_run.run(argv)
   assert "loss.margin=0.2 seed=0: rsum" in printed and "| loss.margin=0.1 | 1 |" in printed
-  assert (tmp_path / "sweep/table.md").exists() and (tmp_path / "sweep/loss.margin=0.2/seed=0/queries.npz").exists()
+  assert (tmp_path / "sweep/table.md").exists() and (
+    tmp_path / "sweep/loss.margin=0.2/seed=0/queries.npz"
+  ).exists()

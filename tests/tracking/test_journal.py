@@ -13,7 +13,9 @@ from xmr.tracking.writer import Writer
 
 def test_a_loss_that_is_not_finite_names_the_step_and_its_captions():
   terms = {"loss": np.float32("nan"), "gradient_norm": np.float32(1), "i2t": np.float32(3)}
-  with pytest.raises(UserError, match=r"step 7 is not finite .*loss nan.*text_id of its batch: \[4, 9\]"):
+  with pytest.raises(
+    UserError, match=r"step 7 is not finite .*loss nan.*text_id of its batch: \[4, 9\]"
+  ):
     check_finite(7, np.array([4, 9]), terms)
 
 
@@ -21,7 +23,12 @@ def test_a_step_before_the_last_is_checked_too(tmp_path):
   writer = Writer(tmp_path, tensorboard=False, progress=False)
   journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1)
   for step, loss in ((1, 1.0), (2, float("inf")), (3, 1.0)):
-    journal.record(step, np.array([step]), {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(1)}, waited=0.0)
+    journal.record(
+      step,
+      np.array([step]),
+      {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(1)},
+      waited=0.0,
+    )
   with pytest.raises(UserError, match="step 2 is not finite"):
     journal.flush()
   writer.close()
@@ -31,7 +38,9 @@ def test_a_flush_writes_the_last_step_with_rate_and_seconds(tmp_path):
   writer = Writer(tmp_path, tensorboard=False, progress=False)
   journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1 * step)
   for step in (1, 2):
-    journal.record(step, np.array([0]), {"loss": jnp.float32(step), "gradient_norm": jnp.float32(1)}, waited=0.25)
+    journal.record(
+      step, np.array([0]), {"loss": jnp.float32(step), "gradient_norm": jnp.float32(1)}, waited=0.25
+    )
   journal.flush()
   journal.flush()
   writer.close()
@@ -54,7 +63,12 @@ def test_the_progress_line_has_epoch_terms_rsum_and_best(tmp_path):
   writer = Writer(tmp_path, tensorboard=False, progress=False)
   writer.progress = lambda step, text: lines.append((step, text))
   journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1)
-  terms = {"i2t": jnp.float32(1), "loss": jnp.float32(3), "t2i": jnp.float32(2), "gradient_norm": jnp.float32(1)}
+  terms = {
+    "i2t": jnp.float32(1),
+    "loss": jnp.float32(3),
+    "t2i": jnp.float32(2),
+    "gradient_norm": jnp.float32(1),
+  }
   for scores in ({}, {"best": 210.0}, {"rsum": 200.0, "best": 210.0}):
     journal.scores = scores
     journal.record(5, np.array([0]), terms, waited=0.0)

@@ -16,7 +16,9 @@ def events(folder):
     while raw:
       (length,) = struct.unpack("<Q", raw[:8])
       assert struct.unpack("<I", raw[8:12])[0] == masked_crc32c(raw[:8])
-      assert struct.unpack("<I", raw[12 + length : 16 + length])[0] == masked_crc32c(raw[12 : 12 + length])
+      assert struct.unpack("<I", raw[12 + length : 16 + length])[0] == masked_crc32c(
+        raw[12 : 12 + length]
+      )
       found.append(event_pb2.Event.FromString(raw[12 : 12 + length]))
       raw = raw[16 + length :]
   return found
@@ -27,20 +29,32 @@ def test_what_is_written_is_there_at_once_and_complete(tmp_path):
   board.scalars(5, {"train/loss": 2.5, "val/rsum": float("nan")})
   board.image(6, "val/retrieved", np.full((4, 5, 3), 200, np.uint8))
   board.text(0, "config", "|seed|`1`|")
-  board.hparams({"seed": 1, "loss.name": "imc", "data.scenes": None, "picture": True}, ("val/rsum",))
+  board.hparams(
+    {"seed": 1, "loss.name": "imc", "data.scenes": None, "picture": True}, ("val/rsum",)
+  )
   version, start, *written = events(tmp_path)
   assert version.file_version == "brain.Event:2"
   assert start.step == 5 and start.session_log.status == event_pb2.SessionLog.START
   values = [(event.step, value.tag, value) for event in written for value in event.summary.value]
   assert [(step, tag) for step, tag, _ in values] == [
-    (5, "train/loss"), (5, "val/rsum"), (6, "val/retrieved"), (0, "config/text_summary"), (0, "_hparams_/experiment"),
+    (5, "train/loss"),
+    (5, "val/rsum"),
+    (6, "val/retrieved"),
+    (0, "config/text_summary"),
+    (0, "_hparams_/experiment"),
     (0, "_hparams_/session_start_info"),
-  ]  # fmt: skip
+  ]
   assert values[0][2].simple_value == 2.5
   assert (values[2][2].image.height, values[2][2].image.width) == (4, 5)
-  plugin = plugin_hparams_pb2.HParamsPluginData.FromString(values[5][2].metadata.plugin_data.content)
+  plugin = plugin_hparams_pb2.HParamsPluginData.FromString(
+    values[5][2].metadata.plugin_data.content
+  )
   shown = plugin.session_start_info.hparams
-  assert shown["seed"].number_value == 1 and shown["loss.name"].string_value == "imc" and shown["picture"].bool_value
+  assert (
+    shown["seed"].number_value == 1
+    and shown["loss.name"].string_value == "imc"
+    and shown["picture"].bool_value
+  )
   board.close()
 
 

@@ -17,7 +17,11 @@ def test_what_was_logged_after_the_checkpoint_is_dropped_on_resume(tmp_path):
   writer = Writer(tmp_path, step=2, tensorboard=False, progress=False)
   writer.scalars(3, {"train/loss": 30})
   writer.close()
-  assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+  assert [(line["step"], line["train/loss"]) for line in lines(tmp_path)] == [
+    (1, 1),
+    (2, 2),
+    (3, 30),
+  ]
 
 
 def test_a_number_that_is_not_finite_is_null_in_json(tmp_path):

@@ -1,8 +1,10 @@
-"""Compares with PyTorch, NumPy and FAISS in one run: python -m xmr.bench NAME [--quick] [--json [FILE]].
+"""Compares with PyTorch, NumPy and FAISS in one run: python -m xmr.bench NAME [--quick] [--json
+[FILE]].
 
-Contenders take turns in processes of their own; a time is a median over rounds, a ratio the median of what each round gives,
-and "of limit" the time that the case's matrix products and memory traffic would take at the rates of the same round.
-PyTorch and FAISS are in the extra `bench`; without them our own side runs alone.
+Contenders take turns in processes of their own; a time is a median over rounds, a ratio the median
+of what each round gives, and "of limit" the time that the case's matrix products and memory traffic
+would take at the rates of the same round. PyTorch and FAISS are in the extra `bench`; without them
+our own side runs alone.
 """
 
 import importlib
@@ -35,11 +37,27 @@ def parser():
   listed = "\n".join(f"  {name:9} {what}" for name, what in BENCHES.items())
   made = command_line.parser("xmr.bench", f"{__doc__}\nbenches:\n{listed}")
   made.add_argument("name", metavar="NAME", help="one of the benches")
-  made.add_argument("--quick", action="store_true", help="small sizes and few rounds: that it works, not how fast")
-  made.add_argument("--rounds", type=int, help=f"turns of every contender ({ROUNDS}; {QUICK_ROUNDS} with --quick)")
-  made.add_argument("--cores", type=int, help="cores that a contender may use (all); 1: processor time, on a busy machine")
-  made.add_argument("--only", metavar="TEXT", default="", help="only cases whose name contains this")
-  made.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write JSON; - (or nothing): to standard output")
+  made.add_argument(
+    "--quick", action="store_true", help="small sizes and few rounds: that it works, not how fast"
+  )
+  made.add_argument(
+    "--rounds", type=int, help=f"turns of every contender ({ROUNDS}; {QUICK_ROUNDS} with --quick)"
+  )
+  made.add_argument(
+    "--cores",
+    type=int,
+    help="cores that a contender may use (all); 1: processor time, on a busy machine",
+  )
+  made.add_argument(
+    "--only", metavar="TEXT", default="", help="only cases whose name contains this"
+  )
+  made.add_argument(
+    "--json",
+    metavar="FILE",
+    nargs="?",
+    const="-",
+    help="write JSON; - (or nothing): to standard output",
+  )
   return made
 
 
@@ -66,18 +84,29 @@ def main(argv):
     cases = [case for case in bench.cases(quick=arguments.quick) if arguments.only in case.name]
     if not cases:
       known = "; ".join(case.name for case in bench.cases(quick=arguments.quick))
-      raise UserError(f"--only={arguments.only} leaves no case of {arguments.name}; expected part of one of: {known}")
+      raise UserError(
+        f"--only={arguments.only} leaves no case of {arguments.name}; expected part of one of: "
+        f"{known}"
+      )
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     begun = others.mark()
     results = runner.run(
-      cases, rounds=rounds, cores=arguments.cores, probe_arguments={"size": 256} if arguments.quick else None,
+      cases,
+      rounds=rounds,
+      cores=arguments.cores,
+      probe_arguments={"size": 256} if arguments.quick else None,
       say=lambda line: print(f"xmr.bench: {line}", file=sys.stderr, flush=True),
-    )  # fmt: skip
+    )
     summary = bench.summary(results) if hasattr(bench, "summary") else []
     document = report.document(
-      arguments.name, results, quick=arguments.quick, rounds=rounds, cores=arguments.cores, others=others.share_since(begun),
+      arguments.name,
+      results,
+      quick=arguments.quick,
+      rounds=rounds,
+      cores=arguments.cores,
+      others=others.share_since(begun),
       summary=summary,
-    )  # fmt: skip
+    )
     print(report.table(document), file=sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.json == "-":
       print(json.dumps(document, indent=2))

@@ -9,8 +9,10 @@ OURS = "xmr"
 class Goal:
   """A bound on one figure of a case.
 
-  figure: "ratio/NAME" (time of that contender over ours), "share" (of the limit), "seconds", "rate" (items per second),
-    "extra_mb" (memory beyond that of the resting process), or "facts/NAME" (something our contender says of itself).
+  figure: "ratio/NAME" (time of that contender over ours), "share" (of the limit), "seconds", "rate"
+  (items per second),
+    "extra_mb" (memory beyond that of the resting process), or "facts/NAME" (something our contender
+    says of itself).
   at_least, at_most: one of them is given.
   """
 
@@ -38,12 +40,15 @@ class Case:
   """One thing to compute, by several contenders.
 
   name: what and how large.
-  contenders: {name: "module:function"}; ours is `OURS`. The function gets `arguments` and returns a dict of "run", a
-    function that computes once and waits for the result (a float that it returns is the time that counts); "answer"
-    (optional), a function that returns numbers in which contenders must agree; "facts" (optional), a dict of figures.
+  contenders: {name: "module:function"}; ours is `OURS`. The function gets `arguments` and returns a
+  dict of "run", a
+    function that computes once and waits for the result (a float that it returns is the time that
+    counts); "answer" (optional), a function that returns numbers in which contenders must agree;
+    "facts" (optional), a dict of figures.
   arguments: what JSON can hold.
   products: floating point operations of the matrix products that the case cannot do without.
-  traffic: bytes read and written that it cannot do without. The limit is products / (rate of the GEMM probe) + traffic /
+  traffic: bytes read and written that it cannot do without. The limit is products / (rate of the
+  GEMM probe) + traffic /
     (rate of the copy probe), with the rates of the same round.
   part: {contender: share of the work that it does}; its time is divided by that.
   items: how many of `unit` one computation makes.

@@ -10,13 +10,17 @@ def cases(*, quick):
   """Returns the one case: N images, five captions each."""
   n_images, dim = (60, 32) if quick else (1000, 1024)
   here = "xmr.bench.graded:"
-  return [Case(
-    name=f"{n_images} x {5 * n_images} x {dim}, four tasks",
-    contenders={OURS: here + "ours", "numpy": here + "in_numpy"}, arguments={"n_images": n_images, "dim": dim},
-    # Products of i2t and t2i (the same), i2i and t2t, of which half would do.
-    products=2.0 * dim * n_images**2 * (5 + 1 / 2 + 25 / 2), part={"numpy": LOOP_PART},
-    goals=() if quick else (Goal("ratio/numpy", at_least=40),),
-  )]  # fmt: skip
+  return [
+    Case(
+      name=f"{n_images} x {5 * n_images} x {dim}, four tasks",
+      contenders={OURS: here + "ours", "numpy": here + "in_numpy"},
+      arguments={"n_images": n_images, "dim": dim},
+      # Products of i2t and t2i (the same), i2i and t2t, of which half would do.
+      products=2.0 * dim * n_images**2 * (5 + 1 / 2 + 25 / 2),
+      part={"numpy": LOOP_PART},
+      goals=() if quick else (Goal("ratio/numpy", at_least=40),),
+    )
+  ]
 
 
 def start(n_images, dim):

@@ -4,11 +4,12 @@ from xmr.bench.cases import OURS, Case, Goal
 
 SIZES, QUICK_SIZES = ((512, 1024), (2048, 1024)), ((64, 128),)
 BAND = {"lower": 0.05, "upper": 0.5}
-# Matrix products that a loss cannot do without, in 2 B^2 D: scores forward; its gradient in both factors for SH, for MH none
-# (two rows per query); the distances and their gradient for each modality of the cosine constraint.
+# Matrix products that a loss cannot do without, in 2 B^2 D: scores forward; its gradient in both
+# factors for SH, for MH none (two rows per query); the distances and their gradient for each
+# modality of the cosine constraint.
 PRODUCTS = {"sh": 3, "mh": 1, "imc_cosine": 1 + 2 * 2}
-# L1: subtract, absolute value, add forward, for half of the pairs; compare and add, twice, backward: vector instructions, of
-# which each takes the place of a fused multiply-add.
+# L1: subtract, absolute value, add forward, for half of the pairs; compare and add, twice,
+# backward: vector instructions, of which each takes the place of a fused multiply-add.
 L1_INSTRUCTIONS = 3 / 2 + 4
 L1_TEMPORARY_MB = 48
 
@@ -23,15 +24,22 @@ def cases(*, quick):
       goals = [] if quick else [Goal("ratio/torch", at_least=15 if l1 else 4)]
       if l1 and batch == 2048:
         goals.append(Goal("facts/temp_mb", at_most=L1_TEMPORARY_MB))
-      found.append(Case(
-        name=f"{loss} B {batch}", contenders={OURS: "xmr.bench.losses:ours", "torch": "xmr.bench.losses:in_torch"},
-        arguments={"loss": loss, "batch": batch, "dim": dim}, products=times * 2.0 * batch**2 * dim, goals=tuple(goals),
-      ))  # fmt: skip
+      found.append(
+        Case(
+          name=f"{loss} B {batch}",
+          contenders={OURS: "xmr.bench.losses:ours", "torch": "xmr.bench.losses:in_torch"},
+          arguments={"loss": loss, "batch": batch, "dim": dim},
+          products=times * 2.0 * batch**2 * dim,
+          goals=tuple(goals),
+        )
+      )
   return found
 
 
 def embeddings(batch, dim):
-  """Returns (image, text) [B, D] float32 with unit rows: texts near their images, images in groups of eight."""
+  """Returns (image, text) [B, D] float32 with unit rows: texts near their images, images in groups
+  of eight.
+  """
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -42,7 +50,9 @@ def embeddings(batch, dim):
 
 
 def ours(*, loss, batch, dim):
-  """Value and gradient of a loss of xmr.losses, compiled as a training step; facts: temporary memory that XLA plans, in MB."""
+  """Value and gradient of a loss of xmr.losses, compiled as a training step; facts: temporary
+  memory that XLA plans, in MB.
+  """
   import functools
 
   import jax
@@ -50,10 +60,11 @@ def ours(*, loss, batch, dim):
   from xmr import losses, parallel
 
   function = {
-    "sh": losses.sum_of_hinges, "mh": losses.max_of_hinges,
+    "sh": losses.sum_of_hinges,
+    "mh": losses.max_of_hinges,
     "imc_cosine": functools.partial(losses.imc, distance="cosine", **BAND),
     "imc_l1": functools.partial(losses.imc, distance="l1", **BAND),
-  }[loss]  # fmt: skip
+  }[loss]
   image, text = jax.device_put(embeddings(batch, dim))
   gradient = jax.jit(
     jax.value_and_grad(lambda image, text: function(image, text)[0], argnums=(0, 1)),
@@ -67,9 +78,10 @@ def ours(*, loss, batch, dim):
     return [float(value), *(float((d * d).sum()) ** 0.5 for d in (d_image, d_text))]
 
   return {
-    "run": lambda: jax.block_until_ready(compiled(image, text)), "answer": answer,
+    "run": lambda: jax.block_until_ready(compiled(image, text)),
+    "answer": answer,
     "facts": {"temp_mb": round(memory.temp_size_in_bytes / 1e6, 1)} if memory else {},
-  }  # fmt: skip
+  }
 
 
 def in_torch(*, loss, batch, dim):

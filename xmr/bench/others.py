@@ -1,9 +1,14 @@
-"""How much of the machine went elsewhere while a bench ran: to other programs, and to the host of a virtual machine."""
+"""How much of the machine went elsewhere while a bench ran: to other programs, and to the host of a
+virtual machine.
+"""
 
 import os
 import time
 
-IDLE = (3, 4)  # of the fields of /proc/stat: idle, waiting for a disk; the first eight add up to all time
+IDLE = (
+  3,
+  4,
+)  # of the fields of /proc/stat: idle, waiting for a disk; the first eight add up to all time
 
 
 def mark():
@@ -18,7 +23,9 @@ def mark():
 
 
 def share_since(begun):
-  """Returns the share of all cores' time since `begun` that neither this process nor its ended children took, or None."""
+  """Returns the share of all cores' time since `begun` that neither this process nor its ended
+  children took, or None.
+  """
   ended = mark()
   if begun is None or ended is None:
     return None

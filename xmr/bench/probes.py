@@ -6,7 +6,9 @@ ON_DEVICE = 8  # times more of both on an accelerator
 
 
 def backend():
-  """Returns the name of JAX's default platform; "cpu" without importing JAX where it has no other."""
+  """Returns the name of JAX's default platform; "cpu" without importing JAX where it has no
+  other.
+  """
   import importlib.util
 
   if not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu")):
@@ -22,7 +24,9 @@ def gemm(*, size=None):
 
   on_host = backend() == "cpu"
   size = size or (GEMM if on_host else GEMM * ON_DEVICE)
-  x, y = (np.random.default_rng(seed).normal(size=(size, size)).astype(np.float32) for seed in (0, 1))
+  x, y = (
+    np.random.default_rng(seed).normal(size=(size, size)).astype(np.float32) for seed in (0, 1)
+  )
   if on_host:
     out = np.empty_like(x)
     run = lambda: np.matmul(x, y, out=out)  # noqa: E731
@@ -36,7 +40,9 @@ def gemm(*, size=None):
 
 
 def copy(*, size=None):
-  """A copy of an array, in NumPy on a CPU, in JAX elsewhere; what is read and what is written both count."""
+  """A copy of an array, in NumPy on a CPU, in JAX elsewhere; what is read and what is written both
+  count.
+  """
   import numpy as np
 
   on_host = backend() == "cpu"

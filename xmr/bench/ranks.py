@@ -10,19 +10,34 @@ def cases(*, quick):
   """Returns the one case: N images, five captions each."""
   n_images, dim = (200, 64) if quick else (5000, 1024)
   here = "xmr.bench.ranks:"
-  return [Case(
-    name=f"{n_images} x {5 * n_images} x {dim}",
-    contenders={OURS: here + "ours", "loop": here + "loop", "argsort": here + "argsort", "faiss": here + "in_faiss"},
-    arguments={"n_images": n_images, "dim": dim}, products=2.0 * n_images * 5 * n_images * dim, part={"loop": LOOP_PART},
-    goals=() if quick else (
-      Goal("ratio/loop", at_least=30), Goal("ratio/argsort", at_least=10), Goal("ratio/faiss", at_least=2),
-      Goal("extra_mb", at_most=100),
-    ),
-  )]  # fmt: skip
+  return [
+    Case(
+      name=f"{n_images} x {5 * n_images} x {dim}",
+      contenders={
+        OURS: here + "ours",
+        "loop": here + "loop",
+        "argsort": here + "argsort",
+        "faiss": here + "in_faiss",
+      },
+      arguments={"n_images": n_images, "dim": dim},
+      products=2.0 * n_images * 5 * n_images * dim,
+      part={"loop": LOOP_PART},
+      goals=()
+      if quick
+      else (
+        Goal("ratio/loop", at_least=30),
+        Goal("ratio/argsort", at_least=10),
+        Goal("ratio/faiss", at_least=2),
+        Goal("extra_mb", at_most=100),
+      ),
+    )
+  ]
 
 
 def embeddings(n_images, dim):
-  """Returns (image [N, D], text [5 N, D], image_of_text [5 N]) with unit rows, as hard to tell apart as a trained model's."""
+  """Returns (image [N, D], text [5 N, D], image_of_text [5 N]) with unit rows, as hard to tell
+  apart as a trained model's.
+  """
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -50,7 +65,9 @@ def recall_at_top(rank):
 
 
 def loop(*, n_images, dim):
-  """A product and an argsort per query, as VSE++'s released evaluation does, on a part of the queries."""
+  """A product and an argsort per query, as VSE++'s released evaluation does, on a part of the
+  queries.
+  """
   import numpy as np
 
   image, text, _ = embeddings(n_images, dim)
@@ -81,7 +98,10 @@ def argsort(*, n_images, dim):
     order = np.argsort(-scores.T, axis=1)
     return i2t, (order == owner[:, None]).argmax(axis=1)
 
-  return {"run": lambda: ranks() and None, "answer": lambda: [recall_at_top(rank) for rank in ranks()]}
+  return {
+    "run": lambda: ranks() and None,
+    "answer": lambda: [recall_at_top(rank) for rank in ranks()],
+  }
 
 
 def in_faiss(*, n_images, dim):

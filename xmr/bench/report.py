@@ -6,20 +6,37 @@ import os
 import platform
 
 BUSY = 0.1  # share of the machine that may go elsewhere
-PACKAGES = ("xmr", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "rapidfuzz", "torch", "faiss-cpu")
+PACKAGES = (
+  "xmr",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "numpy",
+  "scipy",
+  "rapidfuzz",
+  "torch",
+  "faiss-cpu",
+)
 
 
 def document(name, results, *, quick, rounds, cores=None, others=None, summary=None):
-  """Returns all that the JSON holds: how it was run, when, on what, with which versions, and "cases" of `runner.run`.
+  """Returns all that the JSON holds: how it was run, when, on what, with which versions, and
+  "cases" of `runner.run`.
 
   others: share of the machine that went elsewhere meanwhile, see `others`.
   """
   return {
-    "bench": name, "quick": quick, "rounds": rounds, "cores": cores,
+    "bench": name,
+    "quick": quick,
+    "rounds": rounds,
+    "cores": cores,
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "machine": machine() | {"others": None if others is None else round(others, 3)}, "versions": versions(),
-    "cases": results, "summary": summary or [],
-  }  # fmt: skip
+    "machine": machine() | {"others": None if others is None else round(others, 3)},
+    "versions": versions(),
+    "cases": results,
+    "summary": summary or [],
+  }
 
 
 def machine():
@@ -27,14 +44,19 @@ def machine():
   model = platform.processor() or platform.machine()
   try:
     with open("/proc/cpuinfo") as file:
-      model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+      model = next(
+        (line.partition(":")[2].strip() for line in file if line.startswith("model name")), model
+      )
   except OSError:
     pass
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
   return {
-    "processor": model, "cores": cores, "memory_gb": round(memory, 1), "system": f"{platform.system()} {platform.machine()}",
-  }  # fmt: skip
+    "processor": model,
+    "cores": cores,
+    "memory_gb": round(memory, 1),
+    "system": f"{platform.system()} {platform.machine()}",
+  }
 
 
 def versions():
@@ -54,27 +76,44 @@ def table(document):
   for result in document["cases"]:
     for i, (name, figures) in enumerate(result["contenders"].items()):
       ours = name not in result["ratios"]
-      facts = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                        for key, value in figures["facts"].items())  # fmt: skip
+      facts = ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in figures["facts"].items()
+      )
       rate = f"{result['rate']:,.0f} {result['unit']}/s" if ours and result["rate"] else ""
-      rows.append((
-        "" if i else result["name"], name, duration(figures["seconds"]),
-        *(("", "") if ours else (f"{result[key][name]:.2f}" for key in ("ratios", "ratios_of_fastest"))),
-        f"{result['share']:.0%}" if ours and result["share"] is not None else "",
-        "" if figures["extra_mb"] is None else f"{figures['extra_mb']:.0f}",
-        "; ".join(part for part in (rate, facts) if part),
-      ))  # fmt: skip
+      rows.append(
+        (
+          "" if i else result["name"],
+          name,
+          duration(figures["seconds"]),
+          *(
+            ("", "")
+            if ours
+            else (f"{result[key][name]:.2f}" for key in ("ratios", "ratios_of_fastest"))
+          ),
+          f"{result['share']:.0%}" if ours and result["share"] is not None else "",
+          "" if figures["extra_mb"] is None else f"{figures['extra_mb']:.0f}",
+          "; ".join(part for part in (rate, facts) if part),
+        )
+      )
   lines = aligned(rows)
   lines += [line for line in document["summary"]]
   for result in document["cases"]:
     for goal in result["goals"]:
       if goal["found"] is not None:
-        lines.append(f"{'met   ' if goal['met'] else 'MISSED'} {result['name']}: {goal['goal']}, found {goal['found']:.3g}")
-  for name, why in sorted({item for result in document["cases"] for item in result["missing"].items()}):
+        lines.append(
+          f"{'met   ' if goal['met'] else 'MISSED'} {result['name']}: {goal['goal']}, found "
+          f"{goal['found']:.3g}"
+        )
+  for name, why in sorted(
+    {item for result in document["cases"] for item in result["missing"].items()}
+  ):
     lines.append(f"without {name}: {why}; pip install -e '.[bench]'")
   probes = [result["probes"] for result in document["cases"]]
   if probes:
-    gemm, copy = (sorted(p[key] for p in probes)[len(probes) // 2] for key in ("gemm_gflops", "copy_gb"))
+    gemm, copy = (
+      sorted(p[key] for p in probes)[len(probes) // 2] for key in ("gemm_gflops", "copy_gb")
+    )
     lines.append(f"probes: {gemm:.0f} GFLOP/s float32, {copy:.1f} GB/s copied (read + written)")
   known, cores = document["machine"], document["cores"]
   lines.append(
@@ -82,9 +121,13 @@ def table(document):
     f"{'processor time' if cores == 1 else 'time'} per round"
   )
   if known["others"] is not None:
-    lines.append(f"meanwhile {known['others']:.0%} of the machine's time went to other programs or its host")
+    lines.append(
+      f"meanwhile {known['others']:.0%} of the machine's time went to other programs or its host"
+    )
     if known["others"] > BUSY and cores != 1:
-      lines.append("that is too much: ratios are not to be trusted; --cores=1 counts processor time")
+      lines.append(
+        "that is too much: ratios are not to be trusted; --cores=1 counts processor time"
+      )
   return "\n".join(lines)
 
 
@@ -99,4 +142,7 @@ def duration(seconds):
 def aligned(rows):
   """Returns rows of cells as lines with straight columns."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+  return [
+    "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  ]

@@ -10,11 +10,17 @@ def cases(*, quick):
   n_images = 20 if quick else 1000
   pairs = (5 * n_images) ** 2
   here = "xmr.bench.rouge:"
-  return [Case(
-    name=f"{pairs / 1e6:g} M caption pairs", contenders={OURS: here + "ours", "python": here + "in_python"},
-    arguments={"n_images": n_images}, part={"python": python_pairs(n_images) / pairs}, items=pairs, unit="pairs",
-    goals=() if quick else (Goal("seconds", at_most=5),),
-  )]  # fmt: skip
+  return [
+    Case(
+      name=f"{pairs / 1e6:g} M caption pairs",
+      contenders={OURS: here + "ours", "python": here + "in_python"},
+      arguments={"n_images": n_images},
+      part={"python": python_pairs(n_images) / pairs},
+      items=pairs,
+      unit="pairs",
+      goals=() if quick else (Goal("seconds", at_most=5),),
+    )
+  ]
 
 
 def python_pairs(n_images):
@@ -30,7 +36,9 @@ def captions(n_images):
   share = 1 / np.arange(1, WORDS + 1)
   lengths = rng.integers(6, 19, 5 * n_images)
   drawn = np.split(rng.choice(WORDS, lengths.sum(), p=share / share.sum()), np.cumsum(lengths)[:-1])
-  return [" ".join(f"w{word}" for word in caption) for caption in drawn], np.arange(5 * n_images) // 5
+  return [" ".join(f"w{word}" for word in caption) for caption in drawn], np.arange(
+    5 * n_images
+  ) // 5
 
 
 def ours(*, n_images):

@@ -11,7 +11,8 @@ import tempfile
 from xmr.bench.cases import OURS
 
 PROBES = {"gemm": "xmr.bench.probes:gemm", "copy": "xmr.bench.probes:copy"}
-PROBE_CALLS = 12  # of which the fastest counts: after a contender of one thread the other cores take some to wake up
+# of which the fastest counts: after a contender of one thread the other cores take some to wake up
+PROBE_CALLS = 12
 
 
 class Worker:
@@ -20,14 +21,19 @@ class Worker:
   def __init__(self, cores=None):
     self.errors = tempfile.TemporaryFile("w+")
     self.process = subprocess.Popen(
-      [sys.executable, "-m", "xmr.bench.worker", *([str(cores)] if cores else [])], text=True,
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+      [sys.executable, "-m", "xmr.bench.worker", *([str(cores)] if cores else [])],
+      text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self.errors,
       # Two processes may share one accelerator.
       env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},
-    )  # fmt: skip
+    )
 
   def ask(self, **request):
-    """Sends a request and returns the reply; RuntimeError with the contender's traceback where it failed."""
+    """Sends a request and returns the reply; RuntimeError with the contender's traceback where it
+    failed.
+    """
     try:
       self.process.stdin.write(json.dumps(request) + "\n")
       self.process.stdin.flush()
@@ -36,7 +42,9 @@ class Worker:
       line = ""
     if not line:
       self.errors.seek(0)
-      raise RuntimeError(f"a contender's process ended ({self.process.wait()}): {self.errors.read()[-2000:]}")
+      raise RuntimeError(
+        f"a contender's process ended ({self.process.wait()}): {self.errors.read()[-2000:]}"
+      )
     reply = json.loads(line)
     if "error" in reply:
       raise RuntimeError(f"a contender failed at {json.dumps(request)[:300]}\n{reply['error']}")
@@ -60,7 +68,9 @@ class Worker:
 
 @contextlib.contextmanager
 def workers(cores=None):
-  """Yields a function from a contender's name to its process, which lives until the end of the block; cores as in `run`."""
+  """Yields a function from a contender's name to its process, which lives until the end of the
+  block; cores as in `run`.
+  """
   running = {}
 
   def get(name):
@@ -81,7 +91,8 @@ def run(cases, *, rounds, cores=None, probe_arguments=None, say=lambda line: Non
   Args:
     cases: list of Case.
     rounds: int, how often every contender of a case takes its turn.
-    cores: int, that every process may use; None: all. With one core, times are those of the processor.
+    cores: int, that every process may use; None: all. With one core, times are those of the
+      processor.
     probe_arguments: of the probes; {"size": n} for small ones.
     say: function of a line of progress.
   Returns:
@@ -122,7 +133,9 @@ def run_case(case, worker, amounts, rounds):
 
 
 def check_answers(case, opened):
-  """Raises RuntimeError where a contender's answer is not ours: a faster wrong answer is no ratio."""
+  """Raises RuntimeError where a contender's answer is not ours: a faster wrong answer is no
+  ratio.
+  """
   ours = opened.get(OURS, {}).get("answer")
   if ours is None:
     return
@@ -131,33 +144,49 @@ def check_answers(case, opened):
     other = reply["answer"]
     if other is None:
       continue
-    if len(other) != len(ours) or any(not abs(a - b) <= case.tolerance * size for a, b in zip(ours, other, strict=True)):
-      raise RuntimeError(f"{case.name}: {OURS} answers {ours[:4]}, {name} {other[:4]}; expected the same")
+    if len(other) != len(ours) or any(
+      not abs(a - b) <= case.tolerance * size for a, b in zip(ours, other, strict=True)
+    ):
+      raise RuntimeError(
+        f"{case.name}: {OURS} answers {ours[:4]}, {name} {other[:4]}; expected the same"
+      )
 
 
 def measured(case, opened, missing, times, rates):
   """Turns the rounds of a case into its figures.
 
   Returns:
-    {"name", "contenders": {name: {"seconds", "fastest", "slowest", "first_seconds", "extra_mb", "facts"}}, "ratios": {name:
-    its time over ours}, "ratios_of_fastest": {name: the same of the fastest rounds}, "share" (of the limit; None without
-    one), "limit_seconds", "rate", "unit", "probes": {"gemm_gflops", "copy_gb"}, "missing": {name: why}, "goals": [{"goal",
-    "figure", "bound", "found", "met"}]}: medians over the rounds; a ratio and a share are medians of what each round gives.
+    {"name", "contenders": {name: {"seconds", "fastest", "slowest", "first_seconds", "extra_mb",
+    "facts"}}, "ratios": {name: its time over ours}, "ratios_of_fastest": {name: the same of the
+    fastest rounds}, "share" (of the limit; None without one), "limit_seconds", "rate", "unit",
+    "probes": {"gemm_gflops", "copy_gb"}, "missing": {name: why}, "goals": [{"goal", "figure",
+    "bound", "found", "met"}]}: medians over the rounds; a ratio and a share are medians of what
+    each round gives.
   """
   median = statistics.median
-  limits = [case.products / g + case.traffic / c for g, c in zip(rates["gemm"], rates["copy"], strict=True)]
+  limits = [
+    case.products / g + case.traffic / c for g, c in zip(rates["gemm"], rates["copy"], strict=True)
+  ]
   result = {
     "name": case.name,
     "contenders": {
       name: {
-        "seconds": median(taken), "fastest": min(taken), "slowest": max(taken),
+        "seconds": median(taken),
+        "fastest": min(taken),
+        "slowest": max(taken),
         **{key: opened[name][key] for key in ("first_seconds", "extra_mb", "facts")},
-      } for name, taken in times.items()
+      }
+      for name, taken in times.items()
     },
-    "ratios": {}, "ratios_of_fastest": {}, "share": None, "limit_seconds": None, "rate": None, "unit": case.unit,
+    "ratios": {},
+    "ratios_of_fastest": {},
+    "share": None,
+    "limit_seconds": None,
+    "rate": None,
+    "unit": case.unit,
     "probes": {"gemm_gflops": median(rates["gemm"]) / 1e9, "copy_gb": median(rates["copy"]) / 1e9},
     "missing": missing,
-  }  # fmt: skip
+  }
   if OURS in times:
     ours = times[OURS]
     for name, taken in times.items():
@@ -177,9 +206,12 @@ def judged(goal, result):
   """Returns a goal beside what was found; found and met are None where the figure is missing."""
   found = figure(result, goal.figure)
   return {
-    "goal": goal.text, "figure": goal.figure, "bound": goal.bound, "found": found,
+    "goal": goal.text,
+    "figure": goal.figure,
+    "bound": goal.bound,
+    "found": found,
     "met": None if found is None else bool(goal.met(found)),
-  }  # fmt: skip
+  }
 
 
 def figure(result, name):

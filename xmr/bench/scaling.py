@@ -1,11 +1,14 @@
-"""Growth: time and memory as the batch, the gallery and the training set double, with the fitted exponent."""
+"""Growth: time and memory as the batch, the gallery and the training set double, with the fitted
+exponent.
+"""
 
 import math
 
 from xmr.bench import losses, mining, ranks
 from xmr.bench.cases import OURS, Case
 
-# The exponent that the arithmetic has: a batch against itself, a gallery against few queries, a training set against a batch.
+# The exponent that the arithmetic has: a batch against itself, a gallery against few queries, a
+# training set against a batch.
 EXPECTED = {"mh B": 2, "imc_l1 B": 2, "ranks, gallery": 1, "mining, rows": 1}
 DIM = 256
 
@@ -27,7 +30,13 @@ def cases(*, quick):
         found.append(Case(f"{kind} {texts}", {OURS: __name__ + ":of_gallery"}, arguments))
       else:
         images = int(3200 * size)
-        arguments = {"images": images, "batch": int(512 * scale), "image": DIM, "text": DIM, "dim": DIM}
+        arguments = {
+          "images": images,
+          "batch": int(512 * scale),
+          "image": DIM,
+          "text": DIM,
+          "dim": DIM,
+        }
         found.append(Case(f"{kind} {images}", {OURS: mining.__name__ + ":ours"}, arguments))
   return found
 
@@ -44,22 +53,32 @@ def of_gallery(*, images, texts, dim):
 
 
 def summary(results):
-  """Returns a line per kind: the exponents of time and of memory, fitted over the sizes, and that of the arithmetic."""
+  """Returns a line per kind: the exponents of time and of memory, fitted over the sizes, and that
+  of the arithmetic.
+  """
   lines = []
   for kind, expected in EXPECTED.items():
-    points = [(float(r["name"].rpartition(" ")[2]), r["contenders"][OURS]) for r in results if r["name"].startswith(kind)]
+    points = [
+      (float(r["name"].rpartition(" ")[2]), r["contenders"][OURS])
+      for r in results
+      if r["name"].startswith(kind)
+    ]
     if len(points) < 2:
       continue
     time = exponent([(size, figures["fastest"]) for size, figures in points])
     # What the compiler plans is exact; a few MB of the resident set are chance.
-    memory = exponent([(size, figures["facts"].get("temp_mb", figures["extra_mb"])) for size, figures in points])
+    memory = exponent(
+      [(size, figures["facts"].get("temp_mb", figures["extra_mb"])) for size, figures in points]
+    )
     shown = "too little to fit" if memory is None else f"{memory:.2f}"
     lines.append(f"growth of {kind}: time {time:.2f}, memory {shown}; arithmetic {expected}")
   return lines
 
 
 def exponent(points):
-  """Returns the slope of log(value) over log(size) by least squares; None where a value is missing or below 1e-6."""
+  """Returns the slope of log(value) over log(size) by least squares; None where a value is missing
+  or below 1e-6.
+  """
   if any(value is None or value < 1e-6 for _, value in points):
     return None
   x, y = ([math.log(point[i]) for point in points] for i in (0, 1))

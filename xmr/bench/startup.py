@@ -1,6 +1,8 @@
-"""How long a user waits: for --help, and for the first step of a run whose programs were compiled before.
+"""How long a user waits: for --help, and for the first step of a run whose programs were compiled
+before.
 
-The first step holds the step itself: a BiLSTM of 1,024 units computes for 0.7 s here, two linear projections for 0.05.
+The first step holds the step itself: a BiLSTM of 1,024 units computes for 0.7 s here, two linear
+projections for 0.05.
 """
 
 from xmr.bench.cases import OURS, Case, Goal
@@ -9,21 +11,27 @@ from xmr.bench.cases import OURS, Case, Goal
 def cases(*, quick):
   """Returns the three cases."""
   here = "xmr.bench.startup:"
-  sizes = {"batch": 8, "words": 20, "dim": 16} if quick else {"batch": 128, "words": 8000, "dim": 1024}
+  sizes = (
+    {"batch": 8, "words": 20, "dim": 16} if quick else {"batch": 128, "words": 8000, "dim": 1024}
+  )
   linear = {"batch": 8, "words": 0, "dim": 16} if quick else {"batch": 512, "words": 0, "dim": 1024}
   return [
     Case(
-      name="--help", contenders={OURS: here + "help_text", "bare python": here + "bare_python"}, arguments={},
+      name="--help",
+      contenders={OURS: here + "help_text", "bare python": here + "bare_python"},
+      arguments={},
       goals=() if quick else (Goal("seconds", at_most=1.0),),
     ),
     *(
       Case(
-        name=f"first step, {name}, B {given['batch']}", contenders={OURS: here + "warm", "cold": here + "cold"},
-        arguments=given, goals=() if quick else (Goal("seconds", at_most=0.7),),
+        name=f"first step, {name}, B {given['batch']}",
+        contenders={OURS: here + "warm", "cold": here + "cold"},
+        arguments=given,
+        goals=() if quick else (Goal("seconds", at_most=0.7),),
       )
       for name, given in (("linear", linear), ("BiLSTM", sizes))
     ),
-  ]  # fmt: skip
+  ]
 
 
 def command(*arguments, **environment):
@@ -32,7 +40,12 @@ def command(*arguments, **environment):
   import subprocess
   import sys
 
-  done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, check=True, env={**os.environ, **environment})
+  done = subprocess.run(
+    [sys.executable, *arguments],
+    stdout=subprocess.PIPE,
+    check=True,
+    env={**os.environ, **environment},
+  )
   return done.stdout.decode()
 
 
@@ -47,7 +60,9 @@ def bare_python():
 
 
 def warm(**sizes):
-  """A process that has been here before: its first call of the training step, traced and read from the cache."""
+  """A process that has been here before: its first call of the training step, traced and read from
+  the cache.
+  """
   import tempfile
 
   folder = tempfile.TemporaryDirectory()
@@ -70,7 +85,9 @@ def cold(**sizes):
 
 
 def first_step(folder, batch, words, dim):
-  """Returns the seconds of the first step of IMC, cache and all: a BiLSTM on so many words, on 0 linear on features."""
+  """Returns the seconds of the first step of IMC, cache and all: a BiLSTM on so many words, on 0
+  linear on features.
+  """
   import functools
   import time
 
@@ -91,19 +108,23 @@ def first_step(folder, batch, words, dim):
   model = models.build(config.model, vocabulary_size=words)
   rng = np.random.default_rng(0)
   rows = {
-    "image": rng.normal(size=(batch, 1280)).astype(np.float32), "image_id": np.arange(batch, dtype=np.int32),
+    "image": rng.normal(size=(batch, 1280)).astype(np.float32),
+    "image_id": np.arange(batch, dtype=np.int32),
     "text": rng.normal(size=(batch, 768)).astype(np.float32),
-  }  # fmt: skip
+  }
   if words:
     rows["text"] = rng.integers(words, size=(batch, 30), dtype=np.int32)
     rows["text_length"] = rng.integers(8, 31, size=batch, dtype=np.int32)
   variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), rows))
-  transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=200, total_steps=6000)
+  transform, _ = optim.make(
+    config.optimizer, variables["params"], steps_per_epoch=200, total_steps=6000
+  )
   mesh = parallel.mesh()
   step = jax.jit(
-    functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("imc")), donate_argnums=0,
+    functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("imc")),
+    donate_argnums=0,
     compiler_options=parallel.compiler_options(),
-  )  # fmt: skip
+  )
   state = train.create_train_state(variables, transform, mesh=mesh)
   rows = parallel.shard(mesh, rows)
   jax.block_until_ready((state.params, rows))

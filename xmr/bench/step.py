@@ -12,17 +12,23 @@ def cases(*, quick):
   if quick:
     sizes = {"batch": 32, "image": 48, "text": 32, "dim": 64}
   batch, features, dim = sizes["batch"], sizes["image"] + sizes["text"], sizes["dim"]
-  # Projections forward and their weights' gradient; scores. Adam reads p, m, v, g and writes p, m, v; g is written once
-  # and read once more, for its norm.
+  # Projections forward and their weights' gradient; scores. Adam reads p, m, v, g and writes p, m,
+  # v; g is written once and read once more, for its norm.
   products = 2 * (2.0 * batch * features * dim) + 2.0 * batch**2 * dim
   traffic = 9 * 4.0 * features * dim
   here = "xmr.bench.step:"
-  return [Case(
-    name=f"{sizes['image']}/{sizes['text']} -> {dim}, B {batch}, {STEPS} steps",
-    contenders={OURS: here + "ours", "torch": here + "in_torch"}, arguments=sizes,
-    products=STEPS * products, traffic=STEPS * traffic, items=STEPS * batch, unit="pairs",
-    goals=() if quick else (Goal("ratio/torch", at_least=2.5), Goal("share", at_least=0.85)),
-  )]  # fmt: skip
+  return [
+    Case(
+      name=f"{sizes['image']}/{sizes['text']} -> {dim}, B {batch}, {STEPS} steps",
+      contenders={OURS: here + "ours", "torch": here + "in_torch"},
+      arguments=sizes,
+      products=STEPS * products,
+      traffic=STEPS * traffic,
+      items=STEPS * batch,
+      unit="pairs",
+      goals=() if quick else (Goal("ratio/torch", at_least=2.5), Goal("share", at_least=0.85)),
+    )
+  ]
 
 
 def start(batch, image, text, dim):
@@ -30,19 +36,26 @@ def start(batch, image, text, dim):
   import numpy as np
 
   rng = np.random.default_rng(0)
-  kernels = {side: rng.normal(size=(width, dim)).astype(np.float32) * width**-0.5
-             for side, width in (("image", image), ("text", text))}  # fmt: skip
+  kernels = {
+    side: rng.normal(size=(width, dim)).astype(np.float32) * width**-0.5
+    for side, width in (("image", image), ("text", text))
+  }
   batches = [
     {
-      "image": rng.normal(size=(batch, image)).astype(np.float32), "text": rng.normal(size=(batch, text)).astype(np.float32),
-      "image_id": np.arange(batch, dtype=np.int32), "text_id": np.arange(batch, dtype=np.int32),
-    } for _ in range(STEPS)
-  ]  # fmt: skip
+      "image": rng.normal(size=(batch, image)).astype(np.float32),
+      "text": rng.normal(size=(batch, text)).astype(np.float32),
+      "image_id": np.arange(batch, dtype=np.int32),
+      "text_id": np.arange(batch, dtype=np.int32),
+    }
+    for _ in range(STEPS)
+  ]
   return batches, kernels
 
 
 def built(rows, kernels, dim):
-  """Returns (step, variables, transform, mesh): train.train_step as `fit` runs it, jitted, the state donated."""
+  """Returns (step, variables, transform, mesh): train.train_step as `fit` runs it, jitted, the
+  state donated.
+  """
   import functools
 
   import jax
@@ -58,9 +71,18 @@ def built(rows, kernels, dim):
   variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), rows))
   for side, kernel in kernels.items():
     variables["params"][f"{side}_encoder"]["projection"]["kernel"] = kernel
-  transform, _ = optim.make(config.optimizer, variables["params"], steps_per_epoch=1000, total_steps=30000)
-  step = functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges"))
-  return jax.jit(step, donate_argnums=0, compiler_options=parallel.compiler_options()), variables, transform, parallel.mesh()
+  transform, _ = optim.make(
+    config.optimizer, variables["params"], steps_per_epoch=1000, total_steps=30000
+  )
+  step = functools.partial(
+    train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges")
+  )
+  return (
+    jax.jit(step, donate_argnums=0, compiler_options=parallel.compiler_options()),
+    variables,
+    transform,
+    parallel.mesh(),
+  )
 
 
 def ours(*, batch, image, text, dim):

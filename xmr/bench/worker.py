@@ -1,4 +1,5 @@
-"""One contender's process: opens what it is told, and runs it when asked; requests and replies are lines of JSON.
+"""One contender's process: opens what it is told, and runs it when asked; requests and replies are
+lines of JSON.
 
 Its one argument, where given, is the number of cores that it may use.
 """
@@ -19,7 +20,9 @@ MOST_CALLS = 50
 
 
 def main():
-  """Serves requests on standard input until it ends; standard output is kept for replies, so libraries print to stderr."""
+  """Serves requests on standard input until it ends; standard output is kept for replies, so
+  libraries print to stderr.
+  """
   if sys.argv[1:]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
   replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -35,7 +38,11 @@ def main():
       else:
         reply = {"seconds": seconds(opened["run"], request["calls"])}
     except ModuleNotFoundError as error:
-      reply = {"missing": str(error)} if (error.name or "").split(".")[0] in OPTIONAL else {"error": traceback.format_exc()}
+      reply = (
+        {"missing": str(error)}
+        if (error.name or "").split(".")[0] in OPTIONAL
+        else {"error": traceback.format_exc()}
+      )
     except Exception:
       reply = {"error": traceback.format_exc()}
     replies.write(json.dumps(reply) + "\n")
@@ -44,16 +51,20 @@ def main():
 def open_case(function, arguments):
   """Sets a contender up and warms it; returns (what it returned, reply).
 
-  The reply holds "answer", "facts", "first_seconds" (with compilation), "extra_mb" and "calls" (for one round).
+  The reply holds "answer", "facts", "first_seconds" (with compilation), "extra_mb" and "calls" (for
+  one round).
   """
   module, name = function.split(":")
   opened = getattr(importlib.import_module(module), name)(**arguments)
   (first,) = seconds(opened["run"], 1)
   extra, (again,) = extra_memory(opened["run"])
   reply = {
-    "answer": answer_of(opened), "facts": opened.get("facts", {}), "first_seconds": first, "extra_mb": extra,
+    "answer": answer_of(opened),
+    "facts": opened.get("facts", {}),
+    "first_seconds": first,
+    "extra_mb": extra,
     "calls": max(1, min(MOST_CALLS, math.ceil(ENOUGH / max(again, 1e-9)))),
-  }  # fmt: skip
+  }
   return opened, reply
 
 
@@ -81,7 +92,9 @@ def seconds(run, calls):
 
 
 def extra_memory(run):
-  """Returns (MB by which one call raises the resident set at its peak, None where the system does not say; its time)."""
+  """Returns (MB by which one call raises the resident set at its peak, None where the system does
+  not say; its time).
+  """
   try:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -7,7 +7,8 @@ from xmr.errors import UserError
 
 __all__ = ["DATASETS", "Split", "Vocabulary", "build_vocabulary", "load"]
 
-# config.data.name -> function of a config that returns {"train": Split, "val": Split, "test": Split}.
+# config.data.name -> function of a config that returns {"train": Split, "val": Split, "test":
+# Split}.
 DATASETS = {
   "flickr8k": karpathy.load,
   "flickr30k": karpathy.load,
@@ -42,8 +43,8 @@ def build_vocabulary(splits, *, min_count=4, source="train"):
   Args:
     splits: {name: Split} from load.
     min_count: int, words that occur fewer times are <unk>.
-    source: "train": the training split (with restval where it is trained on); "all": every loaded split, the test captions
-      among them, as the authors of VSE++ and IMC released it.
+    source: "train": the training split (with restval where it is trained on); "all": every loaded
+      split, the test captions among them, as the authors of VSE++ and IMC released it.
   Returns:
     Vocabulary.
   Raises:

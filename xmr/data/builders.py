@@ -1,4 +1,6 @@
-"""TFDS builders that write and read array records without TensorFlow; imported only where pixels are needed."""
+"""TFDS builders that write and read array records without TensorFlow; imported only where pixels
+are needed.
+"""
 
 import concurrent.futures
 import io
@@ -49,7 +51,9 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _generate_examples(self, split, count, examples):
-    """Yields (place, example); every image is decoded once, so that a bad one is named now and not hours later."""
+    """Yields (place, example); every image is decoded once, so that a bad one is named now and not
+    hours later.
+    """
     examples = iter(examples)
     with (
       concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -65,7 +69,9 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def sources(self):
     """Returns {split: data source whose images are encoded bytes}, of a prepared set."""
     decoders = {"image": tfds.decode.SkipDecoding()}
-    return {split: self.as_data_source(split=split, decoders=decoders) for split in self.info.splits}
+    return {
+      split: self.as_data_source(split=split, decoders=decoders) for split in self.info.splits
+    }
 
 
 def _with_image(example):
@@ -77,14 +83,18 @@ def _with_image(example):
 class Karpathy(CaptionedImages, skip_registration=True):
   """A folder in Karpathy's layout, given as the manual folder: a split file and images/."""
 
-  MANUAL_DOWNLOAD_INSTRUCTIONS = f"The split file of {split_file.SPLIT_FILES} and the images in images/."
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    f"The split file of {split_file.SPLIT_FILES} and the images in images/."
+  )
 
   def _split_generators(self, dl_manager):
     folder = pathlib.Path(dl_manager.manual_dir)
     source = split_file.read_json(split_file.find_json(str(folder), self.name))
     rows = {split: source.rows_of(split) for split in split_file.SPLITS}
     return {
-      split: self._generate_examples(split, len(places), self._examples(source, places, folder / "images"))
+      split: self._generate_examples(
+        split, len(places), self._examples(source, places, folder / "images")
+      )
       for split, places in rows.items()
       if len(places)
     }
@@ -114,7 +124,9 @@ class Coco(Karpathy, skip_registration=True):
 
 
 def karpathy_builder(name, *, data_dir, folder):
-  """Returns the builder of a dataset in Karpathy's layout, and the download config that tells it the folder."""
+  """Returns the builder of a dataset in Karpathy's layout, and the download config that tells it
+  the folder.
+  """
   builder = {"flickr8k": Flickr8k, "flickr30k": Flickr30k, "coco": Coco, "karpathy": Karpathy}[name]
   return builder(data_dir=data_dir), tfds.download.DownloadConfig(manual_dir=folder)
 
@@ -127,7 +139,10 @@ class Scenes(CaptionedImages, skip_registration=True):
     super().__init__(data_dir=data_dir, counts=self.counts)
 
   def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split, count, self._examples(split)) for split, count in self.counts.items()}
+    return {
+      split: self._generate_examples(split, count, self._examples(split))
+      for split, count in self.counts.items()
+    }
 
   def _examples(self, split):
     for number, scene in drawing.scenes_of(split, self.counts):

@@ -21,7 +21,12 @@ COLOURS = {
   "black": (20, 20, 20),
   "white": (250, 250, 250),
 }
-BACKGROUNDS = {"grey": (128, 128, 128), "pink": (240, 170, 190), "brown": (110, 75, 50), "turquoise": (110, 200, 200)}
+BACKGROUNDS = {
+  "grey": (128, 128, 128),
+  "pink": (240, 170, 190),
+  "brown": (110, 75, 50),
+  "turquoise": (110, 200, 200),
+}
 SHAPES = {
   "circle": ("circle", "disc", "ball"),
   "square": ("square", "box", "block"),
@@ -34,7 +39,8 @@ SIZES = {8: ("small", "tiny", "little"), 15: ("large", "big", "huge")}  # radius
 COLOUR_WORDS = {"purple": ("purple", "violet"), "red": ("red", "crimson"), "grey": ("grey", "gray")}
 GROUND_WORDS = ("background", "backdrop", "ground")
 
-# {0}, {1}, {2} are the shapes from top to bottom, {ground} the background. Nothing says left or right: training mirrors.
+# {0}, {1}, {2} are the shapes from top to bottom, {ground} the background. Nothing says left or
+# right: training mirrors.
 TEMPLATES = {
   2: (
     "{0} above {1}.",
@@ -59,7 +65,9 @@ TEMPLATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """What is drawn: background, shapes from top to bottom as (kind, colour, radius, x, y) in pixels, five captions."""
+  """What is drawn: background, shapes from top to bottom as (kind, colour, radius, x, y) in pixels,
+  five captions.
+  """
 
   background: str
   shapes: tuple[tuple[str, str, int, float, float], ...]
@@ -96,22 +104,31 @@ def _scene(rng):
   number = int(rng.integers(2, 4))
   colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:number]]
   radii = [_choice(rng, list(SIZES)) for _ in range(number)]
-  # From top to bottom in bands of their own, so that "above" is never in doubt and no shape hides another.
+  # From top to bottom in bands of their own, so that "above" is never in doubt and no shape hides
+  # another.
   free = SIZE - 2 * sum(radii) - 4
   gaps = np.diff(np.sort(rng.uniform(0, free, number)), prepend=0)
   shapes, y = [], 2.0
   for colour, radius, gap in zip(colours, radii, gaps, strict=True):
     y += gap + radius
     x = rng.uniform(radius + 2, SIZE - radius - 2)
-    shapes.append((_choice(rng, list(SHAPES)), colour, radius, round(float(x), 1), round(float(y), 1)))
+    shapes.append(
+      (_choice(rng, list(SHAPES)), colour, radius, round(float(x), 1), round(float(y), 1))
+    )
     y += radius
   templates = [TEMPLATES[number][i] for i in rng.permutation(len(TEMPLATES[number]))[:CAPTIONS]]
-  return Scene(background, tuple(shapes), [_caption(rng, template, background, shapes) for template in templates])
+  return Scene(
+    background,
+    tuple(shapes),
+    [_caption(rng, template, background, shapes) for template in templates],
+  )
 
 
 def _caption(rng, template, background, shapes):
   phrases = [_phrase(rng, *shape[:3]) for shape in shapes]
-  ground = _article(f"{_choice(rng, COLOUR_WORDS.get(background, (background,)))} {_choice(rng, GROUND_WORDS)}")
+  ground = _article(
+    f"{_choice(rng, COLOUR_WORDS.get(background, (background,)))} {_choice(rng, GROUND_WORDS)}"
+  )
   caption = template.format(*phrases, ground=ground)
   return caption[0].upper() + caption[1:]
 
@@ -133,7 +150,12 @@ def _choice(rng, options):
 
 def _draw(draw, kind, colour, r, x, y):
   if kind in ("circle", "ring"):
-    draw.ellipse((x - r, y - r, x + r, y + r), fill=colour if kind == "circle" else None, outline=colour, width=round(r / 2.5))
+    draw.ellipse(
+      (x - r, y - r, x + r, y + r),
+      fill=colour if kind == "circle" else None,
+      outline=colour,
+      width=round(r / 2.5),
+    )
   elif kind == "square":
     draw.rectangle((x - 0.88 * r, y - 0.88 * r, x + 0.88 * r, y + 0.88 * r), fill=colour)
   elif kind == "cross":
@@ -141,6 +163,13 @@ def _draw(draw, kind, colour, r, x, y):
     draw.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=colour)
   else:
     corners, inner = (3, None) if kind == "triangle" else (5, 0.4)
-    angles = np.arange(corners * 2 if inner else corners) * 2 * np.pi / (corners * 2 if inner else corners) - np.pi / 2
-    radii = np.where(np.arange(len(angles)) % 2 == 0, r, inner * r) if inner else np.full(len(angles), r)
-    draw.polygon(list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles), strict=True)), fill=colour)
+    angles = (
+      np.arange(corners * 2 if inner else corners) * 2 * np.pi / (corners * 2 if inner else corners)
+      - np.pi / 2
+    )
+    radii = (
+      np.where(np.arange(len(angles)) % 2 == 0, r, inner * r) if inner else np.full(len(angles), r)
+    )
+    draw.polygon(
+      list(zip(x + radii * np.cos(angles), y + radii * np.sin(angles), strict=True)), fill=colour
+    )

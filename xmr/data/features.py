@@ -20,32 +20,50 @@ def open_features(path, *, field, rows, row_is):
   Returns:
     [rows, F] float16, float32 or float64.
   Raises:
-    UserError: no .npy file, not two dimensions, not floats, another number of rows, NaN or infinity.
+    UserError: no .npy file, not two dimensions, not floats, another number of rows, NaN or
+      infinity.
   """
   try:
-    features = np.lib.format.open_memmap(path, mode="r")  # Refuses pickled objects, as it cannot map them.
+    features = np.lib.format.open_memmap(
+      path, mode="r"
+    )  # Refuses pickled objects, as it cannot map them.
   except OSError as error:
-    raise UserError(f"config.{field}: {path}: {error.strerror or 'truncated'}; expected a .npy file") from None
+    raise UserError(
+      f"config.{field}: {path}: {error.strerror or 'truncated'}; expected a .npy file"
+    ) from None
   except (ValueError, EOFError) as error:
     raise UserError(f"config.{field}: {path} is no .npy array of numbers: {error}") from None
   if features.ndim != 2 or features.shape[1] == 0:
-    raise UserError(f"config.{field}: {path} has shape {features.shape}; expected two dimensions, ({rows}, features)")
+    raise UserError(
+      f"config.{field}: {path} has shape {features.shape}; expected two dimensions, ({rows}, "
+      "features)"
+    )
   if not np.issubdtype(features.dtype, np.floating):
-    raise UserError(f"config.{field}: {path} holds {features.dtype}; expected float16, float32 or float64")
+    raise UserError(
+      f"config.{field}: {path} holds {features.dtype}; expected float16, float32 or float64"
+    )
   if len(features) != rows:
-    raise UserError(f"config.{field}: {path} has {len(features)} rows; expected {rows}, one per {row_is} of the source")
+    raise UserError(
+      f"config.{field}: {path} has {len(features)} rows; expected {rows}, one per {row_is} of "
+      "the source"
+    )
   for start, block in _blocks(features):
     # A sum in float64 is finite exactly when every entry is: one pass, no mask of the block's size.
     with np.errstate(invalid="ignore"):
       finite = np.isfinite(block.sum(dtype=np.float64))
     if not finite:
       row = start + int(np.argmax(~np.isfinite(block).all(axis=1)))
-      raise UserError(f"config.{field}: {path} holds NaN or infinity in row {row} ({row_is} {row}); expected finite numbers")
+      raise UserError(
+        f"config.{field}: {path} holds NaN or infinity in row {row} ({row_is} {row}); expected "
+        "finite numbers"
+      )
   return features
 
 
 def take_rows(features, rows):
-  """Returns features[rows]; still memory-mapped where the rows are consecutive, a copy where they are not."""
+  """Returns features[rows]; still memory-mapped where the rows are consecutive, a copy where they
+  are not.
+  """
   if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
     return features[int(rows[0]) : int(rows[0]) + len(rows)]
   return features[rows]
@@ -56,18 +74,22 @@ def scale(features, kind):
 
   Args:
     features: [N, F] float, all splits together.
-    kind: "none": unchanged; "column": each column divided by its norm over all N rows, test rows among them (Full-HN as
-      released); "row": unit rows.
+    kind: "none": unchanged; "column": each column divided by its norm over all N rows, test rows
+      among them (Full-HN as released); "row": unit rows.
   Returns:
     [N, F]: the same array, or float32.
   """
   if kind == "none":
     return features
   if kind == "column":
-    norm = np.sqrt(sum(np.square(block, dtype=np.float64).sum(axis=0) for _, block in _blocks(features)))
+    norm = np.sqrt(
+      sum(np.square(block, dtype=np.float64).sum(axis=0) for _, block in _blocks(features))
+    )
     return features / np.maximum(norm, 1e-12).astype(np.float32)
   if kind == "row":
-    norm = np.concatenate([np.linalg.norm(np.asarray(block, np.float32), axis=1) for _, block in _blocks(features)])
+    norm = np.concatenate(
+      [np.linalg.norm(np.asarray(block, np.float32), axis=1) for _, block in _blocks(features)]
+    )
     return features / np.maximum(norm, 1e-12)[:, None]
   raise UserError(f"config.data.image_features_scale is {kind!r}; expected none, column or row")
 
@@ -85,13 +107,17 @@ def attach(data, *, n_images, n_texts, image_rows, text_rows):
   fields = {name: {} for name in image_rows}
   if data.image == "features":
     matrix = scale(
-      open_features(_path(data, "image_features"), field="data.image_features", rows=n_images, row_is="imgid"),
+      open_features(
+        _path(data, "image_features"), field="data.image_features", rows=n_images, row_is="imgid"
+      ),
       data.get("image_features_scale", "none"),
     )
     for name, rows in image_rows.items():
       fields[name]["image_features"] = take_rows(matrix, rows)
   if data.text == "features":
-    matrix = open_features(_path(data, "text_features"), field="data.text_features", rows=n_texts, row_is="sentid")
+    matrix = open_features(
+      _path(data, "text_features"), field="data.text_features", rows=n_texts, row_is="sentid"
+    )
     for name, rows in text_rows.items():
       fields[name]["text_features"] = take_rows(matrix, rows)
   return fields
@@ -99,7 +125,10 @@ def attach(data, *, n_images, n_texts, image_rows, text_rows):
 
 def _path(data, field):
   if not data[field]:
-    raise UserError(f'config.data.{field} is empty; expected a .npy file, as config.data.{field.split("_")[0]} is "features"')
+    raise UserError(
+      f"config.data.{field} is empty; expected a .npy file, as config.data.{field.split('_')[0]} "
+      'is "features"'
+    )
   return os.path.join(os.path.expanduser(data.dir), os.path.expanduser(data[field]))
 
 

@@ -26,32 +26,57 @@ def decode(content, *, name):
   try:
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
-  except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-    raise UserError(f"image {name} is truncated or damaged: {error}; expected a whole image") from None
+  except (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    Image.DecompressionBombError,
+  ) as error:
+    raise UserError(
+      f"image {name} is truncated or damaged: {error}; expected a whole image"
+    ) from None
 
 
 def verify(content, *, name):
-  """Raises UserError where decode would; cheaper, as a JPEG is only decoded at an eighth of its size."""
+  """Raises UserError where decode would; cheaper, as a JPEG is only decoded at an eighth of its
+  size.
+  """
   image = _open(content, name)
   image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
   try:
     image.load()
-  except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-    raise UserError(f"image {name} is truncated or damaged: {error}; expected a whole image") from None
+  except (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    Image.DecompressionBombError,
+  ) as error:
+    raise UserError(
+      f"image {name} is truncated or damaged: {error}; expected a whole image"
+    ) from None
 
 
 def _open(content, name):
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The check below refuses these.
+      warnings.simplefilter(
+        "ignore", Image.DecompressionBombWarning
+      )  # The check below refuses these.
       image = Image.open(io.BytesIO(content), formats=FORMATS)
   except Image.DecompressionBombError as error:
-    raise UserError(f"image {name} is too large: {error}; expected at most {MAX_PIXELS:,} pixels") from None
+    raise UserError(
+      f"image {name} is too large: {error}; expected at most {MAX_PIXELS:,} pixels"
+    ) from None
   except (OSError, ValueError, SyntaxError, EOFError) as error:
     raise UserError(f"image {name} is no {', '.join(FORMATS)} image: {error}") from None
   if image.width * image.height > MAX_PIXELS:
     raise UserError(
-      f"image {name} is too large: {image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} pixels"
+      f"image {name} is too large: {image.width} x {image.height} pixels; expected at most "
+      f"{MAX_PIXELS:,} pixels"
     )
   return image
 
@@ -59,8 +84,9 @@ def _open(content, name):
 def train_crop(image, rng, *, size, min_area=0.08):
   """Returns a random part of an image at a fixed size, mirrored half of the time.
 
-  The part covers min_area to 1 of the area (uniform) with a width 3/4 to 4/3 of its height (uniform in the logarithm), ten
-  attempts, then the largest centred part with an allowed ratio; antialiased bilinear resize.
+  The part covers min_area to 1 of the area (uniform) with a width 3/4 to 4/3 of its height (uniform
+  in the logarithm), ten attempts, then the largest centred part with an allowed ratio; antialiased
+  bilinear resize.
 
   Args:
     image: RGB PIL image.
@@ -70,10 +96,12 @@ def train_crop(image, rng, *, size, min_area=0.08):
   Returns:
     [size, size, 3] uint8.
   References:
-    torchvision RandomResizedCrop and RandomHorizontalFlip at their defaults, as released by VSE++ and IMC; the random
-    numbers are our own.
+    torchvision RandomResizedCrop and RandomHorizontalFlip at their defaults, as released by VSE++
+    and IMC; the random numbers are our own.
   """
-  crop = image.crop(_random_box(image.width, image.height, rng, min_area)).resize((size, size), Image.Resampling.BILINEAR)
+  crop = image.crop(_random_box(image.width, image.height, rng, min_area)).resize(
+    (size, size), Image.Resampling.BILINEAR
+  )
   if rng.random() < 0.5:
     crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   return np.asarray(crop)
@@ -98,7 +126,8 @@ def _random_box(width, height, rng, min_area):
 
 
 def eval_crop(image, *, resize, size):
-  """Returns the centre of an image whose shorter side was brought to `resize`, antialiased bilinear.
+  """Returns the centre of an image whose shorter side was brought to `resize`, antialiased
+  bilinear.
 
   Args:
     image: RGB PIL image.
@@ -112,10 +141,14 @@ def eval_crop(image, *, resize, size):
     torchvision Resize(256) and CenterCrop(224), as released by VSE++ and IMC.
   """
   if size > resize:
-    raise UserError(f"config.data.image_size is {size}; expected at most config.data.resize, {resize}")
+    raise UserError(
+      f"config.data.image_size is {size}; expected at most config.data.resize, {resize}"
+    )
   short, long = min(image.size), max(image.size)
   if short != resize:
     other = int(resize * long / short)
-    image = image.resize((resize, other) if image.width <= image.height else (other, resize), Image.Resampling.BILINEAR)
+    image = image.resize(
+      (resize, other) if image.width <= image.height else (other, resize), Image.Resampling.BILINEAR
+    )
   left, top = round((image.width - size) / 2), round((image.height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))

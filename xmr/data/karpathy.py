@@ -16,12 +16,13 @@ def load(config):
   """Returns the splits of a dataset in Karpathy's layout.
 
   Args:
-    config: ConfigDict; reads config.data: name (flickr8k, flickr30k, coco; karpathy for a set of your own, whose counts are
-      not known), dir, cache_dir, image, text, image_features, text_features, image_features_scale, restval.
+    config: ConfigDict; reads config.data: name (flickr8k, flickr30k, coco; karpathy for a set of
+      your own, whose counts are not known), dir, cache_dir, image, text, image_features,
+      text_features, image_features_scale, restval.
   Returns:
-    {"train": Split, "val": Split, "test": Split}, without a split that the JSON does not have. With restval, its images
-    follow those of train. A row of the feature files is imgid or sentid where these count from 0 without gaps; else
-    (COCO's sentids) the place in the JSON.
+    {"train": Split, "val": Split, "test": Split}, without a split that the JSON does not have. With
+    restval, its images follow those of train. A row of the feature files is imgid or sentid where
+    these count from 0 without gaps; else (COCO's sentids) the place in the JSON.
   Raises:
     UserError: the folder, the JSON, an image or a feature file is not as expected.
   """
@@ -30,7 +31,9 @@ def load(config):
   source = read_json(path)
   check_counts(source, data.name, path)
   if data.restval and not source.rows_of("restval").size and source.rows_of("train").size:
-    raise UserError(f"config.data.restval is True but {path} has no image in split restval; only COCO has")
+    raise UserError(
+      f"config.data.restval is True but {path} has no image in split restval; only COCO has"
+    )
 
   rows = {name: source.rows_of(name) for name in ("train", "val", "test")}
   if data.restval:
@@ -41,7 +44,9 @@ def load(config):
     n_images=len(source.names),
     n_texts=len(source.texts),
     image_rows={name: source.feature_rows(source.image_id, rows[name]) for name in splits},
-    text_rows={name: source.feature_rows(source.text_id, source.texts_of(rows[name])) for name in splits},
+    text_rows={
+      name: source.feature_rows(source.text_id, source.texts_of(rows[name])) for name in splits
+    },
   )
   if data.image == "pixels":
     pixels = _pixels(data, path, source)

@@ -19,7 +19,9 @@ FEATURES = "raw_features.mat"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where a set's splits are written: a list per split, or one list of all pairs and a split file."""
+  """Where a set's splits are written: a list per split, or one list of all pairs and a split
+  file.
+  """
 
   lists: dict  # {split: file}, or {"": file} beside split.list
   counts: dict  # {split: pairs} that must be there; {} where the set is not public
@@ -33,8 +35,14 @@ LAYOUTS = {
     {"train": 2173, "test": 693},
     "Rasiwasia et al., ACM MM 2010: 2,866 pairs, 10 categories, 2,173 train / 693 test",
   ),
-  "tvgraz": Layout({"": "txt_img_cat.list"}, {}, "Khan et al., TVGraz; the group counts about 2,594 pairs, 10 categories"),
-  "wikipedia_zh": Layout({"": "txt_img_cat.list"}, {}, "the group counts about 3,103 pairs, 9 categories", chinese=True),
+  "tvgraz": Layout(
+    {"": "txt_img_cat.list"},
+    {},
+    "Khan et al., TVGraz; the group counts about 2,594 pairs, 10 categories",
+  ),
+  "wikipedia_zh": Layout(
+    {"": "txt_img_cat.list"}, {}, "the group counts about 3,103 pairs, 9 categories", chinese=True
+  ),
 }
 
 
@@ -59,47 +67,63 @@ def tree(name):
   files |= {
     "categories.list": "a name a line, in the order of their numbers",
     TEXTS: '{"text_id": ..., "text": ...} a line and, if given, "category": name',
-    FEATURES: "optional: I_tr, I_te [pairs, F] of images, T_tr, T_te [pairs, G] of texts, rows as the lists",
-    "config.data.image_features": ".npy [all pairs, F], rows as the lists, train before test (VGG19 fc7: F = 4096)",
+    FEATURES: "optional: I_tr, I_te [pairs, F] of images, T_tr, T_te [pairs, G] of texts, rows "
+    "as the lists",
+    "config.data.image_features": ".npy [all pairs, F], rows as the lists, train before test "
+    "(VGG19 fc7: F = 4096)",
   }
-  return f" {name} ({layout.source}) with" + ",".join(f"\n  {file} ({content})" for file, content in files.items())
+  return f" {name} ({layout.source}) with" + ",".join(
+    f"\n  {file} ({content})" for file, content in files.items()
+  )
 
 
 def load(config):
   """Returns the splits of a labelled set.
 
-  There is no official validation part: where split.list names none, a tenth of each category of the training list is
-  set aside, the same for every run; train and val together are the official training split, and test is untouched.
+  There is no official validation part: where split.list names none, a tenth of each category of the
+  training list is set aside, the same for every run; train and val together are the official
+  training split, and test is untouched.
 
   Args:
-    config: reads data.name, dir, cache_dir, image_features ("" or raw_features.mat: those of the .mat; else a .npy) and
-      image_features_scale.
+    config: reads data.name, dir, cache_dir, image_features ("" or raw_features.mat: those of the
+      .mat; else a .npy) and image_features_scale.
   Returns:
     {"train", "val", "test": Split} with `label`; one text per image.
   Raises:
-    UserError: a file that is missing (the expected tree is printed) or damaged, an unknown category, a pair without a
-      text, an empty text, a pair in two splits, features of another length.
+    UserError: a file that is missing (the expected tree is printed) or damaged, an unknown
+      category, a pair without a text, an empty text, a pair in two splits, features of another
+      length.
   """
   data = config.data
   folder, layout = os.path.expanduser(data.dir), LAYOUTS[data.name]
   pairs = read(folder, data.name)
   matrices = read_features(folder, data, pairs)
-  counts = {name: int(np.sum(pairs.split == name)) for name in ("train", "val", "test") if np.any(pairs.split == name)}
+  counts = {
+    name: int(np.sum(pairs.split == name))
+    for name in ("train", "val", "test")
+    if np.any(pairs.split == name)
+  }
   files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
   stamps = [(os.path.basename(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
   from xmr.data import labelled_builder
 
   sources = records.prepare(
-    data.cache_dir, data.name, lambda place: labelled_builder.builder(data.name, data_dir=place, pairs=pairs, counts=counts),
-    key=json.dumps([1, stamps]), counts=counts,
-  )  # fmt: skip
+    data.cache_dir,
+    data.name,
+    lambda place: labelled_builder.builder(data.name, data_dir=place, pairs=pairs, counts=counts),
+    key=json.dumps([1, stamps]),
+    counts=counts,
+  )
   rows = {name: np.flatnonzero(pairs.split == name).astype(np.int32) for name in counts}
   segment = segmenter() if layout.chinese else str.split
   if "val" not in rows:
     held_out = validation_rows(pairs.label[rows["train"]])
     rows = {"train": rows["train"][~held_out], "val": rows["train"][held_out], "test": rows["test"]}
   examples = {int(e["row"]): e for source in sources.values() for e in source}
-  return {name: _split(name, rows[name], examples, matrices, segment, pairs.categories) for name in ("train", "val", "test")}
+  return {
+    name: _split(name, rows[name], examples, matrices, segment, pairs.categories)
+    for name in ("train", "val", "test")
+  }
 
 
 def _split(name, rows, examples, matrices, segment, categories):
@@ -124,7 +148,8 @@ def _text(value):
 
 
 def validation_rows(label, *, share=VALIDATION, seed=0):
-  """Returns [N] bool: a share of each category (rounded), drawn by a seed; at least one is left in each part.
+  """Returns [N] bool: a share of each category (rounded), drawn by a seed; at least one is left in
+  each part.
 
   Raises:
     UserError: a category of one pair, which cannot be in both parts.
@@ -134,7 +159,10 @@ def validation_rows(label, *, share=VALIDATION, seed=0):
   for category in np.unique(label):
     rows = np.flatnonzero(label == category)
     if len(rows) < 2:
-      raise UserError(f"category {category + 1} has {len(rows)} training pair; expected at least 2, one for validation")
+      raise UserError(
+        f"category {category + 1} has {len(rows)} training pair; expected at least 2, one for "
+        "validation"
+      )
     chosen[rng.permutation(rows)[: max(1, round(share * len(rows)))]] = True
   return chosen
 
@@ -142,7 +170,12 @@ def validation_rows(label, *, share=VALIDATION, seed=0):
 def read(folder, name):
   """Returns the Pairs of a folder, every row checked; UserError says what is wrong where."""
   layout = LAYOUTS[name]
-  needed = [*layout.lists.values(), "categories.list", TEXTS, *(["split.list"] if "" in layout.lists else [])]
+  needed = [
+    *layout.lists.values(),
+    "categories.list",
+    TEXTS,
+    *(["split.list"] if "" in layout.lists else []),
+  ]
   missing = [file for file in needed if not os.path.isfile(os.path.join(folder, file))]
   if missing:
     found = f"{folder or 'config.data.dir (empty)'} has no {', '.join(missing)}"
@@ -156,33 +189,53 @@ def read(folder, name):
     for number, (text, image, category) in _rows(folder, file, 3):
       where = f"{os.path.join(folder, file)}, line {number}"
       if not category.isdecimal() or not 1 <= int(category) <= len(categories):
-        raise UserError(f"{where}: category {category!r}; expected 1 to {len(categories)}, the lines of categories.list")
+        raise UserError(
+          f"{where}: category {category!r}; expected 1 to {len(categories)}, the lines of "
+          "categories.list"
+        )
       if text not in texts:
         raise UserError(f"{where}: text {text!r} is not in {TEXTS}")
       if not texts[text].strip():
         raise UserError(f"{where}: text {text!r} is empty in {TEXTS}")
       if given.get(text, categories[int(category) - 1]) != categories[int(category) - 1]:
-        raise UserError(f"{where}: category {categories[int(category) - 1]}; {TEXTS} says {given[text]} of text {text!r}")
+        raise UserError(
+          f"{where}: category {categories[int(category) - 1]}; {TEXTS} says {given[text]} of "
+          f"text {text!r}"
+        )
       if split == "" and text not in split_of:
-        raise UserError(f"{where}: text {text!r} is in no row of split.list; expected train, val or test for every pair")
+        raise UserError(
+          f"{where}: text {text!r} is in no row of split.list; expected train, val or test for "
+          "every pair"
+        )
       part = split or split_of[text]
       for kind, key in (("text", text), ("image", image)):
         other = seen.setdefault((kind, key), part)
         if other != part:
-          raise UserError(f"{where}: {kind} {key!r} is in {other} and in {part}; splits must not overlap")
-      for column, value in zip(columns.values(), (part, text, image, int(category) - 1), strict=True):
+          raise UserError(
+            f"{where}: {kind} {key!r} is in {other} and in {part}; splits must not overlap"
+          )
+      for column, value in zip(
+        columns.values(), (part, text, image, int(category) - 1), strict=True
+      ):
         column.append(value)
   if len(set(columns["text"])) != len(columns["text"]):
-    raise UserError(f"{folder}: {len(columns['text'])} pairs of {len(set(columns['text']))} texts; expected every text id once")
+    raise UserError(
+      f"{folder}: {len(columns['text'])} pairs of {len(set(columns['text']))} texts; expected "
+      "every text id once"
+    )
   split = np.array(columns["split"])
   found = {part: int(np.sum(split == part)) for part in ("train", "test")}
   if any(found[part] != count for part, count in layout.counts.items()) or not all(found.values()):
     counted = f"{found['train']:,} training and {found['test']:,} test pairs"
     raise UserError(f"{folder} has {counted}; expected those of", tree=tree(name))
   return Pairs(
-    categories, split, columns["text"], columns["image"], np.array(columns["label"], np.int32),
+    categories,
+    split,
+    columns["text"],
+    columns["image"],
+    np.array(columns["label"], np.int32),
     [texts[text] for text in columns["text"]],
-  )  # fmt: skip
+  )
 
 
 def _rows(folder, file, columns):
@@ -195,7 +248,9 @@ def _rows(folder, file, columns):
           continue
         fields = line.rstrip("\r\n").split("\t")
         if len(fields) != columns or not all(fields):
-          raise UserError(f"{path}, line {number}: {len(fields)} columns; expected {columns} separated by tabs")
+          raise UserError(
+            f"{path}, line {number}: {len(fields)} columns; expected {columns} separated by tabs"
+          )
         yield number, fields
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read: {error}") from None
@@ -210,7 +265,9 @@ def _split_of(folder, layout):
     if part not in ("train", "val", "test"):
       raise UserError(f"{where}: split {part!r}; expected train, val or test")
     if parts.setdefault(text, part) != part:
-      raise UserError(f"{where}: text {text!r} is in {parts[text]} and in {part}; splits must not overlap")
+      raise UserError(
+        f"{where}: text {text!r} is in {parts[text]} and in {part}; splits must not overlap"
+      )
   return parts
 
 
@@ -227,25 +284,34 @@ def _read_texts(folder):
   except (OSError, EOFError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read: {error}") from None
   except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise UserError(f"{path}, line {number}: {error}; expected JSON with text_id and text") from None
+    raise UserError(
+      f"{path}, line {number}: {error}; expected JSON with text_id and text"
+    ) from None
   return texts, categories
 
 
 def read_features(folder, data, pairs):
-  """Returns {"image_features": [P, F] or None, "text_features": [P, G] or None}, float32, rows as the lists."""
+  """Returns {"image_features": [P, F] or None, "text_features": [P, G] or None}, float32, rows as
+  the lists.
+  """
   found, path = {"image_features": None, "text_features": None}, os.path.join(folder, FEATURES)
   if os.path.exists(path):
     found = _read_mat(path, pairs)
   if data.image_features not in ("", FEATURES):
     found["image_features"] = features.scale(
       features.open_features(
-        os.path.join(folder, os.path.expanduser(data.image_features)), field="data.image_features",
-        rows=len(pairs.texts), row_is="pair",
+        os.path.join(folder, os.path.expanduser(data.image_features)),
+        field="data.image_features",
+        rows=len(pairs.texts),
+        row_is="pair",
       ),
       data.image_features_scale,
-    )  # fmt: skip
+    )
   elif found["image_features"] is None:
-    raise UserError(f"{folder} has no {FEATURES} and config.data.image_features names no .npy; expected", tree=tree(data.name))
+    raise UserError(
+      f"{folder} has no {FEATURES} and config.data.image_features names no .npy; expected",
+      tree=tree(data.name),
+    )
   return found
 
 
@@ -260,30 +326,51 @@ def _read_mat(path, pairs):
   test = pairs.split == "test"
   for key, letter in (("image_features", "I"), ("text_features", "T")):
     parts = []
-    for split, suffix, rows in (("training", "tr", int(np.sum(~test))), ("test", "te", int(np.sum(test)))):
+    for split, suffix, rows in (
+      ("training", "tr", int(np.sum(~test))),
+      ("test", "te", int(np.sum(test))),
+    ):
       field = f"{letter}_{suffix}"
       matrix = content.get(field)
-      if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or len(matrix) != rows:
-        shape = "missing" if matrix is None else f"{getattr(matrix, 'dtype', type(matrix))} {np.shape(matrix)}"
-        raise UserError(f"{path}: {field} is {shape}; expected float ({rows}, features), one row per {split} pair")
+      if (
+        not isinstance(matrix, np.ndarray)
+        or matrix.ndim != 2
+        or matrix.dtype.kind != "f"
+        or len(matrix) != rows
+      ):
+        shape = (
+          "missing"
+          if matrix is None
+          else f"{getattr(matrix, 'dtype', type(matrix))} {np.shape(matrix)}"
+        )
+        raise UserError(
+          f"{path}: {field} is {shape}; expected float ({rows}, features), one row per {split} pair"
+        )
       if not np.isfinite(matrix).all():
         raise UserError(f"{path}: {field} holds NaN or infinity; expected finite numbers")
       parts.append(matrix.astype(np.float32))
     if parts[0].shape[1] != parts[1].shape[1]:
       widths = [part.shape[1] for part in parts]
-      raise UserError(f"{path}: {letter}_tr has {widths[0]} columns and {letter}_te {widths[1]}; expected the same")
+      raise UserError(
+        f"{path}: {letter}_tr has {widths[0]} columns and {letter}_te {widths[1]}; expected the "
+        "same"
+      )
     matrices[key] = np.empty((len(test), parts[0].shape[1]), np.float32)
     matrices[key][~test], matrices[key][test] = parts
   return matrices
 
 
 def segmenter():
-  """Returns a function from Chinese text to its words, by jieba; UserError where it is not installed."""
+  """Returns a function from Chinese text to its words, by jieba; UserError where it is not
+  installed.
+  """
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       import jieba
   except ImportError:
-    raise UserError('Chinese text needs jieba for its words: pip install "jieba>=0.42" (the extra "chinese")') from None
+    raise UserError(
+      'Chinese text needs jieba for its words: pip install "jieba>=0.42" (the extra "chinese")'
+    ) from None
   jieba.setLogLevel("ERROR")
   return lambda text: [word for word in jieba.lcut(text) if word.strip()]

@@ -1,4 +1,6 @@
-"""TFDS builders of labelled pairs, as array records without TensorFlow; imported only where they are prepared or read."""
+"""TFDS builders of labelled pairs, as array records without TensorFlow; imported only where they
+are prepared or read.
+"""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,13 +39,16 @@ class LabelledPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split):
     pairs = self._pairs
     for row in np.flatnonzero(pairs.split == split):
-      yield int(row), {
-        "row": row,
-        "text_name": pairs.text_names[row],
-        "image_name": pairs.image_names[row],
-        "text": pairs.texts[row],
-        "category": int(pairs.label[row]),
-      }
+      yield (
+        int(row),
+        {
+          "row": row,
+          "text_name": pairs.text_names[row],
+          "image_name": pairs.image_names[row],
+          "text": pairs.texts[row],
+          "category": int(pairs.label[row]),
+        },
+      )
 
   def sources(self):
     """Returns {split: data source}, of a prepared set."""

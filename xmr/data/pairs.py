@@ -1,4 +1,6 @@
-"""Pairs of a text and another item (an image, or a second text) with the label same or different category."""
+"""Pairs of a text and another item (an image, or a second text) with the label same or different
+category.
+"""
 
 import math
 
@@ -12,17 +14,22 @@ RELEASED_NEGATIVES = 440  # random pairs of each ordered pair of categories
 
 
 class Pairs:
-  """Batches of pairs; a batch is a function of the seed and the step alone, so a run resumes by the number of its step.
+  """Batches of pairs; a batch is a function of the seed and the step alone, so a run resumes by the
+  number of its step.
 
-  grid: U texts and U items, all U x U pairs. One encoded text serves U pairs, and the losses weigh positives and negatives
+  grid: U texts and U items, all U x U pairs. One encoded text serves U pairs, and the losses weigh
+  positives and negatives
     apart, so that few positives count as much as many negatives.
-  balanced: U texts with four items each: its own, one of the same category, two of other categories (first a category,
+  balanced: U texts with four items each: its own, one of the same category, two of other categories
+  (first a category,
     then an item of it, uniformly).
-  released: the list of keras_gcn, drawn once by the seed and permuted each epoch: the N true pairs, 3,800 random pairs
-    within each category, 440 of each ordered pair of categories (English Wikipedia: 40,173 and 39,600); a batch holds
-    `batch_size` pairs of as many texts.
+  released: the list of keras_gcn, drawn once by the seed and permuted each epoch: the N true pairs,
+  3,800 random pairs
+    within each category, 440 of each ordered pair of categories (English Wikipedia: 40,173 and
+    39,600); a batch holds `batch_size` pairs of as many texts.
 
-  Texts without their own item as a partner (stage 1: a text with itself says nothing) are had with own=False.
+  Texts without their own item as a partner (stage 1: a text with itself says nothing) are had with
+  own=False.
   """
 
   def __init__(self, label, *, batch_size, scheme="grid", seed=0, own=True):
@@ -30,27 +37,42 @@ class Pairs:
 
     Args:
       label: [N] int, category of text i and of item i, its own.
-      batch_size: pairs per batch: grid: the largest square not above; balanced: a multiple of 4; released: any.
-      scheme: as above.  seed: int.  own: False leaves the pair of a text and its own item out (in grid: marked by `use`).
+      batch_size: pairs per batch: grid: the largest square not above; balanced: a multiple of 4;
+        released: any.
+      scheme: as above.  seed: int.  own: False leaves the pair of a text and its own item out (in
+        grid: marked by `use`).
     Raises:
-      UserError: unknown scheme, fewer than two categories, a category of one item, a batch larger than an epoch.
+      UserError: unknown scheme, fewer than two categories, a category of one item, a batch larger
+        than an epoch.
     """
     self.label, self.seed, self.scheme, self.own = np.asarray(label), seed, scheme, own
     if scheme not in SCHEMES:
       raise UserError(f"config.pairs.scheme is {scheme!r}; expected one of {', '.join(SCHEMES)}")
-    self.categories, self.category_of, counts = np.unique(self.label, return_inverse=True, return_counts=True)
+    self.categories, self.category_of, counts = np.unique(
+      self.label, return_inverse=True, return_counts=True
+    )
     if len(counts) < 2 or counts.min() < 2:
       found = dict(zip(self.categories.tolist(), counts.tolist(), strict=True))
       raise UserError(f"pairs need at least 2 categories of at least 2 items each; found {found}")
     self.members = [np.flatnonzero(self.category_of == c) for c in range(len(counts))]
     if scheme == "balanced" and batch_size % 4:
-      raise UserError(f"config.batch_size is {batch_size}; expected a multiple of 4 with config.pairs.scheme=balanced")
-    self.texts = {"grid": math.isqrt(batch_size), "balanced": batch_size // 4, "released": batch_size}[scheme]
+      raise UserError(
+        f"config.batch_size is {batch_size}; expected a multiple of 4 with "
+        "config.pairs.scheme=balanced"
+      )
+    self.texts = {
+      "grid": math.isqrt(batch_size),
+      "balanced": batch_size // 4,
+      "released": batch_size,
+    }[scheme]
     self.list = self._released() if scheme == "released" else None
     rows = len(self.label) if self.list is None else len(self.list[0])
     self.steps_per_epoch = rows // max(1, self.texts)
     if self.texts < 2 or not self.steps_per_epoch:
-      raise UserError(f"config.batch_size={batch_size} takes {self.texts} of {rows} rows a step; expected from 2 to {rows}")
+      raise UserError(
+        f"config.batch_size={batch_size} takes {self.texts} of {rows} rows a step; expected from "
+        f"2 to {rows}"
+      )
 
   def batch(self, step):
     """Returns the batch of a step.
@@ -58,16 +80,23 @@ class Pairs:
     Args:
       step: int from 0.
     Returns:
-      dict of text: [U] int32, rows that are encoded; item: [V] int32, rows that are encoded; text_of_pair, item_of_pair:
+      dict of text: [U] int32, rows that are encoded; item: [V] int32, rows that are encoded;
+        text_of_pair, item_of_pair:
       [M] int32, rows of those two; positive: [M] bool, same category.
     """
     epoch, place = divmod(step, self.steps_per_epoch)
-    rows = self._random(1, epoch).permutation(len(self.label) if self.list is None else len(self.list[0]))
+    rows = self._random(1, epoch).permutation(
+      len(self.label) if self.list is None else len(self.list[0])
+    )
     rows = rows[place * self.texts : (place + 1) * self.texts]
     random = self._random(2, step)
     if self.scheme == "grid":
       text = item = rows
-      of_text, of_item = np.divmod(np.arange(len(rows) ** 2), len(rows)) if self.own else np.triu_indices(len(rows), 1)
+      of_text, of_item = (
+        np.divmod(np.arange(len(rows) ** 2), len(rows))
+        if self.own
+        else np.triu_indices(len(rows), 1)
+      )
     elif self.scheme == "balanced":
       text, item = rows, np.concatenate([self._partners(row, random) for row in rows])
       of_text, of_item = np.repeat(np.arange(len(rows)), 4), np.arange(len(item))
@@ -76,9 +105,12 @@ class Pairs:
       of_text = of_item = np.arange(len(rows))
     positive = self.category_of[text[of_text]] == self.category_of[item[of_item]]
     return {
-      "text": text.astype(np.int32), "item": item.astype(np.int32), "text_of_pair": of_text.astype(np.int32),
-      "item_of_pair": of_item.astype(np.int32), "positive": positive,
-    }  # fmt: skip
+      "text": text.astype(np.int32),
+      "item": item.astype(np.int32),
+      "text_of_pair": of_text.astype(np.int32),
+      "item_of_pair": of_item.astype(np.int32),
+      "positive": positive,
+    }
 
   def _random(self, purpose, number):
     return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, purpose, number]))

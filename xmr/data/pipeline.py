@@ -30,7 +30,10 @@ def steps_per_epoch(split, *, batch_size, one_caption_per_image=False):
   samples = len(split.image_id) if one_caption_per_image else len(split.text_id)
   if not 0 < batch_size <= samples:
     unit = "images" if one_caption_per_image else "captions"
-    raise UserError(f"config.batch_size is {batch_size}; expected 1 to {samples}, the {unit} of split {split.name}")
+    raise UserError(
+      f"config.batch_size is {batch_size}; expected 1 to {samples}, the {unit} of split "
+      f"{split.name}"
+    )
   return samples // batch_size
 
 
@@ -52,9 +55,10 @@ def train_batches(
 ):
   """Returns an endless iterator over training batches.
 
-  Epoch e = step // steps_per_epoch visits the samples in an order drawn from (seed, e); a sample is a caption with its
-  image, or with one_caption_per_image an image with one of its captions. A crop is drawn from (seed, step, row of the
-  global batch). So `start` is all that there is to remember, and processes or workers may change between two starts.
+  Epoch e = step // steps_per_epoch visits the samples in an order drawn from (seed, e); a sample is
+  a caption with its image, or with one_caption_per_image an image with one of its captions. A crop
+  is drawn from (seed, step, row of the global batch). So `start` is all that there is to remember,
+  and processes or workers may change between two starts.
 
   Args:
     split: Split.
@@ -65,17 +69,21 @@ def train_batches(
     length: int L, words per caption with <start> and <end>; None: the longest of the split.
     image_size: int S, pixels of a side.
     min_area: float, share of an image that a random crop covers at least.
-    one_caption_per_image: True: a batch holds an image once and an epoch one random caption of each.
-    shard_index, shard_count: int, this process and their number; it gets its B / shard_count consecutive rows.
+    one_caption_per_image: True: a batch holds an image once and an epoch one random caption of
+      each.
+    shard_index, shard_count: int, this process and their number; it gets its B / shard_count
+      consecutive rows.
     workers: int, processes that decode; 0 = threads of this one. Features need none and use none.
     prefetch: int, batches ready ahead, per worker.
   Returns:
-    iterator of {"image": [b, S, S, 3] uint8 or [b, F] float32, "text": [b, L] int32 or [b, F] float32, "text_length": [b]
-    int32 (words only), "image_id", "text_id": [b] int32, "label": [b] int32 (where there are categories)} with
+    iterator of {"image": [b, S, S, 3] uint8 or [b, F] float32, "text": [b, L] int32 or [b, F]
+      float32, "text_length": [b]
+    int32 (words only), "image_id", "text_id": [b] int32, "label": [b] int32 (where there are
+      categories)} with
     b = B / shard_count.
   Raises:
-    UserError: a batch that is larger than the data or does not divide among the processes; while iterating, an image that
-      cannot be decoded.
+    UserError: a batch that is larger than the data or does not divide among the processes; while
+      iterating, an image that cannot be decoded.
   """
   steps = steps_per_epoch(split, batch_size=batch_size, one_caption_per_image=one_caption_per_image)
   source = _TrainBatches(
@@ -92,39 +100,64 @@ def train_batches(
 
 
 def image_batches(
-  split, *, batch_size, image_size=224, resize=256, shard_index=0, shard_count=1, workers=0, prefetch=2
+  split,
+  *,
+  batch_size,
+  image_size=224,
+  resize=256,
+  shard_index=0,
+  shard_count=1,
+  workers=0,
+  prefetch=2,
 ):
-  """Returns an iterator over the images of a split in the order of its rows, each once, centre crops.
+  """Returns an iterator over the images of a split in the order of its rows, each once, centre
+  crops.
 
   Args:
     As in train_batches; resize: int, shorter side before the crop.
   Returns:
-    iterator of {"image", "image_id", "row", "label" (where there are categories)}; row: [b] int32, row of the split. Every
-    batch is full: the last repeats the last image with row -1.
+    iterator of {"image", "image_id", "row", "label" (where there are categories)}; row: [b] int32,
+    row of the split. Every batch is full: the last repeats the last image with row -1.
   """
   pictures = _Pictures(split, image_size=image_size, resize=resize)
-  source = _EvalBatches(_shard(batch_size, shard_index, shard_count), batch_size, len(split.image_id), pictures)
+  source = _EvalBatches(
+    _shard(batch_size, shard_index, shard_count), batch_size, len(split.image_id), pictures
+  )
   return _iterate(source, workers if split.image_features is None else 0, prefetch)
 
 
-def text_batches(split, *, batch_size, vocabulary=None, length=None, shard_index=0, shard_count=1, workers=0, prefetch=2):
+def text_batches(
+  split,
+  *,
+  batch_size,
+  vocabulary=None,
+  length=None,
+  shard_index=0,
+  shard_count=1,
+  workers=0,
+  prefetch=2,
+):
   """Returns an iterator over the captions of a split in the order of its rows, each once.
 
   Args:
     As in train_batches; workers is there for symmetry: captions need none.
   Returns:
-    iterator of {"text", "text_length" (words only), "text_id", "image_id", "row", "label" (where there are categories)}; row
-    as in image_batches.
+    iterator of {"text", "text_length" (words only), "text_id", "image_id", "row", "label" (where
+    there are categories)}; row as in image_batches.
   """
   del workers
   captions = _Captions(split, vocabulary, length)
-  source = _EvalBatches(_shard(batch_size, shard_index, shard_count), batch_size, len(split.text_id), captions)
+  source = _EvalBatches(
+    _shard(batch_size, shard_index, shard_count), batch_size, len(split.text_id), captions
+  )
   return _iterate(source, 0, prefetch)
 
 
 def _shard(batch_size, index, count):
   if batch_size < 1 or batch_size % count:
-    raise UserError(f"the batch size is {batch_size}; expected a multiple of {count}, the number of processes")
+    raise UserError(
+      f"the batch size is {batch_size}; expected a multiple of {count}, the number of processes"
+    )
   if not 0 <= index < count:
     raise ValueError(f"shard_index is {index}; expected 0 to {count - 1}")
   size = batch_size // count
@@ -132,7 +165,9 @@ def _shard(batch_size, index, count):
 
 
 class Batches:
-  """An iterator over batches that stops its threads and workers when it is closed, forgotten or the program ends."""
+  """An iterator over batches that stops its threads and workers when it is closed, forgotten or the
+  program ends.
+  """
 
   def __init__(self, iterator, *, shared_memory):
     self._held = [iterator]
@@ -148,7 +183,9 @@ class Batches:
     try:
       batch = next(self._held[0])
     except UserError as error:
-      raise UserError(str(error).partition("\n---")[0]) from error  # Without what grain appends to the message.
+      raise UserError(
+        str(error).partition("\n---")[0]
+      ) from error  # Without what grain appends to the message.
     # Out of the workers' shared memory, which leaks where a batch outlives its iterator.
     return {key: np.array(value) for key, value in batch.items()} if self._shared_memory else batch
 
@@ -162,12 +199,15 @@ def _close(held):
 def _iterate(source, workers, prefetch):
   """Returns Batches of a random-access source."""
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Workers copy absl's flags, which a notebook or a test never parses.
+    # Workers copy absl's flags, which a notebook or a test never parses.
+    flags.FLAGS.mark_as_parsed()
   threads = 1 if workers else max(1, min(prefetch, os.cpu_count() or 1))
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if workers else prefetch)
   dataset = grain.MapDataset.source(source).to_iter_dataset(options)
   if workers:
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch))
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    )
   return Batches(iter(dataset), shared_memory=bool(workers))
 
 
@@ -175,7 +215,9 @@ def _generator(seed, stream, *place):
   """Returns a generator whose numbers depend on all arguments and on nothing else."""
   counter = np.zeros(4, np.uint64)
   counter[4 - len(place) :] = place  # The low words count the numbers drawn.
-  return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter))
+  return np.random.Generator(
+    np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
+  )
 
 
 class _Pictures:
@@ -183,15 +225,26 @@ class _Pictures:
 
   def __init__(self, split, *, image_size, resize=None, min_area=None):
     if split.pixels is None and split.image_features is None:
-      raise UserError(f"split {split.name} has no images: expected config.data.image to be pixels or features")
+      raise UserError(
+        f"split {split.name} has no images: expected config.data.image to be pixels or features"
+      )
     if resize is not None and split.image_features is None and image_size > resize:
-      raise UserError(f"config.data.image_size is {image_size}; expected at most config.data.resize, {resize}")
+      raise UserError(
+        f"config.data.image_size is {image_size}; expected at most config.data.resize, {resize}"
+      )
     self.features, self.pixels = split.image_features, split.pixels
-    self.names, self.size, self.resize, self.min_area = split.image_names, image_size, resize, min_area
+    self.names, self.size, self.resize, self.min_area = (
+      split.image_names,
+      image_size,
+      resize,
+      min_area,
+    )
     self.image_id, self.label = split.image_id, split.label
 
   def __call__(self, rows, generator=None):
-    """Returns the batch fields of some rows; generator(i) gives the random numbers of the crop of place i."""
+    """Returns the batch fields of some rows; generator(i) gives the random numbers of the crop of
+    place i.
+    """
     batch = {"image_id": self.image_id[rows]}
     if self.label is not None:
       batch["label"] = self.label[rows]
@@ -220,12 +273,18 @@ class _Captions:
   """Captions or their features by row of the split."""
 
   def __init__(self, split, vocabulary, length):
-    self.text_id, self.image_of_text, self.features = split.text_id, split.image_of_text, split.text_features
+    self.text_id, self.image_of_text, self.features = (
+      split.text_id,
+      split.image_of_text,
+      split.text_features,
+    )
     self.image_id, self.label = split.image_id, split.label
     if self.features is None:
       if vocabulary is None:
         raise ValueError(f"split {split.name} has captions as words; expected a vocabulary")
-      self.text, self.text_length = encode_all(split.tokens, vocabulary, length=length or split.max_length())
+      self.text, self.text_length = encode_all(
+        split.tokens, vocabulary, length=length or split.max_length()
+      )
 
   def __call__(self, rows):
     batch = {"text_id": self.text_id[rows], "image_id": self.image_id[self.image_of_text[rows]]}
@@ -258,7 +317,9 @@ class _Mapped:
     mapping = array
     while isinstance(mapping, np.ndarray):
       mapping = mapping.base
-    return cls(array, mapping) if isinstance(mapping, mmap.mmap) and array.flags.c_contiguous else array
+    return (
+      cls(array, mapping) if isinstance(mapping, mmap.mmap) and array.flags.c_contiguous else array
+    )
 
   @staticmethod
   def open(array):
@@ -268,9 +329,21 @@ class _Mapped:
 class _TrainBatches:
   """Random access to training batches: [i] is that of step start + i."""
 
-  def __init__(self, *, rows, start, steps, batch_size, seed, one_caption_per_image, pictures, captions):
-    self.rows, self.start, self.steps, self.batch_size, self.seed = rows, start, steps, batch_size, seed
-    self.pictures, self.captions, self.one_caption_per_image = pictures, captions, one_caption_per_image
+  def __init__(
+    self, *, rows, start, steps, batch_size, seed, one_caption_per_image, pictures, captions
+  ):
+    self.rows, self.start, self.steps, self.batch_size, self.seed = (
+      rows,
+      start,
+      steps,
+      batch_size,
+      seed,
+    )
+    self.pictures, self.captions, self.one_caption_per_image = (
+      pictures,
+      captions,
+      one_caption_per_image,
+    )
     self._epoch = (-1, None)
     if one_caption_per_image:
       self._by_image = np.argsort(captions.image_of_text, kind="stable")
@@ -298,7 +371,8 @@ class _TrainBatches:
     epoch, place = divmod(step, self.steps)
     texts = self._order(epoch)[place * self.batch_size + self.rows]
     pictures = self.pictures(
-      self.captions.image_of_text[texts], lambda i: _generator(self.seed, _AUGMENT, step, self.rows[i])
+      self.captions.image_of_text[texts],
+      lambda i: _generator(self.seed, _AUGMENT, step, self.rows[i]),
     )
     return self.captions(texts) | pictures
 

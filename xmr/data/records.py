@@ -28,7 +28,10 @@ def image_files(root, names):
     UserError: an image that is absent, no file, empty, or a link that leads outside root.
   """
   if not os.path.isdir(root):
-    raise UserError(f"{root} is no folder; expected the {len(names):,} images of the dataset (config.data.image=pixels)")
+    raise UserError(
+      f"{root} is no folder; expected the {len(names):,} images of the dataset "
+      "(config.data.image=pixels)"
+    )
   real_root, folders, files = os.path.realpath(root), {}, []
   for name in names:
     folder, base = os.path.split(name)
@@ -36,9 +39,14 @@ def image_files(root, names):
       folders[folder] = _entries(root, real_root, folder)
     entry = folders[folder].get(base)
     if entry is None:
-      raise UserError(f"image {name} is not in {root}; expected all {len(names):,} images that the JSON names")
+      raise UserError(
+        f"image {name} is not in {root}; expected all {len(names):,} images that the JSON names"
+      )
     if entry.is_symlink() and not _inside(entry.path, real_root):
-      raise UserError(f"image {name} in {root} is a link to {os.path.realpath(entry.path)}; expected a file inside {root}")
+      raise UserError(
+        f"image {name} in {root} is a link to {os.path.realpath(entry.path)}; expected a file "
+        f"inside {root}"
+      )
     status = entry.stat()
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
       raise UserError(f"image {name} in {root} is no file, or empty; expected an image")
@@ -51,7 +59,10 @@ def _entries(root, real_root, folder):
   if not os.path.isdir(path):
     return {}
   if not _inside(path, real_root):
-    raise UserError(f"{path} is a link to {os.path.realpath(path)}; expected a folder inside {root} (link {root} itself)")
+    raise UserError(
+      f"{path} is a link to {os.path.realpath(path)}; expected a folder inside {root} (link "
+      f"{root} itself)"
+    )
   with os.scandir(path) as entries:
     return {entry.name: entry for entry in entries}
 
@@ -63,8 +74,9 @@ def _inside(path, real_root):
 def prepare(cache_dir, name, make_builder, *, key, counts):
   """Returns the data sources of a prepared dataset, after preparing it where it is not there yet.
 
-  The set is made in a temporary folder beside its place and moved there when it is complete, so that an interruption
-  leaves nothing that looks whole; of several processes one prepares and the others wait for it.
+  The set is made in a temporary folder beside its place and moved there when it is complete, so
+  that an interruption leaves nothing that looks whole; of several processes one prepares and the
+  others wait for it.
 
   Args:
     cache_dir: folder for all prepared sets; made if absent.
@@ -90,20 +102,26 @@ def prepare(cache_dir, name, make_builder, *, key, counts):
           _build(place, make_builder)
     except OSError as error:
       raise UserError(
-        f"config.data.cache_dir: cannot prepare {name} in {cache}: {error}; expected a writable folder with room for the images"
+        f"config.data.cache_dir: cannot prepare {name} in {cache}: {error}; expected a writable "
+        "folder with room for the images"
       ) from None
   return _open(place, make_builder, counts)
 
 
 @contextlib.contextmanager
 def _locked(path):
-  """Waits for the lock; gives False on a file system that has none, where the final move alone keeps order."""
+  """Waits for the lock; gives False on a file system that has none, where the final move alone
+  keeps order.
+  """
   with open(path, "w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       alone = True
     except BlockingIOError:
-      print(f"xmr: waiting for another process that prepares {path.removesuffix('.lock')}", file=sys.stderr)
+      print(
+        f"xmr: waiting for another process that prepares {path.removesuffix('.lock')}",
+        file=sys.stderr,
+      )
       fcntl.flock(file, fcntl.LOCK_EX)
       alone = True
     except OSError:
@@ -143,12 +161,16 @@ def _open(place, make_builder, counts):
   except Exception as error:  # Whatever a damaged file makes the reader raise.
     raise UserError(f"{place} is damaged ({error}); delete it to prepare it again") from None
   if found != counts:
-    raise UserError(f"{place} holds {found} images; expected {counts}. Delete it to prepare it again")
+    raise UserError(
+      f"{place} holds {found} images; expected {counts}. Delete it to prepare it again"
+    )
   return sources
 
 
 class Pixels(collections.abc.Sequence):
-  """Encoded images of a split, one after the other from one or more data sources; pixels[row] is bytes."""
+  """Encoded images of a split, one after the other from one or more data sources; pixels[row] is
+  bytes.
+  """
 
   def __init__(self, sources, image_id):
     self._sources = list(sources)
@@ -168,5 +190,8 @@ class Pixels(collections.abc.Sequence):
     part = bisect.bisect_right(self._first, row) - 1
     record = self._sources[part][int(row) - self._first[part]]
     if record["image_id"] != self._image_id[row]:
-      raise UserError(f"record {row} holds image {record['image_id']}; expected {self._image_id[row]}: delete the cache")
+      raise UserError(
+        f"record {row} holds image {record['image_id']}; expected {self._image_id[row]}: delete "
+        "the cache"
+      )
     return record["image"]

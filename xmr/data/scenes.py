@@ -14,8 +14,9 @@ def load(config):
   """Returns the splits of the rendered scenes; the same scenes whatever config.seed is.
 
   Args:
-    config: ConfigDict; reads config.data: scenes.n_train, scenes.n_val, scenes.n_test, cache_dir, image, text and the
-      feature files (row = image_id or text_id, which count on from train to val to test).
+    config: ConfigDict; reads config.data: scenes.n_train, scenes.n_val, scenes.n_test, cache_dir,
+      image, text and the feature files (row = image_id or text_id, which count on from train to val
+      to test).
   Returns:
     {"train": Split, "val": Split, "test": Split}.
   """

@@ -1,4 +1,6 @@
-"""The split files of Karpathy: what is in them, what is known of the published ones, what is wrong with others."""
+"""The split files of Karpathy: what is in them, what is known of the published ones, what is wrong
+with others.
+"""
 
 import dataclasses
 import glob
@@ -74,7 +76,9 @@ class Source:
     return np.repeat(self.first_text[images], counts) + offset
 
   def feature_rows(self, ids, places):
-    """Returns the rows of feature files: the ids where they are 0..n-1 in some order, else the places."""
+    """Returns the rows of feature files: the ids where they are 0..n-1 in some order, else the
+    places.
+    """
     dense = np.array_equal(np.sort(ids), np.arange(len(ids)))
     return ids[places] if dense else places
 
@@ -86,7 +90,9 @@ class Source:
       name=name,
       image_id=self.image_id[images].astype(np.int32),
       text_id=self.text_id[texts].astype(np.int32),
-      image_of_text=np.repeat(np.arange(len(images)), np.diff(self.first_text)[images]).astype(np.int32),
+      image_of_text=np.repeat(np.arange(len(images)), np.diff(self.first_text)[images]).astype(
+        np.int32
+      ),
       image_names=[self.names[i] for i in images],
       texts=captions,
       tokens=[tokenize(caption) for caption in captions],
@@ -94,42 +100,68 @@ class Source:
 
 
 def expected_tree(folder, name):
-  """Returns the files that a dataset needs, with counts and where each comes from, for people to read."""
+  """Returns the files that a dataset needs, with counts and where each comes from, for people to
+  read.
+  """
   known = KNOWN.get(name)
-  counts = ", ".join(f"{n:,} {split}" for split, n in known.counts.items()) if known else "train, val, test"
-  images = f"{sum(known.counts.values()):,} files: {known.source}" if known else "the files that the JSON names"
+  counts = (
+    ", ".join(f"{n:,} {split}" for split, n in known.counts.items())
+    if known
+    else "train, val, test"
+  )
+  images = (
+    f"{sum(known.counts.values()):,} files: {known.source}"
+    if known
+    else "the files that the JSON names"
+  )
   pattern = known.images if known else "images/*.jpg"
   return (
     f"\n{folder}/\n"
-    f"  dataset_{name}.json (or .json.gz): images per split: {counts}; Karpathy's split file, from {SPLIT_FILES};\n"
+    f"  dataset_{name}.json (or .json.gz): images per split: {counts}; Karpathy's split file, "
+    f"from {SPLIT_FILES};\n"
     f"  {pattern}: {images}; needed for config.data.image=pixels only"
   )
 
 
 def find_json(folder, name):
-  """Returns the path of the JSON of a dataset; UserError with the expected tree where there is none."""
+  """Returns the path of the JSON of a dataset; UserError with the expected tree where there is
+  none.
+  """
   if not folder:
-    raise UserError(f"config.data.dir is empty; expected the folder of {name}:", tree=expected_tree("DIR", name))
+    raise UserError(
+      f"config.data.dir is empty; expected the folder of {name}:", tree=expected_tree("DIR", name)
+    )
   root = os.path.expanduser(folder)
   if not os.path.isdir(root):
-    raise UserError(f"config.data.dir: {folder} is no folder; expected", tree=expected_tree(folder, name))
+    raise UserError(
+      f"config.data.dir: {folder} is no folder; expected", tree=expected_tree(folder, name)
+    )
   stem = "dataset*" if name == "karpathy" else f"dataset_{name}"
   for pattern in (f"{stem}.json", f"{stem}.json.gz", f"{stem}*.json", f"{stem}*.json.gz"):
     found = sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
     if len(found) == 1:
       return found[0]
     if found:
-      raise UserError(f"config.data.dir: {folder} holds {', '.join(map(os.path.basename, found))}; expected one of them")
-  raise UserError(f"config.data.dir: {folder} holds no dataset_{name}.json; expected", tree=expected_tree(folder, name))
+      raise UserError(
+        f"config.data.dir: {folder} holds {', '.join(map(os.path.basename, found))}; expected "
+        "one of them"
+      )
+  raise UserError(
+    f"config.data.dir: {folder} holds no dataset_{name}.json; expected",
+    tree=expected_tree(folder, name),
+  )
 
 
 def check_counts(source, name, path):
-  """Raises UserError where a split of a known dataset has another number of images than published."""
+  """Raises UserError where a split of a known dataset has another number of images than
+  published.
+  """
   for split, expected in KNOWN[name].counts.items() if name in KNOWN else ():
     found = source.rows_of(split).size
     if found not in (0, expected):
       raise UserError(
-        f"{path}: split {split} has {found:,} images; {name} has {expected:,}. For another set in this layout: "
+        f"{path}: split {split} has {found:,} images; {name} has {expected:,}. For another set "
+        "in this layout: "
         "config.data.name=karpathy"
       )
 
@@ -138,8 +170,8 @@ def read_json(path):
   """Reads and checks a split file.
 
   Args:
-    path: .json or .json.gz: {"images": [{"filename", "filepath" (COCO), "imgid", "split", "sentids", "sentences": [{"raw",
-      "sentid", "imgid"}]}]}.
+    path: .json or .json.gz: {"images": [{"filename", "filepath" (COCO), "imgid", "split",
+      "sentids", "sentences": [{"raw", "sentid", "imgid"}]}]}.
   Returns:
     Source.
   Raises:
@@ -147,14 +179,17 @@ def read_json(path):
   """
   try:
     content = pathlib.Path(path).read_bytes()
-    images = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)["images"]
+    images = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)[
+      "images"
+    ]
     if not isinstance(images, list) or not images:
       raise TypeError("images is no list, or empty")
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"{path} cannot be read: {error}") from None
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
-      f'{path} is not in Karpathy\'s layout, {{"images": [{{"filename", "imgid", "split", "sentences"}}]}}: {error!r}'
+      f"{path} is not in Karpathy's layout, "
+      f'{{"images": [{{"filename", "imgid", "split", "sentences"}}]}}: {error!r}'
     ) from None
 
   names, image_id, split_of, text_id, texts, first_text = [], [], [], [], [], [0]
@@ -173,16 +208,28 @@ def read_json(path):
     for sentence in sentences:
       caption, sentid = _field(sentence, "raw", str, where), _field(sentence, "sentid", int, where)
       if not caption.strip():
-        raise UserError(f"{where}: the caption with sentid {sentid} is empty; expected words in raw")
+        raise UserError(
+          f"{where}: the caption with sentid {sentid} is empty; expected words in raw"
+        )
       if sentence.get("imgid", imgid) != imgid:
-        raise UserError(f"{where}: the caption with sentid {sentid} has imgid {sentence['imgid']}; expected {imgid}")
+        raise UserError(
+          f"{where}: the caption with sentid {sentid} has imgid {sentence['imgid']}; expected "
+          f"{imgid}"
+        )
       texts.append(caption)
       text_id.append(sentid)
     first_text.append(len(texts))
     if image.get("sentids", text_id[first_text[-2] :]) != text_id[first_text[-2] :]:
-      raise UserError(f"{where}: sentids is {image['sentids']}; its sentences have {text_id[first_text[-2] :]}")
+      raise UserError(
+        f"{where}: sentids is {image['sentids']}; its sentences have {text_id[first_text[-2] :]}"
+      )
   source = Source(
-    np.array(image_id), np.array(split_of), names, np.array(text_id), texts, np.array(first_text, np.int64)
+    np.array(image_id),
+    np.array(split_of),
+    names,
+    np.array(text_id),
+    texts,
+    np.array(first_text, np.int64),
   )
   _check_ids(source.image_id, "imgid", path)
   _check_ids(source.text_id, "sentid", path)
@@ -204,14 +251,28 @@ def _name(image, filename, where):
   """Returns the path below images/, which must stay there."""
   folder = image.get("filepath", "")
   name = pathlib.PurePosixPath(folder, filename) if isinstance(folder, str) else None
-  if name is None or name.is_absolute() or ".." in name.parts or not filename or "\0" in str(name) or "\\" in str(name):
-    raise UserError(f"{where}: filepath {folder!r}, filename {filename!r}; expected names that stay in the folder images")
+  if (
+    name is None
+    or name.is_absolute()
+    or ".." in name.parts
+    or not filename
+    or "\0" in str(name)
+    or "\\" in str(name)
+  ):
+    raise UserError(
+      f"{where}: filepath {folder!r}, filename {filename!r}; expected names that stay in the "
+      "folder images"
+    )
   return str(name)
 
 
 def _check_ids(ids, key, path):
   if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
-    raise UserError(f"{path}: {key} runs from {ids.min()} to {ids.max()}; expected 0 to {np.iinfo(np.int32).max}")
+    raise UserError(
+      f"{path}: {key} runs from {ids.min()} to {ids.max()}; expected 0 to {np.iinfo(np.int32).max}"
+    )
   values, counts = np.unique(ids, return_counts=True)
   if counts.max() > 1:
-    raise UserError(f"{path}: {key} {values[counts.argmax()]} occurs {counts.max()} times; expected each once")
+    raise UserError(
+      f"{path}: {key} {values[counts.argmax()]} occurs {counts.max()} times; expected each once"
+    )

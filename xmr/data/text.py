@@ -12,18 +12,23 @@ PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
 ABBREVIATIONS = frozenset(
-  "mr mrs ms dr st jr sr vs etc co corp inc ltd dept prof gen col sgt lt capt rev ft mt ave blvd rd no approx "
+  "mr mrs ms dr st jr sr vs etc co corp inc ltd dept prof gen col sgt lt capt rev ft mt ave blvd "
+  "rd no approx "
   "u.s u.k u.n n.y l.a d.c a.m p.m e.g i.e b.c a.d jan feb aug sept oct nov dec".split()
 )  # a period after one of these does not end a sentence
 
-# Punkt's ideas of where a sentence may end, which word stands before, and what still belongs to the sentence.
+# Punkt's ideas of where a sentence may end, which word stands before, and what still belongs to the
+# sentence.
 _END = re.compile(r"[.?!](?=[\"')\];}*:@({\[!?]|\s+\S)")
 _LAST_WORD = re.compile(r"'?[^\s?!)\";}\]*:@'({\[]*$")
 _CLOSING = re.compile(r"[\"')\]}]+(?:\s+|(?=--)|$)")
-_NEXT_ENDS = re.compile(r"\S*[.?!][\"')\];}*:@({\[!?]")  # Punkt then splits before that word too: u.s. | troops."
+_NEXT_ENDS = re.compile(
+  r"\S*[.?!][\"')\];}*:@({\[!?]"
+)  # Punkt then splits before that word too: u.s. | troops."
 _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*")
 
-# The Penn Treebank conventions, in the order in which NLTK's NLTKWordTokenizer applies them; for lower-case text.
+# The Penn Treebank conventions, in the order in which NLTK's NLTKWordTokenizer applies them; for
+# lower-case text.
 _RULES = [
   (re.compile(pattern), replacement)
   for pattern, replacement in (
@@ -45,12 +50,16 @@ _RULES = [
     (r"\s+", " "),
     (r"([^' ])('[smd]?) ", r"\1 \2 "),
     (r"([^' ])('ll|'re|'ve|n't) ", r"\1 \2 "),
-    (r"\b(can)(not)\b|\b(d)('ye)\b|\b(gim)(me)\b|\b(gon)(na)\b|\b(got)(ta)\b|\b(lem)(me)\b|\b(more)('n)\b", None),
+    (
+      r"\b(can)(not)\b|\b(d)('ye)\b|\b(gim)(me)\b|\b(gon)(na)\b|\b(got)(ta)\b|\b(lem)(me)\b|\b(more)('n)\b",
+      None,
+    ),
     (r"\b(wan)(na)(?=\s)", r" \1 \2 "),
     (r" ('t)(is|was)\b", r" \1 \2 "),
   )
 ]
-# Most captions: words, hyphens and commas between them, one period at the end. Splitting at those is all that the rules do.
+# Most captions: words, hyphens and commas between them, one period at the end. Splitting at those
+# is all that the rules do.
 _PLAIN = re.compile(r"(?:[a-z0-9]+(?:-| ?, | ))*[a-z0-9]+ ?\.?\s*")
 _SPLIT_WORDS = re.compile(r"cannot|gimme|gonna|gotta|lemme|wanna")
 
@@ -85,10 +94,11 @@ def _period_ends_sentence(word, following):
 
 
 def tokenize(text):
-  """Returns the lower-case tokens of a caption, as nltk.word_tokenize(text.lower()) gives them, without NLTK's downloads.
+  """Returns the lower-case tokens of a caption, as nltk.word_tokenize(text.lower()) gives them,
+  without NLTK's downloads.
 
-  Sentence ends inside the caption follow Punkt's rules with our own short list of abbreviations (ABBREVIATIONS) in place
-  of its trained model; words follow NLTKWordTokenizer.
+  Sentence ends inside the caption follow Punkt's rules with our own short list of abbreviations
+  (ABBREVIATIONS) in place of its trained model; words follow NLTKWordTokenizer.
 
   Args:
     text: str.
@@ -102,7 +112,9 @@ def tokenize(text):
   for sentence in _sentences(text):
     for pattern, replacement in _RULES:
       if replacement is None:
-        sentence = pattern.sub(lambda found: " " + " ".join(filter(None, found.groups())) + " ", sentence)
+        sentence = pattern.sub(
+          lambda found: " " + " ".join(filter(None, found.groups())) + " ", sentence
+        )
       else:
         sentence = pattern.sub(replacement, sentence)
     tokens += sentence.split()
@@ -116,7 +128,8 @@ class Vocabulary:
 
   Attributes:
     words: list of str, by number.
-    counts: list of int, occurrences where the vocabulary was built; that of <unk> is the sum over the rare words.
+    counts: list of int, occurrences where the vocabulary was built; that of <unk> is the sum over
+      the rare words.
   """
 
   def __init__(self, words, counts=None):
@@ -124,16 +137,21 @@ class Vocabulary:
     self.counts = [0] * len(self.words) if counts is None else [int(count) for count in counts]
     self._number = {word: number for number, word in enumerate(self.words)}
     if tuple(self.words[: len(SPECIAL)]) != SPECIAL:
-      raise UserError(f"vocabulary starts with {self.words[: len(SPECIAL)]}; expected {list(SPECIAL)}")
+      raise UserError(
+        f"vocabulary starts with {self.words[: len(SPECIAL)]}; expected {list(SPECIAL)}"
+      )
     if len(self._number) != len(self.words) or len(self.counts) != len(self.words):
       raise UserError(
-        f"vocabulary has {len(self.words)} words, {len(self._number)} distinct, and {len(self.counts)} counts; "
+        f"vocabulary has {len(self.words)} words, {len(self._number)} distinct, and "
+        f"{len(self.counts)} counts; "
         "expected the same number of each"
       )
 
   @classmethod
   def build(cls, token_lists, min_count=4):
-    """Returns the vocabulary of all words that occur at least min_count times in an iterable of token lists."""
+    """Returns the vocabulary of all words that occur at least min_count times in an iterable of
+    token lists.
+    """
     seen = collections.Counter()
     for tokens in token_lists:
       seen.update(tokens)
@@ -167,7 +185,9 @@ class Vocabulary:
         raise TypeError("words is no list of strings")
       return cls(words, counts)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-      raise UserError(f'vocabulary is no JSON of the form {{"words": [...], "counts": [...]}}: {error}') from None
+      raise UserError(
+        f'vocabulary is no JSON of the form {{"words": [...], "counts": [...]}}: {error}'
+      ) from None
 
 
 def encode_all(token_lists, vocabulary, *, length):
@@ -176,7 +196,8 @@ def encode_all(token_lists, vocabulary, *, length):
   Args:
     token_lists: T lists of str, without <start> and <end>.
     vocabulary: Vocabulary.
-    length: int L, at least 2, with <start> and <end>; a longer caption loses its last words but keeps <end>.
+    length: int L, at least 2, with <start> and <end>; a longer caption loses its last words but
+      keeps <end>.
   Returns:
     text: [T, L] int32, <pad> (0) after the end.  text_length: [T] int32.
   """
@@ -194,26 +215,32 @@ def encode_all(token_lists, vocabulary, *, length):
 def load_glove(path, vocabulary, *, seed, missing="normal"):
   """Returns initial word vectors from a GloVe text file, and how much of the vocabulary it covers.
 
-  The file is read once, line by line; only vectors that are needed are parsed. A word that is absent is tried again
-  without "-", "." and "'" and cut at "/", as released; one that is still absent gets a random vector.
+  The file is read once, line by line; only vectors that are needed are parsed. A word that is
+  absent is tried again without "-", "." and "'" and cut at "/", as released; one that is still
+  absent gets a random vector.
 
   Args:
-    path: text file, a word and its floats per line, separated by single spaces; any dimension; a first line of two
-      integers (word2vec's header) is skipped. Words may hold spaces, as some in 840B do.
+    path: text file, a word and its floats per line, separated by single spaces; any dimension; a
+      first line of two integers (word2vec's header) is skipped. Words may hold spaces, as some in
+      840B do.
     vocabulary: Vocabulary of V words.
     seed: int, of the random vectors.
-    missing: "normal": N(0, 1), as released; "matched": N(0, the standard deviation of the vectors found).
+    missing: "normal": N(0, 1), as released; "matched": N(0, the standard deviation of the vectors
+      found).
   Returns:
     matrix: [V, dim] float32.
-    report: dict of dim; types, types_found, types_by_fallback (words of the vocabulary but the four special ones); tokens,
-      tokens_found (occurrences where the vocabulary was built, rare words among them).
+    report: dict of dim; types, types_found, types_by_fallback (words of the vocabulary but the four
+      special ones); tokens, tokens_found (occurrences where the vocabulary was built, rare words
+      among them).
   Raises:
     UserError: no file, or a line that is malformed, with its number.
   """
   if missing not in ("normal", "matched"):
     raise UserError(f"config.vocabulary.glove_missing is {missing!r}; expected normal or matched")
   fallback = {word: re.sub(r"[-.']", "", word).split("/")[0] for word in vocabulary.words}
-  wanted = {word.encode() for word in vocabulary.words} | {word.encode() for word in fallback.values()}
+  wanted = {word.encode() for word in vocabulary.words} | {
+    word.encode() for word in fallback.values()
+  }
   vectors, dim = _read_vectors(path, wanted - {b""})
 
   deviation = 1.0
@@ -256,22 +283,34 @@ def _read_vectors(path, wanted):
           dim = fields
         where = f"{path}, line {number}"
         if fields < dim or dim == 0:
-          raise UserError(f"{where}: {fields} numbers after the word; expected {dim or 'at least 1'}")
-        word, *values = line.rsplit(b" ", dim) if fields > dim or line.partition(b" ")[0] in wanted else (None,)
+          raise UserError(
+            f"{where}: {fields} numbers after the word; expected {dim or 'at least 1'}"
+          )
+        word, *values = (
+          line.rsplit(b" ", dim) if fields > dim or line.partition(b" ")[0] in wanted else (None,)
+        )
         if word is None:
           continue
         if fields > dim and _is_number(word.rpartition(b" ")[2]):
-          raise UserError(f"{where}: more than {dim} numbers after the word; expected {dim} as on the first line")
+          raise UserError(
+            f"{where}: more than {dim} numbers after the word; expected {dim} as on the first line"
+          )
         if word in wanted and word not in vectors:
           try:
             vector = np.array([float(value) for value in values], np.float32)
           except ValueError:
-            raise UserError(f"{where}: the vector of {word.decode(errors='replace')!r} is not {dim} numbers") from None
+            raise UserError(
+              f"{where}: the vector of {word.decode(errors='replace')!r} is not {dim} numbers"
+            ) from None
           if not np.isfinite(vector).all():
-            raise UserError(f"{where}: the vector of {word.decode(errors='replace')!r} holds NaN or infinity")
+            raise UserError(
+              f"{where}: the vector of {word.decode(errors='replace')!r} holds NaN or infinity"
+            )
           vectors[word] = vector
   except OSError as error:
-    raise UserError(f"config.vocabulary.glove: {path}: {error.strerror}; expected a GloVe text file") from None
+    raise UserError(
+      f"config.vocabulary.glove: {path}: {error.strerror}; expected a GloVe text file"
+    ) from None
   if dim is None:
     raise UserError(f"{path} is empty; expected a GloVe text file")
   return vectors, dim

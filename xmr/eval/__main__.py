@@ -1,13 +1,15 @@
 """Scores embeddings of any model, and baselines without training, by one protocol.
 
-  python -m xmr.eval --image=I.npy --text=T.npy --image_of_text=M.npy [--captions=dataset.json] [--out=DIR]
+  python -m xmr.eval --image=I.npy --text=T.npy --image_of_text=M.npy [--captions=dataset.json]
+  [--out=DIR]
   python -m xmr.eval --config=configs/NAME.py:VARIANT --baseline=raw,cca [--out=DIR]
 
-I.npy is [N, D], T.npy [T, D] and M.npy [T] int: the image (row of I.npy) of each caption. Recall, median and mean rank are
-always scored; graded retrieval in four tasks with --captions (ROUGE-L), --spice or --relevance; extra positives and human
-judgements with --positives and --sts. --baseline takes --image and --text for features: raw scores them as they are, cca
-after a linear CCA fitted on --train_image, --train_text and --train_image_of_text. With --config, features, captions and
-ids come from the dataset of that config (--config.data.dir=DIR).
+I.npy is [N, D], T.npy [T, D] and M.npy [T] int: the image (row of I.npy) of each caption. Recall,
+median and mean rank are always scored; graded retrieval in four tasks with --captions (ROUGE-L),
+--spice or --relevance; extra positives and human judgements with --positives and --sts. --baseline
+takes --image and --text for features: raw scores them as they are, cca after a linear CCA fitted on
+--train_image, --train_text and --train_image_of_text. With --config, features, captions and ids
+come from the dataset of that config (--config.data.dir=DIR).
 """
 
 import pathlib
@@ -31,7 +33,11 @@ def define():
     ("image_of_text", "[T] .npy, integers: the row of --image that each caption describes"),
     ("relevance", "[T, N] .npy in [0, 1], for graded retrieval"),
     ("spice", "relevance file in the released layout"),
-    ("captions", "captions for ROUGE-L: Karpathy's JSON (.json, .json.gz; its --split) or a JSON list of T strings"),
+    (
+      "captions",
+      "captions for ROUGE-L: Karpathy's JSON (.json, .json.gz; its --split) or a JSON list of T "
+      "strings",
+    ),
     ("positives", "folder of ECCV Caption's JSON files; ids come from --captions"),
     ("sts", "CSV of rated caption pairs of Crisscrossed Captions; ids come from --captions"),
     ("train_image", "training features of the images, for cca"),
@@ -43,16 +49,26 @@ def define():
   flags.DEFINE_string("split", "test", "split of --captions or --config", flag_values=own)
   flags.DEFINE_string("dataset", "", "name written into the results", flag_values=own)
   flags.DEFINE_string("kind", "cosine", "similarity: cosine, dot or order", flag_values=own)
-  flags.DEFINE_integer("folds", 1, "also average recall over so many equal parts; 5 is COCO's 1K", flag_values=own)
+  flags.DEFINE_integer(
+    "folds", 1, "also average recall over so many equal parts; 5 is COCO's 1K", flag_values=own
+  )
   flags.DEFINE_integer("k", 25, "length of a list in graded retrieval", flag_values=own)
   flags.DEFINE_float("alpha", 0.5, "of alpha-nDCG", flag_values=own)
-  flags.DEFINE_string("form", "released", "of graded retrieval: released or standard", flag_values=own)
-  flags.DEFINE_string("novelty", "corrected", "of graded retrieval: corrected or first", flag_values=own)
-  flags.DEFINE_bool("include_self", True, "i2i and t2t rank the query itself too (released)", flag_values=own)
+  flags.DEFINE_string(
+    "form", "released", "of graded retrieval: released or standard", flag_values=own
+  )
+  flags.DEFINE_string(
+    "novelty", "corrected", "of graded retrieval: corrected or first", flag_values=own
+  )
+  flags.DEFINE_bool(
+    "include_self", True, "i2i and t2t rank the query itself too (released)", flag_values=own
+  )
   flags.DEFINE_list("baseline", [], "baselines to score: raw, cca", flag_values=own)
   flags.DEFINE_integer("cca_dim", 0, "directions that cca keeps; 0 is all", flag_values=own)
   flags.DEFINE_float("cca_regularization", 1.0, "of cca, in mean variances", flag_values=own)
-  flags.DEFINE_float("cca_power", 0.0, "of the correlations that weigh cca's directions", flag_values=own)
+  flags.DEFINE_float(
+    "cca_power", 0.0, "of the correlations that weigh cca's directions", flag_values=own
+  )
   flags.DEFINE_string("cache_dir", "~/.cache/xmr", "folder of relevance matrices", flag_values=own)
   config_flags.DEFINE_config_file("config", None, "config whose dataset is scored", flag_values=own)
   return own
@@ -73,11 +89,18 @@ def read_flags(own, argv):
   if unknown:
     raise UserError(f"--baseline={unknown[0]} is unknown; expected {' or '.join(BASELINES)}")
   if own.config is None:
-    missing = [f"--{name}" for name in ("image", "text", "image_of_text") if own[name].value is None]
+    missing = [
+      f"--{name}" for name in ("image", "text", "image_of_text") if own[name].value is None
+    ]
     if missing:
-      raise UserError(f"{', '.join(missing)} missing; expected three .npy files, or --config with --baseline")
+      raise UserError(
+        f"{', '.join(missing)} missing; expected three .npy files, or --config with --baseline"
+      )
   elif not own.baseline:
-    raise UserError(f"--config needs --baseline={','.join(BASELINES)}; a trained run is scored by xmr.main --eval_only")
+    raise UserError(
+      f"--config needs --baseline={','.join(BASELINES)}; a trained run is scored by xmr.main "
+      "--eval_only"
+    )
 
 
 def main(argv):
@@ -97,7 +120,9 @@ def main(argv):
         from xmr.eval import protocol
 
         several = len(options["baseline"]) > 1
-        protocol.write(pathlib.Path(options["out"]) / (name if several else "") / "results.json", found)
+        protocol.write(
+          pathlib.Path(options["out"]) / (name if several else "") / "results.json", found
+        )
       print(command.shown(name, found), flush=True)
 
 

@@ -1,4 +1,6 @@
-"""Average precision and precision-recall curves where items of the query's category are relevant."""
+"""Average precision and precision-recall curves where items of the query's category are
+relevant.
+"""
 
 import numpy as np
 
@@ -12,33 +14,42 @@ LEVELS = tuple(np.linspace(0, 1, 11))
 def mean_average_precision(query, gallery, query_label, gallery_label, *, at=None, kind="cosine"):
   """Mean over queries of the average precision of the gallery ranked for each.
 
-  AP = 1 / #{k <= R : rel(k)} sum over k <= R of P(k) rel(k), P(k) the precision of the first k and rel(k) = 1 where the
-  k-th item has the query's category; 0 where none has. R = G where `at` is None, else `at`: the divisor then counts
-  what is relevant within the first R alone, as the group's released code does (trec_eval's map_cut divides by all).
-  Of items that score equal, those of other categories come first.
+  AP = 1 / #{k <= R : rel(k)} sum over k <= R of P(k) rel(k), P(k) the precision of the first k and
+  rel(k) = 1 where the k-th item has the query's category; 0 where none has. R = G where `at` is
+  None, else `at`: the divisor then counts what is relevant within the first R alone, as the group's
+  released code does (trec_eval's map_cut divides by all). Of items that score equal, those of other
+  categories come first.
 
   Args:
     query: [Q, D] float.  gallery: [G, D] float.
     query_label: [Q] int.  gallery_label: [G] int, categories.
-    at: R, at least 1, or None for the whole gallery.  kind: "cosine", "dot" or "order" (the query side is the image).
+    at: R, at least 1, or None for the whole gallery.  kind: "cosine", "dot" or "order" (the query
+      side is the image).
   Returns:
     float in [0, 1].
   Raises:
     UserError: shapes, NaN (names the array and the row), an unknown kind, `at` below 1.
   References:
-    SCKR, Yu et al., and keras_gcn, as released (R = 100); all R: scikit-learn `average_precision_score`, trec_eval `map`.
+    SCKR, Yu et al., and keras_gcn, as released (R = 100); all R: scikit-learn
+    `average_precision_score`, trec_eval `map`.
   """
-  return float(np.mean(average_precisions(query, gallery, query_label, gallery_label, at=at, kind=kind)))
+  return float(
+    np.mean(average_precisions(query, gallery, query_label, gallery_label, at=at, kind=kind))
+  )
 
 
 def average_precisions(query, gallery, query_label, gallery_label, *, at=None, kind="cosine"):
-  """Average precision of each query, [Q] float64: what `mean_average_precision` averages, for paired tests."""
+  """Average precision of each query, [Q] float64: what `mean_average_precision` averages, for
+  paired tests.
+  """
   blocks = _relevance_in_order(query, gallery, query_label, gallery_label, kind=kind)
   return np.concatenate([average_precision(relevant, at=at) for relevant in blocks])
 
 
 def average_precision(relevant, *, at=None):
-  """Average precision of rankings: relevant [Q, G] bool, best first, and `at` as above -> [Q] float64."""
+  """Average precision of rankings: relevant [Q, G] bool, best first, and `at` as above -> [Q]
+  float64.
+  """
   if at is not None and at < 1:
     raise UserError(f"at is {at}; expected at least 1, or None for the whole gallery")
   relevant = np.asarray(relevant)[:, :at]
@@ -75,10 +86,15 @@ def precision_recall(query, gallery, query_label, gallery_label, *, levels=LEVEL
 
 
 def _relevance_in_order(query, gallery, query_label, gallery_label, *, kind):
-  """Yields [q, G] bool for blocks of queries: whether each item, best first, has the query's category."""
+  """Yields [q, G] bool for blocks of queries: whether each item, best first, has the query's
+  category.
+  """
   query, gallery = exact.sides(query, gallery, kind=kind)
   labels = []
-  for name, label, rows in (("query_label", query_label, query), ("gallery_label", gallery_label, gallery)):
+  for name, label, rows in (
+    ("query_label", query_label, query),
+    ("gallery_label", gallery_label, gallery),
+  ):
     label = np.asarray(label)
     if label.shape != (len(rows),):
       raise UserError(f"{name} has shape {label.shape}; expected ({len(rows)},)")

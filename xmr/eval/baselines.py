@@ -7,16 +7,21 @@ from xmr.errors import UserError
 
 
 def check_raw(image, text):
-  """Raises UserError where image [N, D] and text [T, D] features do not share a space to be compared in as they are."""
+  """Raises UserError where image [N, D] and text [T, D] features do not share a space to be
+  compared in as they are.
+  """
   if image.shape[1] != text.shape[1]:
-    raise UserError(f"raw features need one space: image has {image.shape[1]} columns and text {text.shape[1]}")
+    raise UserError(
+      f"raw features need one space: image has {image.shape[1]} columns and text {text.shape[1]}"
+    )
 
 
 def fit_cca(image, text, image_of_text, *, dim=0, regularization=1.0, power=0.0):
-  """Linear canonical correlation analysis in closed form, over all pairs of a caption and its image.
+  """Linear canonical correlation analysis in closed form, over all pairs of a caption and its
+  image.
 
-  With centred x and y of the pairs and C their covariances, C_xx and C_yy regularised by r times their mean variance and
-  C_xx = A A', C_yy = B B' by Cholesky:
+  With centred x and y of the pairs and C their covariances, C_xx and C_yy regularised by r times
+  their mean variance and C_xx = A A', C_yy = B B' by Cholesky:
     A^-1 C_xy B'^-1 = U diag(c) V';  W_x = A'^-1 U diag(c)^power,  W_y = B'^-1 V diag(c)^power.
 
   Args:
@@ -32,7 +37,8 @@ def fit_cca(image, text, image_of_text, *, dim=0, regularization=1.0, power=0.0)
     UserError: shapes, dim above min(F, G), or a regularization that is not positive.
 
   References:
-    Hotelling 1936; Vinod 1976 (ridge); Gong et al., IJCV 2014 (weights by powers of the correlations).
+    Hotelling 1936; Vinod 1976 (ridge); Gong et al., IJCV 2014 (weights by powers of the
+    correlations).
   """
   image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
   image_of_text = np.asarray(image_of_text)
@@ -40,7 +46,9 @@ def fit_cca(image, text, image_of_text, *, dim=0, regularization=1.0, power=0.0)
   if not 0 <= dim <= most:
     raise UserError(f"dim is {dim}; expected 1 to {most}, or 0 for {most}")
   if not regularization > 0:
-    raise UserError(f"regularization is {regularization}; expected a positive number of mean variances")
+    raise UserError(
+      f"regularization is {regularization}; expected a positive number of mean variances"
+    )
   pairs = np.bincount(image_of_text, minlength=len(image))[:, None]
   image_mean, text_mean = (pairs * image).sum(axis=0) / len(text), text.mean(axis=0)
   x, y = image - image_mean, text - text_mean
@@ -60,11 +68,17 @@ def fit_cca(image, text, image_of_text, *, dim=0, regularization=1.0, power=0.0)
 
 
 def project(features, side):
-  """Returns unit embeddings [M, dim] float32 of features [M, F] by a side (mean [F], projection [F, dim]) of fit_cca."""
+  """Returns unit embeddings [M, dim] float32 of features [M, F] by a side (mean [F], projection [F,
+  dim]) of fit_cca.
+  """
   mean, projection = side
   if features.shape[1] != len(mean):
-    raise UserError(f"features have {features.shape[1]} columns; the training features have {len(mean)}")
-  embedding = (np.asarray(features, np.float32) - mean.astype(np.float32)) @ projection.astype(np.float32)
+    raise UserError(
+      f"features have {features.shape[1]} columns; the training features have {len(mean)}"
+    )
+  embedding = (np.asarray(features, np.float32) - mean.astype(np.float32)) @ projection.astype(
+    np.float32
+  )
   return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
 
 

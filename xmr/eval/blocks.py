@@ -1,4 +1,6 @@
-"""Both sides of a similarity in blocks of one shape, scaled for float32, on one device or on those that hold the queries."""
+"""Both sides of a similarity in blocks of one shape, scaled for float32, on one device or on those
+that hold the queries.
+"""
 
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -11,7 +13,9 @@ ROW_UNIT, COLUMN_UNIT = 128, 64  # blocks are multiples of these; below 256, for
 
 
 def factors_of(query, gallery, *, kind):
-  """Powers of two that bring the largest norm of each side near 1, so that no product leaves the range of float32."""
+  """Powers of two that bring the largest norm of each side near 1, so that no product leaves the
+  range of float32.
+  """
   tops = [max(x.top, 1e-37) for x in (query, gallery)]
   if kind == "order":
     tops = [max(tops)] * 2
@@ -36,20 +40,30 @@ def block_of(side, begin, size, factor, kind):
 
 
 def placement_of(query):
-  """Shardings of query and gallery blocks: over the devices that hold the queries, where those are several."""
+  """Shardings of query and gallery blocks: over the devices that hold the queries, where those are
+  several.
+  """
   sharding = getattr(query, "sharding", None)
-  if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or not query.is_fully_addressable:
+  if (
+    not isinstance(sharding, NamedSharding)
+    or sharding.mesh.size == 1
+    or not query.is_fully_addressable
+  ):
     return None
   mesh = sharding.mesh
   return NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
 
 
 def steps_of(n_queries, n_gallery, block, placement):
-  """Rows and columns of a block: at most as asked, evenly filled, rounded up to whole units on every device."""
+  """Rows and columns of a block: at most as asked, evenly filled, rounded up to whole units on
+  every device.
+  """
   if block < 1:
     raise UserError(f"block is {block}; expected at least 1")
   row_unit = ROW_UNIT * (placement[0].mesh.size if placement else 1)
-  rows, columns = (-(-n // -(-n // size)) for n, size in ((n_queries, block), (n_gallery, block * GALLERY_BLOCKS)))
+  rows, columns = (
+    -(-n // -(-n // size)) for n, size in ((n_queries, block), (n_gallery, block * GALLERY_BLOCKS))
+  )
   return rows + -rows % row_unit, columns + -columns % COLUMN_UNIT
 
 

@@ -1,6 +1,8 @@
-"""The best few of each query, merged block by block: by top_k on a device, on a CPU by a bound that only rises.
+"""The best few of each query, merged block by block: by top_k on a device, on a CPU by a bound that
+only rises.
 
-On a CPU XLA's top_k goes from one entry to the next on one core, which takes longer than the products themselves.
+On a CPU XLA's top_k goes from one entry to the next on one core, which takes longer than the
+products themselves.
 """
 
 import functools
@@ -18,15 +20,19 @@ def empty(rows, keep):
 
 
 def merge_of(placement):
-  """Returns the function (best, scores, starts, ends, by_column=False) -> best for this kind of device.
+  """Returns the function (best, scores, starts, ends, by_column=False) -> best for this kind of
+  device.
 
-  placement: of `blocks`; None: one device.  best: scores [Q, keep] float32 and indices [Q, keep] int32, in any order.
+  placement: of `blocks`; None: one device.  best: scores [Q, keep] float32 and indices [Q, keep]
+  int32, in any order.
   scores: [Q, C] float32 on the device, or [C, Q] with `by_column`.
-  starts: the numbers of the first query and of the first item of this block.  ends: how many of each there are; scores
-  beyond are padding.
+  starts: the numbers of the first query and of the first item of this block.  ends: how many of
+  each there are; scores beyond are padding.
   Which of the items that equal the worst of the best are kept is not said.
   """
-  return _merge_on_host if placement is None and jax.default_backend() == "cpu" else _merge_on_device
+  return (
+    _merge_on_host if placement is None and jax.default_backend() == "cpu" else _merge_on_device
+  )
 
 
 def in_order(best):
@@ -73,7 +79,8 @@ def _merge_on_host(best, scores, starts, ends, *, by_column=False):
 def reached(scores, keep):
   """A number for each row that at least `keep` of its entries reach, and few more; [Q, C] -> [Q].
 
-  The keep-th largest of the largest entries of C // GROUPS groups; -inf where there are fewer than `keep` groups.
+  The keep-th largest of the largest entries of C // GROUPS groups; -inf where there are fewer than
+  `keep` groups.
   """
   width = scores.shape[1] // GROUPS
   if width < keep:

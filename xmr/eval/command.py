@@ -17,8 +17,8 @@ from xmr.eval.relevance import load_spice, rouge_l
 class Inputs:
   """One split: embeddings or features, and what is known of its captions.
 
-  image [N, D], text [T, G], image_of_text [T]; texts: T captions, image_id [N] and text_id [T] ids, or None; train: the
-  (image, text, image_of_text) that CCA is fitted on, or None.
+  image [N, D], text [T, G], image_of_text [T]; texts: T captions, image_id [N] and text_id [T] ids,
+  or None; train: the (image, text, image_of_text) that CCA is fitted on, or None.
   """
 
   dataset: str
@@ -45,17 +45,20 @@ def scored(options):
   extras = _Extras(inputs, options)
   for name in options["baseline"] or ["embeddings"]:
     image, text = _embeddings(name, inputs, options)
-    yield name, protocol.results(
-      image,
-      text,
-      inputs.image_of_text,
-      dataset=inputs.dataset,
-      split=options["split"],
-      step=None,
-      seed=None,
-      folds=options["folds"],
-      kind=options["kind"],
-      extra=extras.figures(image, text),
+    yield (
+      name,
+      protocol.results(
+        image,
+        text,
+        inputs.image_of_text,
+        dataset=inputs.dataset,
+        split=options["split"],
+        step=None,
+        seed=None,
+        folds=options["folds"],
+        kind=options["kind"],
+        extra=extras.figures(image, text),
+      ),
     )
 
 
@@ -72,10 +75,15 @@ class _Extras:
     n_texts, n_images = len(inputs.text), len(inputs.image)
     self.relevances = {}
     if options["relevance"] or options["spice"] or inputs.texts is not None:
-      check_k(options["k"], n_images=n_images, n_texts=n_texts, include_self=options["include_self"])
+      check_k(
+        options["k"], n_images=n_images, n_texts=n_texts, include_self=options["include_self"]
+      )
     if options["relevance"]:
       self.relevances["relevance"] = checked_relevance(
-        load_array(options["relevance"], ndim=2), n_texts=n_texts, n_images=n_images, name=options["relevance"]
+        load_array(options["relevance"], ndim=2),
+        n_texts=n_texts,
+        n_images=n_images,
+        name=options["relevance"],
       )
     if inputs.texts is not None:
       self.relevances["rouge_l"] = rouge_l(
@@ -86,7 +94,9 @@ class _Extras:
     self.positives, self.sts = {}, None
     for flag in ("positives", "sts"):
       if options[flag] and inputs.text_id is None:
-        raise UserError(f"--{flag} needs the ids of the captions; expected --captions=FILE with Karpathy's JSON")
+        raise UserError(
+          f"--{flag} needs the ids of the captions; expected --captions=FILE with Karpathy's JSON"
+        )
     if options["positives"]:
       self.positives = {
         name: eccv_caption.load_positives(
@@ -102,18 +112,32 @@ class _Extras:
     options, owner, found = self.options, self.inputs.image_of_text, {}
     if self.relevances:
       found |= graded_by(
-        image, text, owner, self.relevances, k=options["k"], alpha=options["alpha"], form=options["form"],
-        kind=options["kind"], include_self=options["include_self"], novelty=options["novelty"],
-      )  # fmt: skip
+        image,
+        text,
+        owner,
+        self.relevances,
+        k=options["k"],
+        alpha=options["alpha"],
+        form=options["form"],
+        kind=options["kind"],
+        include_self=options["include_self"],
+        novelty=options["novelty"],
+      )
       if options["kind"] == "cosine":
         found |= consistency.order_consistency(image, text, owner)
     for name, positives in self.positives.items():
       of_set = eccv_caption.retrieval(image, text, positives, kind=options["kind"])
       # mAP@R and R-Precision belong to ECCV Caption, whose positives are complete.
-      found |= {f"{name}/{key}": of_set[key] for key in of_set if name == "eccv" or key.split("/")[1][1:].isdigit()}
+      found |= {
+        f"{name}/{key}": of_set[key]
+        for key in of_set
+        if name == "eccv" or key.split("/")[1][1:].isdigit()
+      }
     if self.sts:
       found |= sts.sts_correlation(text, *self.sts)
-      found["sts/spearman_plain"] = sts.sts_correlation(text, *self.sts, form="plain")["sts/spearman"]
+      found["sts/spearman_plain"] = sts.sts_correlation(text, *self.sts, form="plain")[
+        "sts/spearman"
+      ]
     return found
 
 
@@ -128,8 +152,12 @@ def load_array(path, *, ndim, integers=False):
     raise UserError(f"{path} is not a .npy file of numbers: {error}") from None
   kinds, expected = ("iu", "integers") if integers else ("fiu", "numbers")
   if not isinstance(array, np.ndarray) or array.ndim != ndim or array.dtype.kind not in kinds:
-    kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-    raise UserError(f"{path} holds {kind}; expected {expected} with {ndim} dimension{'s' if ndim > 1 else ''}")
+    kind = (
+      f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+    )
+    raise UserError(
+      f"{path} holds {kind}; expected {expected} with {ndim} dimension{'s' if ndim > 1 else ''}"
+    )
   return array
 
 
@@ -140,7 +168,8 @@ def load_captions(path, split):
     path: .json or .json.gz: Karpathy's format, or a list of captions. split: of Karpathy's format.
 
   Returns:
-    texts: list of T captions; image_id: [N] and text_id: [T] int (cocoid or imgid, sentid); None for a plain list.
+    texts: list of T captions; image_id: [N] and text_id: [T] int (cocoid or imgid, sentid); None
+      for a plain list.
 
   Raises:
     UserError: no such file, another format, or no image of the split.
@@ -153,18 +182,28 @@ def load_captions(path, split):
       content = json.load(file)
     if isinstance(content, list):
       if not all(isinstance(text, str) for text in content):
-        raise UserError(f"{path} is a list, but not of strings; expected captions in the order of --text")
+        raise UserError(
+          f"{path} is a list, but not of strings; expected captions in the order of --text"
+        )
       return content, None, None
     images = [image for image in content["images"] if image["split"] == split]
     if not images:
       raise UserError(f"{path} has no images of split {split!r}")
     sentences = [sentence for image in images for sentence in image["sentences"]]
-    image_id = np.array([image["cocoid"] if "cocoid" in image else image["imgid"] for image in images])
-    return [sentence["raw"] for sentence in sentences], image_id, np.array([s["sentid"] for s in sentences])
+    image_id = np.array(
+      [image["cocoid"] if "cocoid" in image else image["imgid"] for image in images]
+    )
+    return (
+      [sentence["raw"] for sentence in sentences],
+      image_id,
+      np.array([s["sentid"] for s in sentences]),
+    )
   except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile) as error:
     raise UserError(f"{path} is not JSON: {error}") from None
   except (KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{path} lacks {error}; expected Karpathy's format or a list of captions") from None
+    raise UserError(
+      f"{path} lacks {error}; expected Karpathy's format or a list of captions"
+    ) from None
 
 
 def _from_files(options):
@@ -176,7 +215,10 @@ def _from_files(options):
     texts, image_id, text_id = load_captions(options["captions"], options["split"])
     if len(texts) != len(text) or (image_id is not None and len(image_id) != len(image)):
       found = f"{len(texts)} captions" + ("" if image_id is None else f" of {len(image_id)} images")
-      raise UserError(f"{options['captions']} has {found}; expected {len(text)} of {len(image)}, as in the embeddings")
+      raise UserError(
+        f"{options['captions']} has {found}; expected {len(text)} of {len(image)}, as in the "
+        "embeddings"
+      )
     inputs.texts, inputs.image_id, inputs.text_id = texts, image_id, text_id
   names = ("train_image", "train_text", "train_image_of_text")
   if "cca" in options["baseline"]:
@@ -201,7 +243,9 @@ def _from_config(options):
       raise UserError(f"the data has no split {name!r}; found {', '.join(splits)}")
     for side in ("image", "text"):
       if getattr(splits[name], f"{side}_features") is None:
-        raise UserError(f"config.data.{side} gives no features; expected config.data.{side}_features=FILE.npy")
+        raise UserError(
+          f"config.data.{side} gives no features; expected config.data.{side}_features=FILE.npy"
+        )
   split = splits[options["split"]]
   train = splits.get("train")
   return Inputs(
@@ -212,7 +256,9 @@ def _from_config(options):
     split.texts,
     split.image_id,
     split.text_id,
-    (train.image_features, train.text_features, train.image_of_text) if "cca" in options["baseline"] else None,
+    (train.image_features, train.text_features, train.image_of_text)
+    if "cca" in options["baseline"]
+    else None,
   )
 
 
@@ -224,7 +270,9 @@ def _embeddings(name, inputs, options):
       regularization=options["cca_regularization"],
       power=options["cca_power"],
     )
-    return [baselines.project(x, side) for x, side in zip((inputs.image, inputs.text), sides, strict=True)]
+    return [
+      baselines.project(x, side) for x, side in zip((inputs.image, inputs.text), sides, strict=True)
+    ]
   if name == "raw":
     baselines.check_raw(inputs.image, inputs.text)
   return [np.asarray(x, np.float32) for x in (inputs.image, inputs.text)]

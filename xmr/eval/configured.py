@@ -13,10 +13,17 @@ K = 25  # length of the lists of graded retrieval, as released
 
 
 def check(config, split):
-  """Raises UserError where graded retrieval is asked for that a split or a file cannot give; before training, not after."""
+  """Raises UserError where graded retrieval is asked for that a split or a file cannot give; before
+  training, not after.
+  """
   evaluate = config.evaluate
   if evaluate.graded or evaluate.spice:
-    check_k(K, n_images=len(split.image_id), n_texts=len(split.text_id), include_self=evaluate.include_self)
+    check_k(
+      K,
+      n_images=len(split.image_id),
+      n_texts=len(split.text_id),
+      include_self=evaluate.include_self,
+    )
   if evaluate.spice:
     _spice(config, split)
 
@@ -25,11 +32,13 @@ def figures(config, split, image, text):
   """Scores graded retrieval in four tasks by the relevances that config.evaluate names.
 
   Args:
-    config: of the run; reads evaluate.graded, .spice, .include_self, similarity, data.dir, data.cache_dir.
+    config: of the run; reads evaluate.graded, .spice, .include_self, similarity, data.dir,
+      data.cache_dir.
     split: Split.  image: [N, D] float.  text: [T, D] float.
   Returns:
     figures: as `graded_by`; {} where nothing is asked for.
-    queries: {"i2t/rank": [N] int32, "t2i/rank": [T], from 0; "rouge_l/i2t/ndcg": [N], "rouge_l/t2i/ndcg": [T] and so on
+    queries: {"i2t/rank": [N] int32, "t2i/rank": [T], from 0; "rouge_l/i2t/ndcg": [N],
+      "rouge_l/t2i/ndcg": [T] and so on
     float32, for i2i one row per caption of the query; "image_of_text": [T]}.
   Raises:
     UserError: as `graded`, `load_spice`.
@@ -40,7 +49,9 @@ def figures(config, split, image, text):
   queries = {"i2t/rank": sides[0]["rank"], "t2i/rank": sides[1]["rank"], "image_of_text": owner}
   relevances = {}
   if evaluate.graded:
-    relevances["rouge_l"] = rouge_l(split.texts, owner, n_images=len(image), cache_dir=config.data.cache_dir)
+    relevances["rouge_l"] = rouge_l(
+      split.texts, owner, n_images=len(image), cache_dir=config.data.cache_dir
+    )
   if evaluate.spice:
     relevances["spice"] = _spice(config, split)
   if not relevances:

@@ -8,19 +8,22 @@ from xmr.eval.top_k import top_k
 
 
 def order_consistency(image, text, image_of_text, *, margin=0.0):
-  """Shares of pairs (i, c) whose similarity p = s(i, c) keeps its place against the mined triplets, cosine similarity.
+  """Shares of pairs (i, c) whose similarity p = s(i, c) keeps its place against the mined triplets,
+  cosine similarity.
 
   With i_n the image other than i nearest to c, and c_n the caption of another image nearest to i:
     "order/image": share of pairs with p > s(i_n, i) + margin;
     "order/text": share of pairs with p > s(c_n, c) + margin;
     "order/pair": share of pairs with p > s(i_n, c_n) + margin.
-  These are the notebooks' counters of satisfied constraints (e1, e2, e3) over the mined triplets, as shares. Without
-  mining, against the nearest neighbour of the query in its own modality:
-    "order/image_outranked": share of images whose nearest other image is at least as near as their nearest own caption;
-    "order/text_outranked": share of captions whose nearest caption of another image is at least as near as their image.
+  These are the notebooks' counters of satisfied constraints (e1, e2, e3) over the mined triplets,
+  as shares. Without mining, against the nearest neighbour of the query in its own modality:
+    "order/image_outranked": share of images whose nearest other image is at least as near as their
+    nearest own caption; "order/text_outranked": share of captions whose nearest caption of another
+    image is at least as near as their image.
 
   Args:
-    image: [N, D] float; text: [T, D] float; image_of_text: [T] int, the image (0..N-1) of each caption.
+    image: [N, D] float; text: [T, D] float; image_of_text: [T] int, the image (0..N-1) of each
+      caption.
     margin: cosine units; the released counters use the intra-modal margin of the loss.
 
   Returns:
@@ -61,7 +64,9 @@ def order_consistency(image, text, image_of_text, *, margin=0.0):
 
 
 def _nearest_other(query, gallery, k, query_group, gallery_group):
-  """The nearest gallery item of another group; k exceeds the largest group, so one is among the k best."""
+  """The nearest gallery item of another group; k exceeds the largest group, so one is among the k
+  best.
+  """
   score, index = (np.asarray(x) for x in top_k(query, gallery, min(k, len(gallery))))
   first = (gallery_group[index] != query_group[:, None]).argmax(axis=1)
   rows = np.arange(len(query))

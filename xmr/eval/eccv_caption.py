@@ -1,4 +1,6 @@
-"""Retrieval against more positives than the dataset's own pairs: ECCV Caption and Crisscrossed Captions."""
+"""Retrieval against more positives than the dataset's own pairs: ECCV Caption and Crisscrossed
+Captions.
+"""
 
 import dataclasses
 import json
@@ -9,7 +11,8 @@ import numpy as np
 from xmr.errors import UserError
 from xmr.eval.top_k import top_k
 
-# Two of the 22,550 captions that ECCV Caption names are not among Karpathy's 25,000; a wrong split lacks nearly all.
+# Two of the 22,550 captions that ECCV Caption names are not among Karpathy's 25,000; a wrong split
+# lacks nearly all.
 MOST_ABSENT = 0.01
 
 DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
@@ -19,9 +22,10 @@ DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
 class Positives:
   """Which gallery items answer which queries, in one direction.
 
-  query: [Q] int32, rows of the queries that have positives; start: [Q + 1] int64 and item: [P] int32, the positives of
-  query q are item[start[q]:start[q + 1]], all different, or -1 for one that the gallery lacks: it is never found but
-  counts among the query's positives, as in the authors' code.
+  query: [Q] int32, rows of the queries that have positives; start: [Q + 1] int64 and item: [P]
+  int32, the positives of query q are item[start[q]:start[q + 1]], all different, or -1 for one that
+  the gallery lacks: it is never found but counts among the query's positives, as in the authors'
+  code.
   """
 
   query: np.ndarray
@@ -34,14 +38,15 @@ def load_positives(folder, name, *, image_id, text_id):
 
   Args:
     folder: of the JSON files {query id: [item ids]}; name: eccv, cxc or original.
-    image_id: [N] int, COCO image id of each image; text_id: [T] int, COCO annotation id (sentid) of each caption.
+    image_id: [N] int, COCO image id of each image; text_id: [T] int, COCO annotation id (sentid) of
+      each caption.
 
   Returns:
     {"i2t": Positives, "t2i": Positives} in rows of the split.
 
   Raises:
-    UserError: a missing or unreadable file, a query id or over 1 % of the item ids that the split lacks: the metrics need
-      all of COCO 5K test.
+    UserError: a missing or unreadable file, a query id or over 1 % of the item ids that the split
+      lacks: the metrics need all of COCO 5K test.
   """
   rows = {"image": _rows(image_id, "image"), "caption": _rows(text_id, "caption")}
   positives = {}
@@ -54,17 +59,28 @@ def load_positives(folder, name, *, image_id, text_id):
     except json.JSONDecodeError as error:
       raise UserError(f"{path} is not JSON: {error}") from None
     source, target = stem.split("_to_")
-    answers = [sorted({rows[target].get(int(item), -1 - int(item)) for item in items}) for items in entries.values()]
+    answers = [
+      sorted({rows[target].get(int(item), -1 - int(item)) for item in items})
+      for items in entries.values()
+    ]
     if not all(answers):
-      raise UserError(f"{path}: {source} {list(entries)[answers.index([])]} has no positives; expected at least one")
+      raise UserError(
+        f"{path}: {source} {list(entries)[answers.index([])]} has no positives; expected at "
+        "least one"
+      )
     item = np.concatenate(answers)
     _check_known(entries, rows[source], source, path)
     if (item < 0).mean() > MOST_ABSENT:
-      found = f"{(item < 0).sum()} of {len(item)} {target} ids are not in the split, such as {-1 - item.min()}"
+      found = (
+        f"{(item < 0).sum()} of {len(item)} {target} ids are not in the split, such as "
+        f"{-1 - item.min()}"
+      )
       raise UserError(f"{path}: {found}; expected all of COCO 5K test")
     query = [rows[source][int(identity)] for identity in entries]
     start = np.concatenate([[0], np.cumsum([len(found) for found in answers])]).astype(np.int64)
-    positives[direction] = Positives(np.array(query, np.int32), start, np.maximum(item, -1).astype(np.int32))
+    positives[direction] = Positives(
+      np.array(query, np.int32), start, np.maximum(item, -1).astype(np.int32)
+    )
   return positives
 
 
@@ -73,7 +89,8 @@ def retrieval(image, text, positives, *, kind="cosine", recall_at=(1, 5, 10)):
 
   With R the number of positives of a query and P(r) the precision of its first r results:
     "map_at_r": mean over queries of (1/R) sum_{r <= R} P(r) [result r is a positive];
-    "r_precision": mean of P(R);  "r1", "r5", "r10": share of queries with a positive among the first K results.
+    "r_precision": mean of P(R);  "r1", "r5", "r10": share of queries with a positive among the
+    first K results.
 
   Args:
     image: [N, D] float; text: [T, D] float; positives: of `load_positives`; kind: of similarity.
@@ -86,7 +103,8 @@ def retrieval(image, text, positives, *, kind="cosine", recall_at=(1, 5, 10)):
     UserError: K or the most positives of a query exceed the gallery.
 
   References:
-    Chun et al., ECCV Caption, ECCV 2022 (mAP@R after Musgrave et al. 2020). CxC R@K: Parekh et al., EACL 2021.
+    Chun et al., ECCV Caption, ECCV 2022 (mAP@R after Musgrave et al. 2020). CxC R@K: Parekh et al.,
+    EACL 2021.
   """
   metrics = {}
   for direction, (query, gallery) in {"i2t": (image, text), "t2i": (text, image)}.items():
@@ -94,14 +112,18 @@ def retrieval(image, text, positives, *, kind="cosine", recall_at=(1, 5, 10)):
     count = np.diff(answers.start)
     k = int(max(count.max(), max(recall_at)))
     if k > len(gallery):
-      raise UserError(f"{direction}: {k} results are needed but the gallery has {len(gallery)} items")
+      raise UserError(
+        f"{direction}: {k} results are needed but the gallery has {len(gallery)} items"
+      )
     queries = np.asarray(query)[answers.query]
     found = np.asarray(top_k(queries, gallery, k, kind=kind, text_query=direction == "t2i")[1])
     hit = _hits(found, answers, len(gallery))
     place = np.arange(1, k + 1)
     within = place <= count[:, None]
     precision = np.cumsum(hit, axis=1) / place
-    metrics[f"{direction}/map_at_r"] = 100 * float(((precision * hit * within).sum(axis=1) / count).mean())
+    metrics[f"{direction}/map_at_r"] = 100 * float(
+      ((precision * hit * within).sum(axis=1) / count).mean()
+    )
     metrics[f"{direction}/r_precision"] = 100 * float(((hit & within).sum(axis=1) / count).mean())
     for at in recall_at:
       metrics[f"{direction}/r{at}"] = 100 * float(hit[:, :at].any(axis=1).mean())

@@ -1,4 +1,6 @@
-"""The score that decides ranks and ties: float64, summed in one fixed order, a function of two rows and nothing else."""
+"""The score that decides ranks and ties: float64, summed in one fixed order, a function of two rows
+and nothing else.
+"""
 
 import concurrent.futures
 import functools
@@ -11,17 +13,19 @@ from xmr import parallel
 from xmr.errors import UserError
 
 KINDS = ("cosine", "dot", "order")
-# Norms this close to 1 are those of rows that were normalised in float32; dividing again would only add rounding.
+# Norms this close to 1 are those of rows that were normalised in float32; dividing again would only
+# add rounding.
 UNIT_SLACK = 1e-6
 CHUNK = 1 << 17  # float64 entries that a core holds at a time: they stay in its cache
 COLUMNS = 1024  # gallery rows held in float64 at a time
 
 
 class Rows:
-  """One side's embeddings on the host, checked: `.x` [N, D] float32, `.norm` and `.weight` [N] float64.
+  """One side's embeddings on the host, checked: `.x` [N, D] float32, `.norm` and `.weight` [N]
+  float64.
 
-  `weight` is what a row is multiplied by before the product: 1 / |x| for cosine (1 where |x| is 1 to float32 precision,
-  0 for a row of zeros), 1 for the other kinds.
+  `weight` is what a row is multiplied by before the product: 1 / |x| for cosine (1 where |x| is 1
+  to float32 precision, 0 for a row of zeros), 1 for the other kinds.
   """
 
   def __init__(self, x, *, name, kind):
@@ -33,7 +37,10 @@ class Rows:
       square *= square
       total = tree_sum(square)
       if not np.isfinite(total).all():
-        raise UserError(f"{name} has NaN or infinity in row {begin + int(np.argmin(np.isfinite(total)))}; expected numbers")
+        raise UserError(
+          f"{name} has NaN or infinity in row {begin + int(np.argmin(np.isfinite(total)))}; "
+          "expected numbers"
+        )
       self.norm[begin : begin + step] = np.sqrt(total)
     self.weight = np.ones(len(self.x))
     if kind == "cosine":
@@ -69,7 +76,9 @@ class Rows:
 
 
 def embeddings(x, *, name):
-  """Returns [N, D] float32 on the host, whole, of a NumPy or (possibly sharded) JAX array; UserError for another shape."""
+  """Returns [N, D] float32 on the host, whole, of a NumPy or (possibly sharded) JAX array;
+  UserError for another shape.
+  """
   x = parallel.gather(x) if hasattr(x, "is_fully_addressable") else np.asarray(x)
   if x.ndim != 2 or not x.size:
     raise UserError(f"{name} has shape {x.shape}; expected [rows, dimensions], none of them 0")
@@ -81,14 +90,17 @@ def embeddings(x, *, name):
 def sides(query, gallery, *, kind, names=("query", "gallery"), text_query=False):
   """Returns both sides as Rows of one width; UserError for an unknown kind or different widths.
 
-  "order" takes the query for the image; where it is the text, both sides change their sign, which swaps the roles:
-  max(0, q - g) = max(0, (-g) - (-q)).
+  "order" takes the query for the image; where it is the text, both sides change their sign, which
+  swaps the roles: max(0, q - g) = max(0, (-g) - (-q)).
   """
   if kind not in KINDS:
     raise UserError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
   query, gallery = Rows(query, name=names[0], kind=kind), Rows(gallery, name=names[1], kind=kind)
   if query.x.shape[1] != gallery.x.shape[1]:
-    raise UserError(f"{names[0]} has shape {query.x.shape} and {names[1]} {gallery.x.shape}; expected [Q, D] and [G, D]")
+    raise UserError(
+      f"{names[0]} has shape {query.x.shape} and {names[1]} {gallery.x.shape}; expected [Q, D] "
+      "and [G, D]"
+    )
   if text_query and kind == "order":
     query.x, gallery.x = -query.x, -gallery.x
   return query, gallery
@@ -97,9 +109,10 @@ def sides(query, gallery, *, kind, names=("query", "gallery"), text_query=False)
 def pair_scores(query, gallery, i, j, *, kind):
   """Scores of the pairs (query row i[m], gallery row j[m]), [M] float64.
 
-  cosine, dot: (sum over d of q_d g_d) w_q w_g with the weights of Rows; order: -sqrt(sum over d of max(0, g_d - q_d)^2).
-  Products of two float32 are exact in float64, and the sum is a fixed tree, so the score of a pair depends on the two
-  rows alone: equal rows tie exactly, on any machine and in blocks of any size.
+  cosine, dot: (sum over d of q_d g_d) w_q w_g with the weights of Rows; order: -sqrt(sum over d of
+  max(0, g_d - q_d)^2). Products of two float32 are exact in float64, and the sum is a fixed tree,
+  so the score of a pair depends on the two rows alone: equal rows tie exactly, on any machine and
+  in blocks of any size.
   """
   scores = np.empty(len(i))
   step = max(1, CHUNK // query.x.shape[1])
@@ -126,7 +139,8 @@ def pair_scores(query, gallery, i, j, *, kind):
 
 
 def all_scores(query, gallery, *, kind):
-  """Scores of all pairs, [Q, G] float64, right to the rounding of float64 (`slack`), which the library may choose.
+  """Scores of all pairs, [Q, G] float64, right to the rounding of float64 (`slack`), which the
+  library may choose.
 
   "order" has no faster form than `pair_scores`.
   """
@@ -143,7 +157,9 @@ def all_scores(query, gallery, *, kind):
 
 
 def tree_sum(x):
-  """Sum of each row of x [M, D], which it overwrites; halves are added to halves, so no library chooses the order."""
+  """Sum of each row of x [M, D], which it overwrites; halves are added to halves, so no library
+  chooses the order.
+  """
   n = x.shape[1]
   while n > 1:
     half = n // 2
@@ -153,11 +169,12 @@ def tree_sum(x):
 
 
 def slack(query, gallery, *, kind, epsilon):
-  """Bounds of |rounded score - exact score|, per query against every item and per item against every query.
+  """Bounds of |rounded score - exact score|, per query against every item and per item against
+  every query.
 
-  A sum of D products, in any order, with or without fused multiply-add, errs by at most D u |q| |g| (Higham, Accuracy
-  and Stability, 3.1) in arithmetic of unit roundoff u = epsilon / 2; 64 more are granted for the scaling and for
-  products of split operands.
+  A sum of D products, in any order, with or without fused multiply-add, errs by at most D u |q| |g|
+  (Higham, Accuracy and Stability, 3.1) in arithmetic of unit roundoff u = epsilon / 2; 64 more are
+  granted for the scaling and for products of split operands.
 
   Returns:
     [Q] and [G] float64.
@@ -165,7 +182,8 @@ def slack(query, gallery, *, kind, epsilon):
   unit = (query.x.shape[1] + 64) * epsilon / 2 * 1.01
   q, g = query.norm * query.weight, gallery.norm * gallery.weight
   if kind == "order":
-    # The squares of small differences vanish in float32: their root is at most 1e-15 of the largest norm.
+    # The squares of small differences vanish in float32: their root is at most 1e-15 of the largest
+    # norm.
     floor = 1e-15 * max(q.max(), g.max())
     return unit * (q + g.max()) + floor, unit * (g + q.max()) + floor
   floor = 1e-30 * q.max() * g.max()

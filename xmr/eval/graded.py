@@ -1,4 +1,6 @@
-"""Graded retrieval in four tasks: nDCG, alpha-nDCG, novelty, coverage and list diversity of the top-k lists."""
+"""Graded retrieval in four tasks: nDCG, alpha-nDCG, novelty, coverage and list diversity of the
+top-k lists.
+"""
 
 import functools
 
@@ -29,39 +31,53 @@ def graded(
 ):
   """Scores the four retrieval tasks with graded relevance.
 
-  nDCG@k: DCG = sum_r (2^rel_r - 1) / log2(r + 1), divided by the DCG of the k most relevant items. Alpha-nDCG: a
-  further relevant item is worth less, g_r = rel_r (1 - alpha)^(rel_1 + .. + rel_{r-1}).
-    "released": M = sum_r (g_1 + .. + g_r) / log2(r + 1), and the score is mean(M) / mean(M of the ideal lists); t2t
-    counts only the last caption of each image; nDCG is averaged over queries whose nDCG is not zero.
-    "standard": M = sum_r g_r / log2(r + 1), divided by the query's own ideal (greedy: with one graded need per query
-    that is the order of relevance); both scores are averaged over queries that have anything relevant.
-  Relevant to an image are captions with its column, to a caption images with its row. i2i ranks images for an image and
-  scores the list once for each of the image's captions; t2t ranks captions for a caption by its image's column.
+  nDCG@k: DCG = sum_r (2^rel_r - 1) / log2(r + 1), divided by the DCG of the k most relevant items.
+  Alpha-nDCG: a further relevant item is worth less, g_r = rel_r (1 - alpha)^(rel_1 + .. +
+  rel_{r-1}).
+    "released": M = sum_r (g_1 + .. + g_r) / log2(r + 1), and the score is mean(M) / mean(M of the
+    ideal lists); t2t counts only the last caption of each image; nDCG is averaged over queries
+    whose nDCG is not zero. "standard": M = sum_r g_r / log2(r + 1), divided by the query's own
+    ideal (greedy: with one graded need per query that is the order of relevance); both scores are
+    averaged over queries that have anything relevant.
+  Relevant to an image are captions with its column, to a caption images with its row. i2i ranks
+  images for an image and scores the list once for each of the image's captions; t2t ranks captions
+  for a caption by its image's column.
 
   Args:
     image: [N, D] float; text: [T, D] float, any number of captions per image.
     image_of_text: [T] int, the image (0..N-1) of each caption.
     relevance: [T, N] float in [0, 1], of caption t for image n.
-    k: length of a list; alpha: in [0, 1]; form: "released" or "standard", as above; kind: of similarity.
-    include_self: i2i and t2t rank the query itself too (released); False takes it out of lists and ideals.
+    k: length of a list; alpha: in [0, 1]; form: "released" or "standard", as above; kind: of
+      similarity.
+    include_self: i2i and t2t rank the query itself too (released); False takes it out of lists and
+      ideals.
     novelty, coverage_of: see `self_information` and `coverage`.
 
   Returns:
-    {"i2t/ndcg", "i2t/alpha_ndcg", "i2t/self_information", "i2t/coverage", "i2t/list_cosine", "t2i/ndcg", ...}: floats;
-    all but self_information (bits) lie in [0, 1].
+    {"i2t/ndcg", "i2t/alpha_ndcg", "i2t/self_information", "i2t/coverage", "i2t/list_cosine",
+    "t2i/ndcg", ...}: floats; all but self_information (bits) lie in [0, 1].
 
   Raises:
-    UserError: k exceeds a gallery; relevance has another shape, NaN or values outside [0, 1]; an image without a
-      caption; unknown form or novelty.
+    UserError: k exceeds a gallery; relevance has another shape, NaN or values outside [0, 1]; an
+      image without a caption; unknown form or novelty.
 
   References:
-    Mallea et al., Discovery Science 2023, notebooks as released. Jarvelin and Kekalainen 2002 (nDCG). Clarke et al.,
-    SIGIR 2008 (alpha-nDCG).
+    Mallea et al., Discovery Science 2023, notebooks as released. Jarvelin and Kekalainen 2002
+    (nDCG). Clarke et al., SIGIR 2008 (alpha-nDCG).
   """
   metrics = graded_by(
-    image, text, image_of_text, {"": relevance}, k=k, alpha=alpha, form=form, kind=kind, include_self=include_self,
-    novelty=novelty, coverage_of=coverage_of,
-  )  # fmt: skip
+    image,
+    text,
+    image_of_text,
+    {"": relevance},
+    k=k,
+    alpha=alpha,
+    form=form,
+    kind=kind,
+    include_self=include_self,
+    novelty=novelty,
+    coverage_of=coverage_of,
+  )
   return {name.removeprefix("/"): value for name, value in metrics.items()}
 
 
@@ -79,29 +95,36 @@ def graded_by(
   novelty="corrected",
   coverage_of=None,
 ):
-  """Scores the four tasks by several relevances of the same lists; arguments and errors as of `graded`.
+  """Scores the four tasks by several relevances of the same lists; arguments and errors as of
+  `graded`.
 
   Args:
     relevances: {name: [T, N] float in [0, 1]}, such as {"rouge_l": ..., "spice": ...}.
 
   Returns:
-    {"NAME/i2t/ndcg", "NAME/i2t/alpha_ndcg", ... for each name, and once "i2t/self_information", "i2t/coverage",
-    "i2t/list_cosine", ...}.
+    {"NAME/i2t/ndcg", "NAME/i2t/alpha_ndcg", ... for each name, and once "i2t/self_information",
+    "i2t/coverage", "i2t/list_cosine", ...}.
   """
   image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   _check_options(alpha=alpha, form=form, novelty=novelty)
   # Before the lists: they are the expensive part.
   relevances = {
-    name: checked_relevance(relevance, n_texts=len(text), n_images=len(image), name=name or "relevance")
+    name: checked_relevance(
+      relevance, n_texts=len(text), n_images=len(image), name=name or "relevance"
+    )
     for name, relevance in relevances.items()
   }
   lists = ranked_lists(image, text, k=k, kind=kind, include_self=include_self)
   metrics = {}
   for name, relevance in relevances.items():
-    values = per_query(lists, image_of_text, relevance, alpha=alpha, form=form, include_self=include_self)
+    values = per_query(
+      lists, image_of_text, relevance, alpha=alpha, form=form, include_self=include_self
+    )
     for task in TASKS:
       metrics[f"{name}/{task}/ndcg"] = _mean_ndcg(values[task], form)
-      metrics[f"{name}/{task}/alpha_ndcg"] = _mean_alpha_ndcg(values[task], form, task, image_of_text)
+      metrics[f"{name}/{task}/alpha_ndcg"] = _mean_alpha_ndcg(
+        values[task], form, task, image_of_text
+      )
   for task in TASKS:
     figures = list_metrics(
       lists[task],
@@ -116,7 +139,8 @@ def graded_by(
 
 
 def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
-  """Returns the k best items of every query in the four tasks: {"i2t": [N, k], "t2i": [T, k], "i2i", "t2t"} int.
+  """Returns the k best items of every query in the four tasks: {"i2t": [N, k], "t2i": [T, k],
+  "i2i", "t2t"} int.
 
   Args:
     image: [N, D] float; text: [T, D] float; kind: of similarity.
@@ -126,12 +150,21 @@ def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
     UserError: k is below 1 or exceeds a gallery; the embeddings differ in width.
   """
   if np.ndim(image) != 2 or np.ndim(text) != 2 or np.shape(image)[1] != np.shape(text)[1]:
-    raise UserError(f"image has shape {np.shape(image)} and text {np.shape(text)}; expected [N, D] and [T, D]")
+    raise UserError(
+      f"image has shape {np.shape(image)} and text {np.shape(text)}; expected [N, D] and [T, D]"
+    )
   check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
-  # One pass over the products of images with texts serves two tasks; those of a side with itself are symmetric.
-  lists = dict(zip(("i2t", "t2i"), (found[1] for found in top_k_of_both(image, text, k, kind=kind)), strict=True))
+  # One pass over the products of images with texts serves two tasks; those of a side with itself
+  # are symmetric.
+  lists = dict(
+    zip(
+      ("i2t", "t2i"), (found[1] for found in top_k_of_both(image, text, k, kind=kind)), strict=True
+    )
+  )
   for task, side in (("i2i", image), ("t2t", text)):
-    best = top_k_of_both(side, None, k + (not include_self), kind=kind, text_query=side is text)[0][1]
+    best = top_k_of_both(side, None, k + (not include_self), kind=kind, text_query=side is text)[0][
+      1
+    ]
     lists[task] = best if include_self else _without_self(best)
   return lists
 
@@ -140,12 +173,14 @@ def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", in
   """Returns what each query scores, for means and for significance tests.
 
   Args:
-    lists: of `ranked_lists`; image_of_text: [T] int; relevance: [T, N] float in [0, 1], both checked.
+    lists: of `ranked_lists`; image_of_text: [T] int; relevance: [T, N] float in [0, 1], both
+      checked.
     alpha, form, include_self: as in `graded`.
 
   Returns:
-    {task: {"ndcg": [Q], "gain": [Q], "ideal": [Q], "relevant": [Q] bool}} in float64. Q is N for i2t and T for the
-    others (i2i: one row per caption of the query image). gain and ideal are the alpha-DCG of the list and of the ideal;
+    {task: {"ndcg": [Q], "gain": [Q], "ideal": [Q], "relevant": [Q] bool}} in float64. Q is N for
+    i2t and T for the others (i2i: one row per caption of the query image). gain and ideal are the
+      alpha-DCG of the list and of the ideal;
     relevant is False where nothing is relevant to the query.
   """
   n_texts, n_images = relevance.shape
@@ -162,7 +197,10 @@ def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", in
     ideal_i2i, ideal_t2t = ideal_of_text, tuple(x[image_of_text] for x in ideal_of_image)
   else:
     own = relevance[text, owner]
-    ideal_i2i, ideal_t2t = score(_without_value(of_text, own)), score(_without_value(of_image[image_of_text], own))
+    ideal_i2i, ideal_t2t = (
+      score(_without_value(of_text, own)),
+      score(_without_value(of_image[image_of_text], own)),
+    )
   rows = {
     "i2t": (relevance[lists["i2t"], image], ideal_of_image),
     "t2i": (relevance[text, lists["t2i"]], ideal_of_text),
@@ -178,8 +216,12 @@ def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", in
   return values
 
 
-def list_metrics(lists, *, n_gallery, n_texts, image_of_text=None, novelty="corrected", coverage_of=None):
-  """Returns self_information, coverage and list_cosine of the lists [Q, k] of one task; arguments as of the three."""
+def list_metrics(
+  lists, *, n_gallery, n_texts, image_of_text=None, novelty="corrected", coverage_of=None
+):
+  """Returns self_information, coverage and list_cosine of the lists [Q, k] of one task; arguments
+  as of the three.
+  """
   repeated = lists if image_of_text is None or novelty == "corrected" else lists[image_of_text]
   return {
     "self_information": self_information(repeated, n_texts=n_texts, novelty=novelty),
@@ -189,12 +231,13 @@ def list_metrics(lists, *, n_gallery, n_texts, image_of_text=None, novelty="corr
 
 
 def self_information(lists, *, n_texts=None, novelty="corrected"):
-  """Novelty: the mean of -log2(n(x) / Q) over the items x of all lists, n(x) being the number of lists that hold x.
+  """Novelty: the mean of -log2(n(x) / Q) over the items x of all lists, n(x) being the number of
+  lists that hold x.
 
   Args:
     lists: [Q, k] int.
-    novelty: "corrected", as above; "first": the form of the first printed tables, which takes the number of captions
-      for Q and 10 for k in every task (i2i: one list per caption).
+    novelty: "corrected", as above; "first": the form of the first printed tables, which takes the
+      number of captions for Q and 10 for k in every task (i2i: one list per caption).
     n_texts: number of captions, for "first".
 
   Returns:
@@ -210,7 +253,8 @@ def self_information(lists, *, n_texts=None, novelty="corrected"):
 
 
 def coverage(lists, *, n_gallery, coverage_of=None):
-  """Returns the share of the gallery that is in any list [Q, k]; coverage_of: divide by this many items instead.
+  """Returns the share of the gallery that is in any list [Q, k]; coverage_of: divide by this many
+  items instead.
 
   As released the divisor is the number of images in training and test together, in every task.
   """
@@ -218,7 +262,8 @@ def coverage(lists, *, n_gallery, coverage_of=None):
 
 
 def list_cosine(lists, *, n_gallery):
-  """List diversity: the mean cosine of two different lists as binary vectors, i.e. the share of items that they share.
+  """List diversity: the mean cosine of two different lists as binary vectors, i.e. the share of
+  items that they share.
 
   Through the counts n(x): sum_{a != b} |a and b| = sum_x n(x)^2 - Q k, so no Q x Q matrix appears.
 
@@ -226,7 +271,8 @@ def list_cosine(lists, *, n_gallery):
     lists: [Q, k] int of distinct items; n_gallery: number of items.
 
   Returns:
-    0 (no two lists share an item) to 1 (all lists are equal); lower is more diverse. 0 for a single list.
+    0 (no two lists share an item) to 1 (all lists are equal); lower is more diverse. 0 for a single
+    list.
   """
   queries, length = lists.shape
   if queries < 2:
@@ -236,7 +282,9 @@ def list_cosine(lists, *, n_gallery):
 
 
 def checked_relevance(relevance, *, n_texts, n_images, name="relevance"):
-  """Returns relevance as a NumPy array if it is [T, N] floats in [0, 1]; raises UserError otherwise."""
+  """Returns relevance as a NumPy array if it is [T, N] floats in [0, 1]; raises UserError
+  otherwise.
+  """
   relevance = np.asarray(relevance)
   if relevance.shape != (n_texts, n_images):
     expected = f"({n_texts}, {n_images}): one row per caption and one column per image"
@@ -247,7 +295,10 @@ def checked_relevance(relevance, *, n_texts, n_images, name="relevance"):
   if not (low >= 0 and high <= 1):
     bad = ~((relevance >= 0) & (relevance <= 1))
     row, column = np.unravel_index(bad.argmax(), bad.shape)
-    raise UserError(f"{name}[{row}, {column}] is {relevance[row, column]} ({bad.sum()} such entries); expected [0, 1]")
+    raise UserError(
+      f"{name}[{row}, {column}] is {relevance[row, column]} ({bad.sum()} such entries); expected "
+      "[0, 1]"
+    )
   return relevance if relevance.dtype.kind == "f" else relevance.astype(np.float32)
 
 
@@ -291,7 +342,8 @@ def _mean_alpha_ndcg(values, form, task, image_of_text):
     kept = values["relevant"]
     return float((gain[kept] / ideal[kept]).mean()) if kept.any() else 0.0
   if task == "t2t":
-    # The released rankings sit in a dict keyed by image, where each caption overwrites the one before.
+    # The released rankings sit in a dict keyed by image, where each caption overwrites the one
+    # before.
     last = len(image_of_text) - 1 - np.unique(image_of_text[::-1], return_index=True)[1]
     gain, ideal = gain[last], ideal[last]
   return float(gain.sum() / ideal.sum()) if ideal.sum() > 0 else 0.0
@@ -315,7 +367,9 @@ def _without_self(lists):
 
 
 def _without_value(values, value):
-  """Takes one entry equal to value [Q, 1] out of descending rows: [Q, k + 1] -> [Q, k]; if too small, the last goes."""
+  """Takes one entry equal to value [Q, 1] out of descending rows: [Q, k + 1] -> [Q, k]; if too
+  small, the last goes.
+  """
   place = np.minimum((values > value).sum(axis=1), values.shape[1] - 1)
   return _without_place(values, place)
 

@@ -8,11 +8,22 @@ import numpy as np
 
 from xmr.errors import UserError
 from xmr.eval import exact
-from xmr.eval.blocks import BLOCK, COLUMN_UNIT, ROW_UNIT, block_of, factors_of, padded, placement_of, score_factor, steps_of
+from xmr.eval.blocks import (
+  BLOCK,
+  COLUMN_UNIT,
+  ROW_UNIT,
+  block_of,
+  factors_of,
+  padded,
+  placement_of,
+  score_factor,
+  steps_of,
+)
 from xmr.ops.similarity import similarity
 
 NEAR_IN_WORD = np.uint64(0x0303030303030303)
-# A part of a block where more pairs than this share lie too close to call is scored in float64 as a whole.
+# A part of a block where more pairs than this share lie too close to call is scored in float64 as a
+# whole.
 CROWDED = 1 / 64
 PART = (256, 1024)
 
@@ -20,12 +31,13 @@ PART = (256, 1024)
 def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=BLOCK):
   """Rank of the best positive of each query: the number of gallery items that stand before it.
 
-  rank = #{j : s_j > s_p} + #{j not positive : s_j = s_p}, with p the best positive: ties count against the query, so a
-  model that maps everything to one point ranks last, not first.
+  rank = #{j : s_j > s_p} + #{j not positive : s_j = s_p}, with p the best positive: ties count
+  against the query, so a model that maps everything to one point ranks last, not first.
 
-  No sort: the device counts in float32 what is certainly above, and pairs closer than its rounding error are decided
-  by `exact.pair_scores` (float64). The result depends on the rows alone, not on blocks, devices or the matrix kernel.
-  Queries that come as an array sharded over devices are scored on those devices.
+  No sort: the device counts in float32 what is certainly above, and pairs closer than its rounding
+  error are decided by `exact.pair_scores` (float64). The result depends on the rows alone, not on
+  blocks, devices or the matrix kernel. Queries that come as an array sharded over devices are
+  scored on those devices.
 
   Args:
     query: [Q, D] float.  gallery: [G, D] float.
@@ -35,13 +47,15 @@ def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=B
   Returns:
     [Q] int32, 0-based.
   Raises:
-    UserError: shapes, NaN (names the array and the row), an unknown kind, a query without a positive, or one outside
-      the gallery.
+    UserError: shapes, NaN (names the array and the row), an unknown kind, a query without a
+      positive, or one outside the gallery.
   """
   placement = placement_of(query)
   query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
   pairs = _pairs_of(positives, n_queries=len(query), n_gallery=len(gallery))
-  return count(query, gallery, pairs, kind=kind, block=block, placement=placement, both=False)[0]["rank"]
+  return count(query, gallery, pairs, kind=kind, block=block, placement=placement, both=False)[0][
+    "rank"
+  ]
 
 
 def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True):
@@ -49,12 +63,13 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
 
   Args:
     query, gallery: exact.Rows.
-    pairs: ([M], [M]) int, query and gallery row of every positive pair; each row that is scored has at least one.
+    pairs: ([M], [M]) int, query and gallery row of every positive pair; each row that is scored has
+      at least one.
     kind, block: as `ranks`.  placement: (sharding of query blocks, of gallery blocks) or None.
     both: False scores the queries alone.
   Returns:
-    (queries, items): dicts of "rank" [.] int32 and "ties" [.] int32, the number of non-positives that score as the best
-    positive; items is None unless `both`.
+    (queries, items): dicts of "rank" [.] int32 and "ties" [.] int32, the number of non-positives
+    that score as the best positive; items is None unless `both`.
   """
   job = _Count(query, gallery, pairs, kind=kind, both=both)
   rows, columns = steps_of(len(query), len(gallery), block, placement)
@@ -74,7 +89,10 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
         job.add(*pending)
       pending = r, c, tile
   job.add(*pending)
-  sides = [{"rank": (above + ties).astype(np.int32), "ties": ties.astype(np.int32)} for above, ties in job.counts]
+  sides = [
+    {"rank": (above + ties).astype(np.int32), "ties": ties.astype(np.int32)}
+    for above, ties in job.counts
+  ]
   return sides[0], sides[1] if both else None
 
 
@@ -83,16 +101,18 @@ def _tile(query, gallery, query_limits, gallery_limits, left, *, order, both):
   """Counts of one block of scaled rows, [q, D] and [g, D].
 
   Args:
-    query_limits, gallery_limits: (low, high), [q] and [g] each; a score above high is certainly above the best positive,
-      one within them is too close for float32.
+    query_limits, gallery_limits: (low, high), [q] and [g] each; a score above high is certainly
+      above the best positive, one within them is too close for float32.
     left: how many of the rows and columns are real; the rest fill the block up.
   Returns:
-    Counts above per query [q] and per item [g], and a code [q, g] uint8, of which the bits 1 and 2 say "too close" for
-    the query's and for the item's best positive.
+    Counts above per query [q] and per item [g], and a code [q, g] uint8, of which the bits 1 and 2
+    say "too close" for the query's and for the item's best positive.
   """
   scores = similarity(query, gallery, kind="order" if order else "dot")
   # Padded rows score 0, which may be above.
-  row_is_real, column_is_real = (jnp.arange(n) < real for n, real in zip(scores.shape, left, strict=True))
+  row_is_real, column_is_real = (
+    jnp.arange(n) < real for n, real in zip(scores.shape, left, strict=True)
+  )
   real = (row_is_real[:, None] & column_is_real[None, :]).astype(jnp.uint8)
   low, high = (x[:, None] for x in query_limits)
   code = _code(scores, low, high, near=1, above=4)
@@ -102,9 +122,15 @@ def _tile(query, gallery, query_limits, gallery_limits, left, *, order, both):
   code *= real
   # Summed in bytes first: XLA's CPU backend would otherwise write the whole block out as int32.
   q, g = scores.shape
-  above_query = jnp.sum((code >> 2 & 1).reshape(q, g // COLUMN_UNIT, COLUMN_UNIT), axis=2, dtype=jnp.uint8)
+  above_query = jnp.sum(
+    (code >> 2 & 1).reshape(q, g // COLUMN_UNIT, COLUMN_UNIT), axis=2, dtype=jnp.uint8
+  )
   above_item = jnp.sum((code >> 3).reshape(q // ROW_UNIT, ROW_UNIT, g), axis=1, dtype=jnp.uint8)
-  return jnp.sum(above_query, axis=1, dtype=jnp.int32), jnp.sum(above_item, axis=0, dtype=jnp.int32), code
+  return (
+    jnp.sum(above_query, axis=1, dtype=jnp.int32),
+    jnp.sum(above_item, axis=0, dtype=jnp.int32),
+    code,
+  )
 
 
 def _code(scores, low, high, *, near, above):
@@ -135,7 +161,10 @@ class _Count:
   def add(self, r, c, tile):
     """Takes the counts of the block whose first query is r and first item c."""
     queries, items, code = (np.asarray(x) for x in tile)
-    rows, columns = min(len(self.query) - r, code.shape[0]), min(len(self.gallery) - c, code.shape[1])
+    rows, columns = (
+      min(len(self.query) - r, code.shape[0]),
+      min(len(self.gallery) - c, code.shape[1]),
+    )
     self.counts[0][0, r : r + rows] += queries[:rows]
     if self.both:
       self.counts[1][0, c : c + columns] += items[:columns]
@@ -164,13 +193,17 @@ class _Count:
       np.add.at(self.counts[side][1], own[score == self.best[side][own]], 1)
 
   def decide_crowded(self, r, c, near):
-    """Counts a part [a, b] where much is near: equal rows are scored once, others first by a float64 product."""
+    """Counts a part [a, b] where much is near: equal rows are scored once, others first by a
+    float64 product.
+    """
     rows, columns = slice(r, r + near.shape[0]), slice(c, c + near.shape[1])
     query_first, query_of = np.unique(self.query.first_equal[rows], return_inverse=True)
     gallery_first, gallery_of = np.unique(self.gallery.first_equal[columns], return_inverse=True)
     if len(query_first) * len(gallery_first) * 4 <= np.count_nonzero(near) or self.kind == "order":
       i, j = np.meshgrid(query_first, gallery_first, indexing="ij")
-      score = exact.pair_scores(self.query, self.gallery, i.reshape(-1), j.reshape(-1), kind=self.kind)
+      score = exact.pair_scores(
+        self.query, self.gallery, i.reshape(-1), j.reshape(-1), kind=self.kind
+      )
       score = score.reshape(i.shape)[np.ix_(query_of, gallery_of)]
       positive = self._is_positive(*np.ogrid[rows, columns])
     else:
@@ -200,16 +233,25 @@ class _Count:
 def _pairs_of(positives, *, n_queries, n_gallery):
   """Returns ([M], [M]) of positives [Q] or [Q, P] padded with -1."""
   positives = np.asarray(positives)
-  if positives.dtype.kind not in "iu" or positives.ndim not in (1, 2) or len(positives) != n_queries:
+  if (
+    positives.dtype.kind not in "iu" or positives.ndim not in (1, 2) or len(positives) != n_queries
+  ):
     raise UserError(
-      f"positives is {positives.dtype} of shape {positives.shape}; expected integers [{n_queries}] or [{n_queries}, P]"
+      f"positives is {positives.dtype} of shape {positives.shape}; expected integers "
+      f"[{n_queries}] or [{n_queries}, P]"
     )
   positives = positives.reshape(n_queries, -1)
   if positives.size and not (-1 <= positives.min() and positives.max() < n_gallery):
     bad = np.argwhere((positives < -1) | (positives >= n_gallery))[0]
-    raise UserError(f"positives[{bad[0]}] holds {positives[tuple(bad)]}; expected 0 to {n_gallery - 1}, or -1 for none")
+    raise UserError(
+      f"positives[{bad[0]}] holds {positives[tuple(bad)]}; expected 0 to {n_gallery - 1}, or -1 "
+      "for none"
+    )
   i, at = np.nonzero(positives >= 0)
   lonely = np.setdiff1d(np.arange(n_queries), i)
   if len(lonely):
-    raise UserError(f"query {lonely[0]} has no positive ({len(lonely)} of {n_queries} have none); expected at least one")
+    raise UserError(
+      f"query {lonely[0]} has no positive ({len(lonely)} of {n_queries} have none); expected at "
+      "least one"
+    )
   return i, positives[i, at].astype(np.int64)

@@ -17,9 +17,11 @@ BLOCK_PAIRS = 1 << 22  # caption pairs whose common subsequences are held at a t
 
 
 def rouge_l(texts, image_of_text, *, n_images=None, beta=1.2, cache_dir=None, workers=-1):
-  """Relevance of every caption for every image: ROUGE-L of the caption against the captions of the image.
+  """Relevance of every caption for every image: ROUGE-L of the caption against the captions of the
+  image.
 
-  Words are text.lower().split(" "). With LCS the longest common subsequence of words, over the captions r of image j:
+  Words are text.lower().split(" "). With LCS the longest common subsequence of words, over the
+  captions r of image j:
     P = max_r LCS(q, r) / len(q);  Rc = max_r LCS(q, r) / len(r);
     relevance[q, j] = (1 + beta^2) P Rc / (Rc + beta^2 P), and 0 where no word is shared.
   A caption has relevance 1 for its own image.
@@ -28,7 +30,8 @@ def rouge_l(texts, image_of_text, *, n_images=None, beta=1.2, cache_dir=None, wo
     texts: T captions; image_of_text: [T] int, the image (0..N-1) of each, in any order and number.
     n_images: N; None is the largest image_of_text + 1.
     beta: weight of recall; 1.2 as released.
-    cache_dir: folder that keeps the matrix under a hash of captions, assignment and beta; None computes anew.
+    cache_dir: folder that keeps the matrix under a hash of captions, assignment and beta; None
+      computes anew.
     workers: threads; -1 is one per core.
 
   Returns:
@@ -38,7 +41,8 @@ def rouge_l(texts, image_of_text, *, n_images=None, beta=1.2, cache_dir=None, wo
     UserError: image_of_text does not fit texts or n_images, or leaves an image without a caption.
 
   References:
-    Messina et al., TERAN 2021 and Mallea et al. 2023, as released (the same arithmetic as COCO's ROUGE-L).
+    Messina et al., TERAN 2021 and Mallea et al. 2023, as released (the same arithmetic as COCO's
+    ROUGE-L).
   """
   if n_images is None:
     n_images = int(np.max(image_of_text, initial=-1)) + 1
@@ -53,13 +57,17 @@ def rouge_l(texts, image_of_text, *, n_images=None, beta=1.2, cache_dir=None, wo
   return cached
 
 
-def rouge_l_above(texts, image_of_text, *, above, n_images=None, beta=1.2, cache_dir=None, workers=-1):
-  """The pairs of a caption and an image that is not its own whose ROUGE-L relevance exceeds a bound.
+def rouge_l_above(
+  texts, image_of_text, *, above, n_images=None, beta=1.2, cache_dir=None, workers=-1
+):
+  """The pairs of a caption and an image that is not its own whose ROUGE-L relevance exceeds a
+  bound.
 
   In blocks of captions: memory is that of the pairs found, never [T, N].
 
   Args:
-    texts, image_of_text, n_images, beta, cache_dir, workers: as of `rouge_l`; the cache keeps the pairs.
+    texts, image_of_text, n_images, beta, cache_dir, workers: as of `rouge_l`; the cache keeps the
+    pairs.
     above: bound in [0, 1); a pair with relevance > above is listed.
   Returns:
     [P, 2] int32: caption and image, ordered by caption, then by image; memory-mapped with a cache.
@@ -73,7 +81,9 @@ def rouge_l_above(texts, image_of_text, *, above, n_images=None, beta=1.2, cache
   image_of_text = checked_image_of_text(image_of_text, n_texts=len(texts), n_images=n_images)
   path = None
   if cache_dir is not None:
-    path = _cache_path(cache_dir, f"rouge_l_above 1 {above!r}", texts, image_of_text, n_images, beta)
+    path = _cache_path(
+      cache_dir, f"rouge_l_above 1 {above!r}", texts, image_of_text, n_images, beta
+    )
     cached = _read_cache(path, (None, 2), np.int32)
     if cached is not None:
       return cached
@@ -89,10 +99,12 @@ def rouge_l_above(texts, image_of_text, *, above, n_images=None, beta=1.2, cache
 
 
 def load_spice(path, *, n_texts, n_images):
-  """Opens a relevance file in the released layout, e.g. f30k_precomp-test-spice.npy, without reading it into memory.
+  """Opens a relevance file in the released layout, e.g. f30k_precomp-test-spice.npy, without
+  reading it into memory.
 
-  The layout is float32 [T, N] in row-major order, row = caption and column = image of the split, without a header
-  (despite the name); a true .npy file of the same array is read as well. -1 marks entries that were never computed.
+  The layout is float32 [T, N] in row-major order, row = caption and column = image of the split,
+  without a header (despite the name); a true .npy file of the same array is read as well. -1 marks
+  entries that were never computed.
 
   Args:
     path: the file; n_texts, n_images: T and N of the split.
@@ -117,17 +129,22 @@ def load_spice(path, *, n_texts, n_images):
     size, expected = path.stat().st_size, 4 * n_texts * n_images
     if size != expected:
       raise UserError(
-        f"{path} holds {size // 4} float32 values ({size} bytes); expected {n_texts * n_images} ({expected} bytes) for "
+        f"{path} holds {size // 4} float32 values ({size} bytes); expected {n_texts * n_images} "
+        f"({expected} bytes) for "
         f"{n_texts} captions and {n_images} images: is it of another split?"
       )
     relevance = np.memmap(path, np.float32, "r", shape=(n_texts, n_images))
   if relevance.size and relevance.min() == -1:
-    raise UserError(f"{path} holds {(relevance == -1).sum()} entries of -1: its computation was never finished")
+    raise UserError(
+      f"{path} holds {(relevance == -1).sum()} entries of -1: its computation was never finished"
+    )
   return checked_relevance(relevance, n_texts=n_texts, n_images=n_images, name=str(path))
 
 
 def category_relevance(text_label, image_label):
-  """Returns [T, N] float32: 1 where caption and image have the same category ([T] and [N] int), else 0."""
+  """Returns [T, N] float32: 1 where caption and image have the same category ([T] and [N] int),
+  else 0.
+  """
   return (np.asarray(text_label)[:, None] == np.asarray(image_label)[None]).astype(np.float32)
 
 
@@ -141,7 +158,10 @@ def _rouge_l(texts, image_of_text, n_images, beta, workers):
 def _rouge_l_blocks(texts, image_of_text, n_images, beta, workers):
   """Yields (slice of captions, their relevance for all images [rows, N] float32)."""
   words = [text.lower().split(" ") for text in texts]
-  number = {word: place for place, word in enumerate(sorted({word for sentence in words for word in sentence}))}
+  number = {
+    word: place
+    for place, word in enumerate(sorted({word for sentence in words for word in sentence}))
+  }
   sequences = [[number[word] for word in sentence] for sentence in words]
   length = np.array([len(sentence) for sentence in sequences], np.float32)
   order, images, levels = _by_level(image_of_text, n_images)
@@ -152,9 +172,12 @@ def _rouge_l_blocks(texts, image_of_text, n_images, beta, workers):
   block = max(1, BLOCK_PAIRS // max(1, len(texts)))
   for start in range(0, len(texts), block):
     rows = slice(start, start + block)
-    common = process.cdist(sequences[rows], choices, scorer=LCSseq.similarity, dtype=kind, workers=workers)
+    common = process.cdist(
+      sequences[rows], choices, scorer=LCSseq.similarity, dtype=kind, workers=workers
+    )
     share = common / choice_length
-    # Images in descending number of captions: the l-th captions of all images that have one are a prefix.
+    # Images in descending number of captions: the l-th captions of all images that have one are a
+    # prefix.
     longest = np.zeros((len(common), n_images), kind)
     recall = np.zeros((len(common), n_images), np.float32)
     for level in levels:
@@ -164,17 +187,21 @@ def _rouge_l_blocks(texts, image_of_text, n_images, beta, workers):
     precision = longest / length[rows, None]
     weight = np.float32(beta) ** 2
     below = recall + weight * precision
-    score = np.divide((1 + weight) * precision * recall, below, out=np.zeros_like(below), where=below > 0)
+    score = np.divide(
+      (1 + weight) * precision * recall, below, out=np.zeros_like(below), where=below > 0
+    )
     relevance = np.empty_like(score)
     relevance[:, images] = np.minimum(score, 1)
     yield rows, relevance
 
 
 def _by_level(image_of_text, n_images):
-  """Orders captions so that each image's first caption comes in the first run, its second in the second, and so on.
+  """Orders captions so that each image's first caption comes in the first run, its second in the
+  second, and so on.
 
   Returns:
-    order: [T] rows of captions; images: [N] in descending number of captions; levels: list of slices of order, where
+    order: [T] rows of captions; images: [N] in descending number of captions; levels: list of
+      slices of order, where
     entry m of each slice belongs to images[m].
   """
   count = np.bincount(image_of_text, minlength=n_images)
@@ -206,20 +233,26 @@ def _cache_path(cache_dir, kind, texts, image_of_text, n_images, beta):
 
 
 def _read_cache(path, shape, dtype):
-  """Opens a cached array of a shape, where None stands for any size; None where there is none, or another."""
+  """Opens a cached array of a shape, where None stands for any size; None where there is none, or
+  another.
+  """
   if not path.is_file():
     return None
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
   except (ValueError, EOFError, OSError):  # damaged: computed anew
     return None
-  fits = array.ndim == len(shape) and all(want in (None, n) for want, n in zip(shape, array.shape, strict=True))
+  fits = array.ndim == len(shape) and all(
+    want in (None, n) for want, n in zip(shape, array.shape, strict=True)
+  )
   return array if fits and array.dtype == dtype else None
 
 
 def _write_cache(path, matrix):
   path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
+  with tempfile.NamedTemporaryFile(
+    dir=path.parent, prefix=path.stem, suffix=".part", delete=False
+  ) as file:
     try:
       np.save(file, matrix)
     except BaseException:

@@ -6,18 +6,22 @@ from scipy import stats
 from xmr.errors import UserError
 
 CHUNK = 1 << 22  # random numbers held at a time
-FEW_VALUES = 64  # up to so many different differences, their counts are drawn instead of the queries
+FEW_VALUES = (
+  64  # up to so many different differences, their counts are drawn instead of the queries
+)
 
 
 def paired_bootstrap(a, b, *, group=None, samples=10000, confidence=0.95, seed=0):
   """Bootstrap over queries of the mean difference between two runs.
 
-  Queries are drawn with replacement; the interval holds the central `confidence` of the resampled means of a - b, and
-  p = 2 min(share of means <= 0, share >= 0), counting the observed sample, at most 1.
+  Queries are drawn with replacement; the interval holds the central `confidence` of the resampled
+  means of a - b, and p = 2 min(share of means <= 0, share >= 0), counting the observed sample, at
+  most 1.
 
   Args:
     a, b: [Q] float, what each query scores under the two runs: 0/1 hits, reciprocal ranks, nDCG...
-    group: [Q] int; queries of a group (the captions of one image) are drawn together. None: each query alone.
+    group: [Q] int; queries of a group (the captions of one image) are drawn together. None: each
+      query alone.
     samples: resamples; confidence: of the interval; seed: of the draws.
 
   Returns:
@@ -34,7 +38,8 @@ def paired_bootstrap(a, b, *, group=None, samples=10000, confidence=0.95, seed=0
   means = np.empty(samples)
   kinds, kind = np.unique(np.stack([total, size], axis=1), axis=0, return_inverse=True)
   if len(kinds) <= FEW_VALUES:
-    # The counts of equal groups in a resample are multinomial: the same distribution, without drawing every query.
+    # The counts of equal groups in a resample are multinomial: the same distribution, without
+    # drawing every query.
     drawn = rng.multinomial(len(total), np.bincount(kind.ravel()) / len(total), samples)
     means = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
   else:
@@ -52,9 +57,11 @@ def paired_bootstrap(a, b, *, group=None, samples=10000, confidence=0.95, seed=0
 
 
 def paired_permutation(a, b, *, group=None, samples=10000, seed=0):
-  """Sign-flip test: were the two runs' values exchangeable within each query, how often would they differ as much?
+  """Sign-flip test: were the two runs' values exchangeable within each query, how often would they
+  differ as much?
 
-  Each query's a - b changes its sign with probability 1/2; p = (1 + number of samples with |mean| >= the observed
+  Each query's a - b changes its sign with probability 1/2; p = (1 + number of samples with |mean|
+  >= the observed
   |mean|) / (1 + samples), two-sided.
 
   Args:
@@ -85,11 +92,15 @@ def paired_permutation(a, b, *, group=None, samples=10000, seed=0):
       sums[rows] = 2 * (sign @ changing) - changing.sum()
   # Equal sums may differ in the last bits, and an equal one counts.
   as_large = np.abs(sums) >= np.abs(total.sum()) - 1e-9 * np.abs(total).sum()
-  return {"difference": float(total.sum() / size.sum()), "p": float((1 + as_large.sum()) / (1 + samples))}
+  return {
+    "difference": float(total.sum() / size.sum()),
+    "p": float((1 + as_large.sum()) / (1 + samples)),
+  }
 
 
 def over_seeds(values, *, confidence=0.95):
-  """Mean, standard deviation (n - 1) and Student's interval of the mean over the seeds of one configuration.
+  """Mean, standard deviation (n - 1) and Student's interval of the mean over the seeds of one
+  configuration.
 
   Args:
     values: [S] float, one figure per seed; confidence: of the interval.
@@ -114,12 +125,13 @@ def seed_difference(a, b, *, paired=False, confidence=0.95):
   """Student's test of the difference between two configurations over their seeds.
 
   Args:
-    a, b: [S], [S'] float, one figure per seed. paired: the seeds correspond, S = S'; otherwise Welch's form.
+    a, b: [S], [S'] float, one figure per seed. paired: the seeds correspond, S = S'; otherwise
+      Welch's form.
     confidence: of the interval.
 
   Returns:
-    {"difference": mean(a) - mean(b), "low", "high", "p"}; all but difference are NaN where a side has one seed. Two
-    sides without any deviation give p = 0, or 1 where they are equal.
+    {"difference": mean(a) - mean(b), "low", "high", "p"}; all but difference are NaN where a side
+    has one seed. Two sides without any deviation give p = 0, or 1 where they are equal.
 
   Raises:
     UserError: no or non-finite values, or paired sides of different lengths.
@@ -137,14 +149,20 @@ def seed_difference(a, b, *, paired=False, confidence=0.95):
     error = np.sqrt(of_a + of_b)
     freedom = error**4 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1)) if error > 0 else 1
   if error == 0:
-    return {"difference": difference, "low": difference, "high": difference, "p": float(difference == 0)}
+    return {
+      "difference": difference,
+      "low": difference,
+      "high": difference,
+      "p": float(difference == 0),
+    }
   half = float(stats.t.ppf((1 + confidence) / 2, freedom) * error)
   p = float(2 * stats.t.sf(abs(difference) / error, freedom))
   return {"difference": difference, "low": difference - half, "high": difference + half, "p": p}
 
 
 def holm(p):
-  """Holm's adjustment of a family of p-values: reject where the adjusted value is at most the level.
+  """Holm's adjustment of a family of p-values: reject where the adjusted value is at most the
+  level.
 
   Args:
     p: [M] float in [0, 1]; NaN (an undefined test) stays NaN and does not count.
@@ -167,7 +185,9 @@ def _grouped_differences(a, b, group):
   """Sum of a - b and number of queries per group: two [G] float64."""
   a, b = _finite(a, "a"), _finite(b, "b")
   if a.shape != b.shape:
-    raise UserError(f"the runs have {a.shape} and {b.shape} values; expected the same queries in both")
+    raise UserError(
+      f"the runs have {a.shape} and {b.shape} values; expected the same queries in both"
+    )
   difference = a - b
   if group is None:
     return difference, np.ones(len(difference))
@@ -180,7 +200,9 @@ def _grouped_differences(a, b, group):
 def _finite(values, name):
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not len(values):
-    raise UserError(f"{name} has shape {values.shape}; expected one value per query or seed, at least one")
+    raise UserError(
+      f"{name} has shape {values.shape}; expected one value per query or seed, at least one"
+    )
   if not np.isfinite(values).all():
     raise UserError(f"{name}[{int((~np.isfinite(values)).argmax())}] is not finite")
   return values

@@ -33,7 +33,9 @@ def load_sts(path, *, text_id):
     reader = csv.DictReader(file)
     missing = {"caption1", "caption2", "agg_score"} - set(reader.fieldnames or ())
     if missing:
-      raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}; found {reader.fieldnames}")
+      raise UserError(
+        f"{path} lacks the columns {', '.join(sorted(missing))}; found {reader.fieldnames}"
+      )
     row_of = {int(identity): row for row, identity in enumerate(text_id)}
     pairs, score = [], []
     for line, entry in enumerate(reader, start=2):
@@ -48,9 +50,10 @@ def load_sts(path, *, text_id):
 def sts_correlation(text, pairs, score, *, form="sampled", samples=1000, seed=0):
   """Spearman correlation between the cosine of two captions and their human score.
 
-  "sampled", as in the CxC paper: the pairs of one caption are correlated among themselves, so each of `samples`
-  estimates takes half of the queries (the captions in the first column) without replacement and one random pair of each;
-  mean and standard deviation of the estimates are returned. "plain": one correlation over all pairs.
+  "sampled", as in the CxC paper: the pairs of one caption are correlated among themselves, so each
+  of `samples` estimates takes half of the queries (the captions in the first column) without
+  replacement and one random pair of each; mean and standard deviation of the estimates are
+  returned. "plain": one correlation over all pairs.
 
   Args:
     text: [T, D] float; pairs: [M, 2] int rows of text; score: [M] float.
@@ -60,18 +63,25 @@ def sts_correlation(text, pairs, score, *, form="sampled", samples=1000, seed=0)
     {"sts/spearman": float in [-1, 1], and for "sampled" "sts/spearman_deviation"}.
 
   Raises:
-    UserError: unknown form, fewer than two pairs (two queries for "sampled"), or pairs outside text.
+    UserError: unknown form, fewer than two pairs (two queries for "sampled"), or pairs outside
+      text.
 
   References:
-    Parekh et al., Crisscrossed Captions, EACL 2021, section 5 ("sampled Spearman's bootstrap correlation").
+    Parekh et al., Crisscrossed Captions, EACL 2021, section 5 ("sampled Spearman's bootstrap
+    correlation").
   """
   if form not in ("sampled", "plain"):
     raise UserError(f"form is {form!r}; expected sampled or plain")
   pairs, score = np.asarray(pairs), np.asarray(score, np.float64)
   if pairs.shape != (len(score), 2) or len(score) < 2:
-    raise UserError(f"pairs have shape {pairs.shape} and scores {score.shape}; expected [M, 2] and [M] with M of 2 or more")
+    raise UserError(
+      f"pairs have shape {pairs.shape} and scores {score.shape}; expected [M, 2] and [M] with M "
+      "of 2 or more"
+    )
   if not (pairs.min() >= 0 and pairs.max() < len(text)):
-    raise UserError(f"pairs name captions {pairs.min()} to {pairs.max()}; expected 0 to {len(text) - 1}")
+    raise UserError(
+      f"pairs name captions {pairs.min()} to {pairs.max()}; expected 0 to {len(text) - 1}"
+    )
   cosine = pair_cosines(text, pairs)
   if form == "plain":
     return {"sts/spearman": spearman(cosine, score)}
@@ -79,7 +89,10 @@ def sts_correlation(text, pairs, score, *, form="sampled", samples=1000, seed=0)
   _, first, count = np.unique(pairs[order, 0], return_index=True, return_counts=True)
   half = len(first) // 2
   if half < 2:
-    raise UserError(f"the pairs have {len(first)} different first captions; expected 4 or more for the sampled form")
+    raise UserError(
+      f"the pairs have {len(first)} different first captions; expected 4 or more for the sampled "
+      "form"
+    )
   rng = np.random.default_rng(seed)
   estimates = np.empty(samples)
   for number in range(samples):
@@ -101,7 +114,9 @@ def pair_cosines(text, pairs):
 
 
 def spearman(x, y):
-  """Spearman's rank correlation of two [M] arrays, ties at their mean rank; 0 where one of them is constant."""
+  """Spearman's rank correlation of two [M] arrays, ties at their mean rank; 0 where one of them is
+  constant.
+  """
   x, y = _mean_ranks(x), _mean_ranks(y)
   x, y = x - x.mean(), y - y.mean()
   scale = np.sqrt((x @ x) * (y @ y))
@@ -120,7 +135,9 @@ def _row(caption, row_of, where):
     raise UserError(f"{where}: caption {caption!r}; expected COCO_val2014:sentid:N")
   identity = int(found[1])
   if identity not in row_of:
-    raise UserError(f"{where}: caption id {identity} is not among the {len(row_of)} captions of the split")
+    raise UserError(
+      f"{where}: caption id {identity} is not among the {len(row_of)} captions of the split"
+    )
   return row_of[identity]
 
 

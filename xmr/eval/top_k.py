@@ -1,4 +1,6 @@
-"""The best k of a gallery, in blocks on the device, exact for every block size and number of devices."""
+"""The best k of a gallery, in blocks on the device, exact for every block size and number of
+devices.
+"""
 
 import functools
 
@@ -7,17 +9,27 @@ import numpy as np
 
 from xmr.errors import UserError
 from xmr.eval import candidates, exact
-from xmr.eval.blocks import BLOCK, ROW_UNIT, block_of, factors_of, placement_of, score_factor, steps_of
+from xmr.eval.blocks import (
+  BLOCK,
+  ROW_UNIT,
+  block_of,
+  factors_of,
+  placement_of,
+  score_factor,
+  steps_of,
+)
 from xmr.ops.similarity import similarity
 
 SPARE = 8  # candidates that are kept beyond k
 
 
 def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
-  """The k best gallery items of each query, best first; of equal scores the lowest index comes first.
+  """The k best gallery items of each query, best first; of equal scores the lowest index comes
+  first.
 
-  The best k and a few more are kept in float32, merged block by block; neighbours closer than its rounding error are
-  ordered by `exact.pair_scores`, so the indices depend on the rows alone. Scores are float32, right to its rounding.
+  The best k and a few more are kept in float32, merged block by block; neighbours closer than its
+  rounding error are ordered by `exact.pair_scores`, so the indices depend on the rows alone. Scores
+  are float32, right to its rounding.
 
   Args:
     query: [Q, D] float.  gallery: [G, D] float.
@@ -39,7 +51,14 @@ def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
   for r in range(0, len(query), rows):
     queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
     blocks = (
-      (c, _products(queries, jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns), kind=kind))
+      (
+        c,
+        _products(
+          queries,
+          jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns),
+          kind=kind,
+        ),
+      )
       for c in range(0, len(gallery), columns)
     )
     best = jax.device_put(candidates.empty(rows, _kept(k, gallery)), to_rows)
@@ -62,8 +81,12 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
   """
   same = second is None
   if kind == "order" or placement_of(first) or (not same and placement_of(second)):
-    found = top_k(first, first if same else second, k, kind=kind, text_query=text_query, block=block)
-    return found, found if same else top_k(second, first, k, kind=kind, text_query=not text_query, block=block)
+    found = top_k(
+      first, first if same else second, k, kind=kind, text_query=text_query, block=block
+    )
+    return found, found if same else top_k(
+      second, first, k, kind=kind, text_query=not text_query, block=block
+    )
   one, two = exact.sides(first, first[:1] if same else second, kind=kind, names=("first", "second"))
   two = one if same else two
   for side in (one, two):
@@ -75,7 +98,11 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
     rows = columns = steps_of(len(one), len(one), block, None)[0]
   merge = candidates.merge_of(None)
   best_of_one = [candidates.empty(rows, _kept(k, two)) for _ in range(0, len(one), rows)]
-  best_of_two = best_of_one if same else [candidates.empty(columns, _kept(k, one)) for _ in range(0, len(two), columns)]
+  best_of_two = (
+    best_of_one
+    if same
+    else [candidates.empty(columns, _kept(k, one)) for _ in range(0, len(two), columns)]
+  )
   for i, j, scores in _one_ahead(_blocks_of_both(one, two, rows, columns, factors, kind)):
     starts, ends = (i * rows, j * columns), (len(one), len(two))
     best_of_one[i] = merge(best_of_one[i], scores, starts, ends)
@@ -87,18 +114,24 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
 
 
 def _blocks_of_both(one, two, rows, columns, factors, kind):
-  """Yields (i, j, products of block i of `one` with block j of `two`); of one side with itself where i <= j."""
+  """Yields (i, j, products of block i of `one` with block j of `two`); of one side with itself
+  where i <= j.
+  """
   for j, c in enumerate(range(0, len(two), columns)):
     items = jax.device_put(block_of(two, c, columns, factors[1], kind))
     for i, r in enumerate(range(0, len(one), rows)):
       if two is one and i > j:
         break
-      queries = items if two is one and i == j else jax.device_put(block_of(one, r, rows, factors[0], kind))
+      queries = (
+        items if two is one and i == j else jax.device_put(block_of(one, r, rows, factors[0], kind))
+      )
       yield i, j, _products(queries, items, kind=kind)
 
 
 def _one_ahead(found):
-  """Yields each when it is ready and the next is under way: the device computes while this one is merged."""
+  """Yields each when it is ready and the next is under way: the device computes while this one is
+  merged.
+  """
   found = iter(found)
   last = next(found)
   for item in found:
@@ -130,13 +163,17 @@ def _collected(query, gallery, bests, k, *, kind, factor):
   for best in bests:
     at = slice(r, min(r + len(best[0]), len(query)))
     score, index = candidates.in_order([np.asarray(x)[: at.stop - r] for x in best])
-    scores[at], indices[at] = _settled(query, gallery, r, score.astype(np.float64) / factor, index, 2 * slack[at], k, kind)
+    scores[at], indices[at] = _settled(
+      query, gallery, r, score.astype(np.float64) / factor, index, 2 * slack[at], k, kind
+    )
     r = at.stop
   return scores, indices
 
 
 def _settled(query, gallery, first, score, index, gap, k, kind):
-  """Orders candidates [q, keep] (float64 scores of float32 products) where neighbours are within `gap` [q]."""
+  """Orders candidates [q, keep] (float64 scores of float32 products) where neighbours are within
+  `gap` [q].
+  """
   close = score[:, :-1] - score[:, 1:] <= gap[:, None]
   unclear = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
   # An item only matters where its run of close neighbours begins within the first k.
@@ -145,18 +182,23 @@ def _settled(query, gallery, first, score, index, gap, k, kind):
   i, j = np.nonzero(unclear)
   score[i, j] = exact.pair_scores(query, gallery, i + first, index[i, j], kind=kind)
   order = np.lexsort((index, -score), axis=1)[:, :k]
-  # Where the run that holds the k-th item reaches the end of the candidates, items beyond it may belong before it.
+  # Where the run that holds the k-th item reaches the end of the candidates, items beyond it may
+  # belong before it.
   open_ended = np.flatnonzero((run[:, -1] == run[:, k - 1]) & (index.shape[1] < len(gallery)))
   score, index = (np.take_along_axis(x, order, axis=1) for x in (score, index))
   for begin in range(0, len(open_ended), ROW_UNIT):
     rows = open_ended[begin : begin + ROW_UNIT]
-    for i, (row_score, row_index) in zip(rows, _settled_rows(query.take(rows + first), gallery, k, kind), strict=True):
+    for i, (row_score, row_index) in zip(
+      rows, _settled_rows(query.take(rows + first), gallery, k, kind), strict=True
+    ):
       score[i], index[i] = row_score, row_index
   return score, index
 
 
 def _settled_rows(query, gallery, k, kind):
-  """Yields (scores [k], indices [k]) of each query over the whole gallery, where float32 cannot say what is best."""
+  """Yields (scores [k], indices [k]) of each query over the whole gallery, where float32 cannot say
+  what is best.
+  """
   distinct, of = gallery.distinct
   score = exact.all_scores(query, distinct, kind=kind)
   slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float64).eps)[0]

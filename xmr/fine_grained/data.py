@@ -1,4 +1,6 @@
-"""What both stages of FG-CMIR and their baselines read: signals of texts on the word graph, scaled image features, labels."""
+"""What both stages of FG-CMIR and their baselines read: signals of texts on the word graph, scaled
+image features, labels.
+"""
 
 import dataclasses
 import os
@@ -13,7 +15,9 @@ from xmr.errors import UserError
 from xmr.models.graph import Laplacian
 
 SCALES = ("none", "standard", "root_standard", "unit")
-FEATURES = "features"  # graph.signal: the set's own text features, a baseline without words and graph
+FEATURES = (
+  "features"  # graph.signal: the set's own text features, a baseline without words and graph
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Problem:
 
   Attributes:
     splits: Split.  graph: TextGraph, None where the signal is not words.  laplacian: Laplacian.
-    signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of all is pair i.
+    signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of all is
+      pair i.
   """
 
   splits: dict
@@ -34,7 +39,8 @@ class Problem:
 
 
 def load(config, *, splits=None):
-  """Returns the Problem of a config; the graph comes from the texts of train and val, the official training split.
+  """Returns the Problem of a config; the graph comes from the texts of train and val, the official
+  training split.
 
   Args:
     config: of the run.  splits: {name: Split}, where they have been read before.
@@ -42,13 +48,19 @@ def load(config, *, splits=None):
   section = config.graph
   splits = splits or data.load(config)
   missing = {"train", "val", "test"} - set(splits)
-  if missing or any(split.label is None or split.image_features is None for split in splits.values()):
-    raise UserError(f"config.data.name={config.data.name}: expected train, val and test with categories and image features")
+  if missing or any(
+    split.label is None or split.image_features is None for split in splits.values()
+  ):
+    raise UserError(
+      f"config.data.name={config.data.name}: expected train, val and test with categories and "
+      "image features"
+    )
   graph = None
   if section.signal == FEATURES:
     if section.layers or splits["train"].text_features is None:
       raise UserError(
-        f"config.graph.signal={FEATURES} is a baseline without a graph; expected config.graph.layers=0, and text features"
+        f"config.graph.signal={FEATURES} is a baseline without a graph; expected "
+        "config.graph.layers=0, and text features"
       )
     signals = scale({name: split.text_features for name, split in splits.items()}, "standard")
     columns = signals["train"].shape[1]
@@ -61,10 +73,15 @@ def load(config, *, splits=None):
       for name, split in splits.items()
     }
   return Problem(
-    splits=splits, graph=graph, laplacian=laplacian, signals=signals,
-    images=scale({name: split.image_features for name, split in splits.items()}, config.pairs.image_scale),
+    splits=splits,
+    graph=graph,
+    laplacian=laplacian,
+    signals=signals,
+    images=scale(
+      {name: split.image_features for name, split in splits.items()}, config.pairs.image_scale
+    ),
     label={name: split.label for name, split in splits.items()},
-  )  # fmt: skip
+  )
 
 
 def graph_of(config, splits):
@@ -74,9 +91,15 @@ def graph_of(config, splits):
   if vectors != "word2vec":
     vectors = os.path.join(os.path.expanduser(config.data.dir), os.path.expanduser(vectors))
   graph = text_graph.build(
-    splits["train"].tokens + splits["val"].tokens, min_count=section.min_count, neighbours=section.neighbours,
-    vectors=vectors, dim=section.dim, epochs=section.epochs, seed=section.seed, cache_dir=config.data.cache_dir,
-  )  # fmt: skip
+    splits["train"].tokens + splits["val"].tokens,
+    min_count=section.min_count,
+    neighbours=section.neighbours,
+    vectors=vectors,
+    dim=section.dim,
+    epochs=section.epochs,
+    seed=section.seed,
+    cache_dir=config.data.cache_dir,
+  )
   print("words: " + ", ".join(f"{name} {value:,}" for name, value in graph.report.items()))
   return graph
 
@@ -84,8 +107,8 @@ def graph_of(config, splits):
 def scale(images, kind):
   """Image features in another scale; statistics are those of the training part alone.
 
-  standard: each column minus its mean, over its deviation.   root_standard: the same of sign(x) sqrt|x| (for histograms:
-  Arandjelovic and Zisserman, CVPR 2012).   unit: unit rows.
+  standard: each column minus its mean, over its deviation.   root_standard: the same of sign(x)
+  sqrt|x| (for histograms: Arandjelovic and Zisserman, CVPR 2012).   unit: unit rows.
 
   Args:
     images: {split: [N, F] float}.  kind: as above, or "none".
@@ -98,7 +121,10 @@ def scale(images, kind):
   if kind == "none":
     return images
   if kind == "unit":
-    return {name: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for name, x in images.items()}
+    return {
+      name: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+      for name, x in images.items()
+    }
   if kind == "root_standard":
     images = {name: np.sign(x) * np.sqrt(np.abs(x)) for name, x in images.items()}
   mean, deviation = images["train"].mean(axis=0), images["train"].std(axis=0)

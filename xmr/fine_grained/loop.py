@@ -1,4 +1,6 @@
-"""One stage of FG-CMIR: pairs are scored, a loss compares the scores with the labels, the best parameters are kept."""
+"""One stage of FG-CMIR: pairs are scored, a loss compares the scores with the labels, the best
+parameters are kept.
+"""
 
 import dataclasses
 import functools
@@ -29,7 +31,9 @@ class Stage:
   params: Any
   scores: Callable  # (params, arrays, batch, key) -> [M] scores of the pairs
   loss: Callable  # (scores, batch, arrays) -> (loss, terms)
-  arrays: dict  # on the device; whatever differs between seeds is here, so that they share a program
+  arrays: (
+    dict  # on the device; whatever differs between seeds is here, so that they share a program
+  )
   validate: Callable  # params -> {"score": ..., named figures}
   steps: int
   every: int  # steps between validations
@@ -40,9 +44,10 @@ def train_step(state, batch, arrays, *, scores, loss, transform):
 
   Args:
     state: TrainState.
-    batch: of Pairs.batch: text [U], item [V], text_of_pair, item_of_pair [M] int32, positive [M] bool.
-    arrays: dict of what rows refer to: signal [T, N], and in stage 2 image [T, F] and similarity [T, T]; and key, the
-      random key of dropout.
+    batch: of Pairs.batch: text [U], item [V], text_of_pair, item_of_pair [M] int32, positive [M]
+      bool.
+    arrays: dict of what rows refer to: signal [T, N], and in stage 2 image [T, F] and similarity
+      [T, T]; and key, the random key of dropout.
     scores: function (params, arrays, batch, key) -> [M] float32.
     loss: function (scores, batch, arrays) -> (loss, terms).
     transform: optax.GradientTransformation.
@@ -57,12 +62,18 @@ def train_step(state, batch, arrays, *, scores, loss, transform):
   (value, terms), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
   updates, opt_state = transform.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  terms = {"loss": value, **terms, "gradient_norm": optax.tree.norm(gradient), "parameter_norm": optax.tree.norm(params)}
+  terms = {
+    "loss": value,
+    **terms,
+    "gradient_norm": optax.tree.norm(gradient),
+    "parameter_norm": optax.tree.norm(params),
+  }
   return TrainState(state.step + 1, params, {}, opt_state), terms
 
 
 def program(stage, config, transform, programs):
-  """Returns the compiled step of a stage: one for all runs that share `programs` and differ in the seed alone.
+  """Returns the compiled step of a stage: one for all runs that share `programs` and differ in the
+  seed alone.
 
   Args:
     stage: Stage.  config: of the run.  transform: its optimiser.
@@ -75,13 +86,17 @@ def program(stage, config, transform, programs):
 
 
 def fit(stage, config, stop, *, programs=None):
-  """Runs a stage to its last step, from its newest checkpoint; returns False where a signal stopped it.
+  """Runs a stage to its last step, from its newest checkpoint; returns False where a signal stopped
+  it.
 
   Args:
     stage: Stage.  config: of the run.  stop: Stop.  programs: as in `program`.
   """
   transform, rates = optim.make(
-    config.optimizer, stage.params, steps_per_epoch=stage.pairs.steps_per_epoch, total_steps=stage.steps
+    config.optimizer,
+    stage.params,
+    steps_per_epoch=stage.pairs.steps_per_epoch,
+    total_steps=stage.steps,
   )
   checkpoints = checkpoint.Checkpoints(stage.folder)
   state = TrainState(jnp.zeros((), jnp.int32), stage.params, {}, transform.init(stage.params))
@@ -90,10 +105,16 @@ def fit(stage, config, stop, *, programs=None):
     state, best = TrainState(params=restored[1], **restored[2]), restored[3]["best"]
   start = int(state.step)
   writer = Writer(
-    stage.folder, step=start, total=stage.steps, tensorboard=config.log.tensorboard, progress=config.log.progress
+    stage.folder,
+    step=start,
+    total=stage.steps,
+    tensorboard=config.log.tensorboard,
+    progress=config.log.progress,
   )
   writer.say(f"{stage.name}: step {start} of {stage.steps}")
-  journal = Journal(writer, batch_size=config.batch_size, steps_per_epoch=stage.pairs.steps_per_epoch, rates=rates)
+  journal = Journal(
+    writer, batch_size=config.batch_size, steps_per_epoch=stage.pairs.steps_per_epoch, rates=rates
+  )
   run_step = program(stage, config, transform, programs)
   try:
     for step in range(start + 1, stage.steps + 1):
@@ -118,7 +139,10 @@ def fit(stage, config, stop, *, programs=None):
         checkpoints.save(step, params=state.params, state=rest(state), score=score, run=record)
         journal.restart()
       if stopping:
-        writer.say(f"{stop.reason}: saved {stage.name} step {step} of {stage.steps}; the same command goes on from there")
+        writer.say(
+          f"{stop.reason}: saved {stage.name} step {step} of {stage.steps}; the same command "
+          "goes on from there"
+        )
         return False
     return True
   finally:

@@ -1,4 +1,6 @@
-"""What a run of FG-CMIR leaves in its folder: figures beside the baselines, curves, and what the labels look like."""
+"""What a run of FG-CMIR leaves in its folder: figures beside the baselines, curves, and what the
+labels look like.
+"""
 
 import importlib.metadata
 import pathlib
@@ -20,54 +22,87 @@ def results(config, problem, embeddings, *, step, baselines=True):
   """Returns what results.json holds of a run.
 
   Args:
-    config, problem: of the run.  embeddings: {split: (image [T, D], text [T, D])}.  step: of the parameters scored.
+    config, problem: of the run.  embeddings: {split: (image [T, D], text [T, D])}.  step: of the
+      parameters scored.
     baselines: measure semantic matching too.
   Returns:
-    dict; MAPs in [0, 1]. Queries are the test split; the gallery is the test split, or as released the training split
-    (train and val), over all of it or the first 100.
+    dict; MAPs in [0, 1]. Queries are the test split; the gallery is the test split, or as released
+    the training split (train and val), over all of it or the first 100.
   """
   image, text = embeddings["test"]
   label = problem.label["test"]
   parts = [embeddings["train"], embeddings["val"]]
   gallery = (
-    np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]),
+    np.concatenate([part[0] for part in parts]),
+    np.concatenate([part[1] for part in parts]),
     np.concatenate([problem.label["train"], problem.label["val"]]),
-  )  # fmt: skip
+  )
   metrics = both_directions(image, text, label)
-  for prefix, where, at in (("at100/", None, RELEASED_AT), ("train/", gallery, None), ("train_at100/", gallery, RELEASED_AT)):
-    metrics |= {f"{prefix}{key}": value for key, value in both_directions(image, text, label, gallery=where, at=at).items()}
+  for prefix, where, at in (
+    ("at100/", None, RELEASED_AT),
+    ("train/", gallery, None),
+    ("train_at100/", gallery, RELEASED_AT),
+  ):
+    metrics |= {
+      f"{prefix}{key}": value
+      for key, value in both_directions(image, text, label, gallery=where, at=at).items()
+    }
   found = {
-    "dataset": config.data.name, "split": "test", "protocol": "MAP, relevant = same category; test against test unless named",
-    "n_images": len(image), "n_texts": len(text), "step": step, "similarity": "dot",
-    "ties": "other categories first", "metrics": metrics, "random": random_map(label),
+    "dataset": config.data.name,
+    "split": "test",
+    "protocol": "MAP, relevant = same category; test against test unless named",
+    "n_images": len(image),
+    "n_texts": len(text),
+    "step": step,
+    "similarity": "dot",
+    "ties": "other categories first",
+    "metrics": metrics,
+    "random": random_map(label),
     "words": problem.graph.report if problem.graph else None,
     "loss": {key: value for key, value in flat(config.loss).items() if value is not None},
-    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}, "seed": config.seed,
-  }  # fmt: skip
+    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    "seed": config.seed,
+  }
   return found | matching(problem) if baselines else found
 
 
 def matching(problem):
-  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: figures of the baseline on the set's own text
-  features (LDA), where it has them, and on the words that the graph encoder reads."""
+  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: figures of the baseline on
+  the set's own text features (LDA), where it has them, and on the words that the graph encoder
+  reads."""
   label = problem.label["test"]
-  found = {name: semantic_matching(posterior, label) for name, posterior in matching_posteriors(problem).items()}
-  return {"semantic_matching": found.get("semantic_matching", found["semantic_matching_words"]), **found}
+  found = {
+    name: semantic_matching(posterior, label)
+    for name, posterior in matching_posteriors(problem).items()
+  }
+  return {
+    "semantic_matching": found.get("semantic_matching", found["semantic_matching_words"]),
+    **found,
+  }
 
 
 def matching_posteriors(problem):
   """Returns {row of the table: posteriors of the test split} of semantic matching."""
   named = {"semantic_matching_words": problem.signals}
   if problem.splits["train"].text_features is not None:
-    named["semantic_matching"] = {name: split.text_features for name, split in problem.splits.items()}
+    named["semantic_matching"] = {
+      name: split.text_features for name, split in problem.splits.items()
+    }
   return {name: posteriors(problem.images, text, problem.label) for name, text in named.items()}
 
 
 def per_query(image, text, label):
-  """Returns {"i2t", "t2i": [Q] average precision, "i2t_curve", "t2i_curve": [11] precision at levels of recall}."""
+  """Returns {"i2t", "t2i": [Q] average precision, "i2t_curve", "t2i_curve": [11] precision at
+  levels of recall}.
+  """
   sides = {"i2t": (image, text), "t2i": (text, image)}
-  found = {name: average_precisions(*side, label, label, kind="dot") for name, side in sides.items()}
-  return found | {f"{name}_curve": precision_recall(*side, label, label, kind="dot") for name, side in sides.items()}
+  found = {
+    name: average_precisions(*side, label, label, kind="dot") for name, side in sides.items()
+  }
+  return found | {
+    f"{name}_curve": precision_recall(*side, label, label, kind="dot")
+    for name, side in sides.items()
+  }
 
 
 def random_map(label, *, seed=0):
@@ -93,14 +128,18 @@ def draw_labels(workdir, problem, similarity):
   label = problem.label["train"]
   same = label[:, None] == label[None, :]
   histogram(similarity, same).savefig(pathlib.Path(workdir) / "hardness.png")
-  (pathlib.Path(workdir) / "hardness.md").write_text(hard_examples(similarity, same, problem.splits["train"]))
+  (pathlib.Path(workdir) / "hardness.md").write_text(
+    hard_examples(similarity, same, problem.splits["train"])
+  )
 
 
 def curves_figure(rows, *, share):
-  """Draws interpolated precision at eleven levels of recall, image and text queries beside each other.
+  """Draws interpolated precision at eleven levels of recall, image and text queries beside each
+  other.
 
   Args:
-    rows: {name: with "i2t_curve" and "t2i_curve" [11] float}.  share: of relevant items, what a random ranking gives.
+    rows: {name: with "i2t_curve" and "t2i_curve" [11] float}.  share: of relevant items, what a
+      random ranking gives.
   Returns:
     matplotlib Figure.
   """
@@ -108,10 +147,19 @@ def curves_figure(rows, *, share):
 
   figure = Figure(figsize=(8, 3.6), dpi=110, facecolor="white", layout="constrained")
   for axis, (key, title) in zip(
-    figure.subplots(1, 2, sharey=True), (("i2t_curve", "image query"), ("t2i_curve", "text query")), strict=True
+    figure.subplots(1, 2, sharey=True),
+    (("i2t_curve", "image query"), ("t2i_curve", "text query")),
+    strict=True,
   ):
     for (name, row), colour, marker in zip(rows.items(), COLOURS, "o^sDvP", strict=False):
-      axis.plot(np.linspace(0, 1, len(row[key])), row[key], marker=marker, markersize=3, color=colour, label=name)
+      axis.plot(
+        np.linspace(0, 1, len(row[key])),
+        row[key],
+        marker=marker,
+        markersize=3,
+        color=colour,
+        label=name,
+      )
     axis.axhline(share, color="#6e7781", linewidth=0.8, linestyle="--", label="random")
     axis.set(xlabel="recall", title=title, xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
@@ -122,7 +170,8 @@ def curves_figure(rows, *, share):
 
 
 def histogram(similarity, same):
-  """Draws how g spreads over positives (each text with itself left out) and negatives; returns a matplotlib Figure.
+  """Draws how g spreads over positives (each text with itself left out) and negatives; returns a
+  matplotlib Figure.
 
   Args:
     similarity: [T, T] g in [0, 1].  same: [T, T] bool, same category.
@@ -132,13 +181,25 @@ def histogram(similarity, same):
   figure = Figure(figsize=(6, 3.4), dpi=110, facecolor="white")
   axis = figure.subplots()
   apart = ~np.eye(len(same), dtype=bool)
-  for name, rows, colour in (("same category", same & apart, "#1a7f37"), ("other category", ~same, "#cf222e")):
+  for name, rows, colour in (
+    ("same category", same & apart, "#1a7f37"),
+    ("other category", ~same, "#cf222e"),
+  ):
     values = similarity[rows]
     axis.hist(
-      values, bins=50, range=(0, 1), weights=np.full(len(values), 1 / len(values)), alpha=0.55, color=colour,
+      values,
+      bins=50,
+      range=(0, 1),
+      weights=np.full(len(values), 1 / len(values)),
+      alpha=0.55,
+      color=colour,
       label=f"{name}: mean {values.mean():.2f}",
-    )  # fmt: skip
-  axis.set(xlabel="g, similarity of the text with the image's own text", ylabel="share of pairs", xlim=(0, 1))
+    )
+  axis.set(
+    xlabel="g, similarity of the text with the image's own text",
+    ylabel="share of pairs",
+    xlim=(0, 1),
+  )
   axis.legend(frameon=False)
   axis.spines[["top", "right"]].set_visible(False)
   figure.tight_layout()
@@ -146,11 +207,19 @@ def histogram(similarity, same):
 
 
 def hard_examples(similarity, same, split, *, count=5, words=40):
-  """Returns Markdown of the hardest positives (lowest g) and negatives (highest g), no text twice, with their words."""
-  lines = ["# Hardest training pairs", "", "g: similarity of the text with the image's own text (reconstructed label).", ""]
+  """Returns Markdown of the hardest positives (lowest g) and negatives (highest g), no text twice,
+  with their words.
+  """
+  lines = [
+    "# Hardest training pairs",
+    "",
+    "g: similarity of the text with the image's own text (reconstructed label).",
+    "",
+  ]
   for title, allowed, sign in (
-    ("Positives (same category, lowest g)", same, 1), ("Negatives (other category, highest g)", ~same, -1),
-  ):  # fmt: skip
+    ("Positives (same category, lowest g)", same, 1),
+    ("Negatives (other category, highest g)", ~same, -1),
+  ):
     lines += [f"## {title}", ""]
     allowed = np.triu(allowed, 1)
     order = np.argsort(np.where(allowed, sign * similarity, np.inf), axis=None, kind="stable")

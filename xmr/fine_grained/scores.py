@@ -22,7 +22,9 @@ def both_directions(image, text, label, *, gallery=None, at=None):
 
 
 def area_under_roc(scores, positive):
-  """Share of (positive, negative) pairs that scores order rightly, ties counting half; [P] float, [P] bool -> float."""
+  """Share of (positive, negative) pairs that scores order rightly, ties counting half; [P] float,
+  [P] bool -> float.
+  """
   from scipy import stats
 
   positive = np.asarray(positive, bool)

@@ -1,4 +1,6 @@
-"""Semantic matching, the baseline of labelled sets: a classifier of categories per modality, compared by its answers."""
+"""Semantic matching, the baseline of labelled sets: a classifier of categories per modality,
+compared by its answers.
+"""
 
 import numpy as np
 from scipy import optimize, special
@@ -28,7 +30,9 @@ def logistic_regression(features, label, *, l2):
     gradient = np.vstack([x.T @ excess.astype(np.float32) + l2 * w[:-1], excess.sum(axis=0)])
     return loss, gradient.ravel()
 
-  best = optimize.minimize(objective, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+  best = optimize.minimize(
+    objective, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B", options={"maxiter": 200}
+  ).x
   w = best.reshape(shape)
   return lambda rows: special.softmax(rows @ w[:-1] + w[-1], axis=1)
 
@@ -64,5 +68,7 @@ def semantic_matching(posterior, label):
   """
   i2t = mean_average_precision(posterior["image"], posterior["text"], label, label, kind="dot")
   t2i = mean_average_precision(posterior["text"], posterior["image"], label, label, kind="dot")
-  accuracy = {f"{name}_accuracy": float(np.mean(p.argmax(axis=1) == label)) for name, p in posterior.items()}
+  accuracy = {
+    f"{name}_accuracy": float(np.mean(p.argmax(axis=1) == label)) for name, p in posterior.items()
+  }
   return {"i2t/map": i2t, "t2i/map": t2i, "map": (i2t + t2i) / 2, **accuracy}

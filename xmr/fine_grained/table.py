@@ -1,4 +1,6 @@
-"""The table of FG-CMIR: every form of the labels with several seeds, baselines beside them, paired tests."""
+"""The table of FG-CMIR: every form of the labels with several seeds, baselines beside them, paired
+tests.
+"""
 
 import json
 import pathlib
@@ -6,7 +8,13 @@ import pathlib
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval.significance import holm, over_seeds, paired_bootstrap, paired_permutation, seed_difference
+from xmr.eval.significance import (
+  holm,
+  over_seeds,
+  paired_bootstrap,
+  paired_permutation,
+  seed_difference,
+)
 from xmr.experiment import check_folder, claim
 from xmr.fine_grained import report, two_stage
 from xmr.fine_grained.data import load
@@ -15,25 +23,32 @@ from xmr.fine_grained.variants import VARIANTS
 from xmr.tracking.writer import write_json
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
-BASELINES = {"semantic_matching": "semantic matching, LDA", "semantic_matching_words": "semantic matching, words"}
+BASELINES = {
+  "semantic_matching": "semantic matching, LDA",
+  "semantic_matching_words": "semantic matching, words",
+}
 TITLES = {"cross_entropy": "cross entropy of pairs", "lda": "base loss, LDA instead of words"}
 DRAWN = ("base", "fine_grained", "cross_entropy", "lda", *BASELINES)
 LEVEL = 0.05
 
 
 def run_table(config, workdir, stop, *, eval_only=False):
-  """Runs config.table.variants with config.table.seeds; finished runs are read, stage 1 is shared by a seed's variants.
+  """Runs config.table.variants with config.table.seeds; finished runs are read, stage 1 is shared
+  by a seed's variants.
 
   Args:
-    config: with a table.  workdir: gets seed<S>/<variant>, table.md, results.json and the pictures.  stop: Stop.
+    config: with a table.  workdir: gets seed<S>/<variant>, table.md, results.json and the pictures.
+      stop: Stop.
     eval_only: True scores the checkpoints that are there.
   Returns:
-    {"rows": {variant: {figure: over_seeds}}, "tests": {variant: {figure: difference to base}}, baselines}; None where it
-    was stopped.
+    {"rows": {variant: {figure: over_seeds}}, "tests": {variant: {figure: difference to base}},
+    baselines}; None where it was stopped.
   """
   workdir = pathlib.Path(workdir)
   check_folder(config, workdir)
-  configs = {(v, seed): single(config, v, seed) for seed in config.table.seeds for v in config.table.variants}
+  configs = {
+    (v, seed): single(config, v, seed) for seed in config.table.seeds for v in config.table.variants
+  }
   for one in configs.values():
     two_stage.validate(one)
   claim(config, workdir, None)
@@ -47,14 +62,22 @@ def run_table(config, workdir, stop, *, eval_only=False):
     folder = workdir / f"seed{seed}"
     result = None if eval_only else finished(one, folder / variant)
     result = result or two_stage.run(
-      one, folder / variant, stop, siamese_dir=folder / "siamese", problem=problems[signal], programs=programs,
-      baselines=False, eval_only=eval_only,
-    )  # fmt: skip
+      one,
+      folder / variant,
+      stop,
+      siamese_dir=folder / "siamese",
+      problem=problems[signal],
+      programs=programs,
+      baselines=False,
+      eval_only=eval_only,
+    )
     if result is None:
       return None
     with np.load(folder / variant / "per_query.npz") as arrays:
       found.setdefault(variant, []).append(dict(arrays))
-    figures = " · ".join(f"{title} {result['metrics'][name]:.3f}" for name, title in FIGURES.items())
+    figures = " · ".join(
+      f"{title} {result['metrics'][name]:.3f}" for name, title in FIGURES.items()
+    )
     print(f"seed {seed} {variant}: {figures}", flush=True)
   problem = problems[config.graph.signal]
   label = problem.label["test"]
@@ -62,15 +85,19 @@ def run_table(config, workdir, stop, *, eval_only=False):
   rows = {variant: mean_of(runs) for variant, runs in found.items()}
   rows |= {name: report.per_query(p["image"], p["text"], label) for name, p in posteriors.items()}
   results = {
-    "dataset": config.data.name, "seeds": list(config.table.seeds),
+    "dataset": config.data.name,
+    "seeds": list(config.table.seeds),
     "rows": {v: {f: over_seeds(x) for f, x in over(runs).items()} for v, runs in found.items()},
-    "tests": tests(found, rows) if "base" in found else {}, "best_against": best_against(found, rows),
+    "tests": tests(found, rows) if "base" in found else {},
+    "best_against": best_against(found, rows),
     "random": report.random_map(label),
     "baselines": {name: semantic_matching(p, label) for name, p in posteriors.items()},
-  }  # fmt: skip
+  }
   write_json(workdir / "results.json", _plain(results))
   share = float(np.mean(label[:, None] == label[None, :]))
-  drawn = {TITLES.get(name, BASELINES.get(name, name)): rows[name] for name in DRAWN if name in rows}
+  drawn = {
+    TITLES.get(name, BASELINES.get(name, name)): rows[name] for name in DRAWN if name in rows
+  }
   report.curves_figure(drawn, share=share).savefig(workdir / "precision_recall.png")
   draw_labels(configs, workdir, problem, stop)
   text = markdown(results)
@@ -80,7 +107,9 @@ def run_table(config, workdir, stop, *, eval_only=False):
 
 
 def finished(config, folder):
-  """Returns the results of a run that is done, or None; UserError where the folder holds another config's."""
+  """Returns the results of a run that is done, or None; UserError where the folder holds another
+  config's.
+  """
   check_folder(config, folder)
   if not (folder / "per_query.npz").exists():
     return None
@@ -90,7 +119,9 @@ def finished(config, folder):
 def single(config, variant, seed):
   """Returns the config of one run of a table; UserError for an unknown variant."""
   if variant not in VARIANTS:
-    raise UserError(f"config.table.variants holds {variant!r}; expected some of {', '.join(VARIANTS)}")
+    raise UserError(
+      f"config.table.variants holds {variant!r}; expected some of {', '.join(VARIANTS)}"
+    )
   one = config.copy_and_resolve_references()
   with one.ignore_type():
     one.table.update({"variants": (), "seeds": ()})
@@ -104,7 +135,9 @@ def draw_labels(configs, workdir, problem, stop):
   """Draws the labels of the first seed, where a variant of the table has any."""
   for (_, seed), one in configs.items():
     if two_stage.labelled(one):
-      similarity = two_stage.label_similarity(one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True)
+      similarity = two_stage.label_similarity(
+        one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True
+      )
       report.draw_labels(workdir, problem, similarity)
       return
 
@@ -132,9 +165,9 @@ def tests(found, rows):
     found: {variant: one dict of per_query.npz per seed}, with "base".
     rows: {variant or baseline: arrays averaged over seeds}.
   Returns:
-    {row: {figure: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over test pairs), "p_holm"
-    (of all rows of that figure), "p_seeds" (Student's, paired by seed; NaN for a baseline)}}}. The mean of a test pair is
-    that of its image query and its text query.
+    {row: {figure: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over
+    test pairs), "p_holm" (of all rows of that figure), "p_seeds" (Student's, paired by seed; NaN
+    for a baseline)}}}. The mean of a test pair is that of its image query and its text query.
   """
   names = [name for name in rows if name != "base"]
   result = {name: {} for name in names}
@@ -145,15 +178,21 @@ def tests(found, rows):
       pair = of_query[name][figure], of_query["base"][figure]
       test = paired_bootstrap(*pair) | {"p": paired_permutation(*pair)["p"], "p_seeds": np.nan}
       if name in seeds:
-        test["p_seeds"] = seed_difference(seeds[name][figure], seeds["base"][figure], paired=True)["p"]
+        test["p_seeds"] = seed_difference(seeds[name][figure], seeds["base"][figure], paired=True)[
+          "p"
+        ]
       result[name][figure] = test
-    for name, adjusted in zip(names, holm([result[name][figure]["p"] for name in names]), strict=True):
+    for name, adjusted in zip(
+      names, holm([result[name][figure]["p"] for name in names]), strict=True
+    ):
       result[name][figure]["p_holm"] = float(adjusted)
   return result
 
 
 def best_against(found, rows, *, baseline="semantic_matching_words"):
-  """Returns {"row", "baseline", and per figure "difference", "low", "high", "p"}: the best variant's mean MAP against it."""
+  """Returns {"row", "baseline", and per figure "difference", "low", "high", "p"}: the best
+  variant's mean MAP against it.
+  """
   if baseline not in rows:
     return {}
   best = max(found, key=lambda name: over(found[name])["map"].mean())
@@ -175,23 +214,38 @@ def _plain(value):
 
 
 def markdown(results):
-  """Returns the table as Markdown: MAP of image query, text query and mean, and the paired difference to base."""
+  """Returns the table as Markdown: MAP of image query, text query and mean, and the paired
+  difference to base.
+  """
   lines = [
-    f"# FG-CMIR on {results['dataset']}", "",
-    f"MAP in percent, test against test, {len(results['seeds'])} seeds: mean ± deviation. Difference of the mean column to "
-    "base with its 95 % interval over test pairs (bootstrap), p of a permutation over test pairs, Holm's over all rows, and "
+    f"# FG-CMIR on {results['dataset']}",
+    "",
+    f"MAP in percent, test against test, {len(results['seeds'])} seeds: mean ± deviation. "
+    "Difference of the mean column to "
+    "base with its 95 % interval over test pairs (bootstrap), p of a permutation over test "
+    "pairs, Holm's over all rows, and "
     "Student's p over paired seeds.",
-    "", f"| row | {' | '.join(FIGURES.values())} | difference to base | p | p, Holm | p, seeds |", "|---|" + "---|" * 7,
-  ]  # fmt: skip
+    "",
+    f"| row | {' | '.join(FIGURES.values())} | difference to base | p | p, Holm | p, seeds |",
+    "|---|" + "---|" * 7,
+  ]
   for variant, row in results["rows"].items():
     cells = [_over_seeds(row[name]) for name in FIGURES]
-    lines.append(f"| {TITLES.get(variant, variant)} | {' | '.join(cells)} | {_test(results, variant)} |")
+    lines.append(
+      f"| {TITLES.get(variant, variant)} | {' | '.join(cells)} | {_test(results, variant)} |"
+    )
   for name, figures in results["baselines"].items():
     cells = [f"{100 * figures[key]:.1f}" for key in FIGURES]
     lines.append(f"| {BASELINES[name]} | {' | '.join(cells)} | {_test(results, name)} |")
   chance = f"{100 * results['random']:.1f}"
   lines.append(f"| random | {chance} | {chance} | {chance} | | | | |")
-  lines += ["", *verdicts(results), "", "Pictures: precision_recall.png, hardness.png; hardest pairs: hardness.md", ""]
+  lines += [
+    "",
+    *verdicts(results),
+    "",
+    "Pictures: precision_recall.png, hardness.png; hardest pairs: hardness.md",
+    "",
+  ]
   return "\n".join(lines)
 
 
@@ -209,7 +263,9 @@ def _test(results, name):
 
 
 def verdicts(results):
-  """Returns a sentence per row that differs from base: does the mean column survive Holm's adjustment?"""
+  """Returns a sentence per row that differs from base: does the mean column survive Holm's
+  adjustment?
+  """
   lines = []
   for name, row in results["tests"].items():
     test = row["map"]
@@ -219,8 +275,14 @@ def verdicts(results):
     lines.append(f"- {title}: {verdict} than base at {LEVEL:g} after Holm's adjustment")
   best = results["best_against"]
   if best:
-    cells = [f"{title} {_interval(best[figure])}, p {best[figure]['p']:.4f}" for figure, title in FIGURES.items()]
-    lines.append(f"- {TITLES.get(best['row'], best['row'])} against {BASELINES[best['baseline']]}: {'; '.join(cells)}")
+    cells = [
+      f"{title} {_interval(best[figure])}, p {best[figure]['p']:.4f}"
+      for figure, title in FIGURES.items()
+    ]
+    lines.append(
+      f"- {TITLES.get(best['row'], best['row'])} against {BASELINES[best['baseline']]}: "
+      f"{'; '.join(cells)}"
+    )
   return lines
 
 

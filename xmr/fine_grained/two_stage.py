@@ -1,7 +1,9 @@
-"""FG-CMIR in two stages: a siamese text network labels pairs by hardness, then pairs are scored with hard ones weighted.
+"""FG-CMIR in two stages: a siamese text network labels pairs by hardness, then pairs are scored
+with hard ones weighted.
 
-The base system (graph of words, encoders, pairwise similarity loss) is that of the group's released code; the label
-formula and the weighted loss are a RECONSTRUCTION from the paper's abstract: neither is public.
+The base system (graph of words, encoders, pairwise similarity loss) is that of the group's released
+code; the label formula and the weighted loss are a RECONSTRUCTION from the paper's abstract:
+neither is public.
 """
 
 import functools
@@ -27,13 +29,24 @@ from xmr.models.siamese import NORMALIZED, PairScore, Siamese
 from xmr.tracking.writer import write_arrays, write_json
 
 CHOICES = {
-  "siamese.loss": (CROSS_ENTROPY, BASE), "pairs.scheme": SCHEMES, "pairs.image_scale": SCALES,
-  "graph.signal": (*SIGNALS, FEATURES), "graph.bias": BIASES, "graph.start": STARTS, "pairs.activation": tuple(ACTIVATIONS),
+  "siamese.loss": (CROSS_ENTROPY, BASE),
+  "pairs.scheme": SCHEMES,
+  "pairs.image_scale": SCALES,
+  "graph.signal": (*SIGNALS, FEATURES),
+  "graph.bias": BIASES,
+  "graph.start": STARTS,
+  "pairs.activation": tuple(ACTIVATIONS),
   "pairs.normalize": NORMALIZED,
-}  # fmt: skip
+}
 POSITIVE = (
-  "graph.min_count", "graph.neighbours", "graph.order", "graph.dim", "siamese.steps", "siamese.every", "pairs.head_start",
-)  # fmt: skip
+  "graph.min_count",
+  "graph.neighbours",
+  "graph.order",
+  "graph.dim",
+  "siamese.steps",
+  "siamese.every",
+  "pairs.head_start",
+)
 
 
 def hardness(similarity, batch):
@@ -66,7 +79,13 @@ def validate(config):
   bound, pair = loss_of(config), jnp.zeros(2)
   # The loss checks its own parameters when it is traced.
   jax.eval_shape(bound, pair, pair > 0, *([pair] if labelled(config) else []))
-  for key in ("siamese.dropout", "pairs.dropout", "pairs.unit_dropout", "pairs.image_dropout", "graph.dropout"):
+  for key in (
+    "siamese.dropout",
+    "pairs.dropout",
+    "pairs.unit_dropout",
+    "pairs.image_dropout",
+    "graph.dropout",
+  ):
     if not 0 <= values[key] < 1:
       raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
 
@@ -77,16 +96,29 @@ def loss_of(config):
   if config.loss.name not in names:
     expected = f"one of {', '.join(names)} with config.task=fine_grained"
     raise UserError(f"config.loss.name is {config.loss.name!r}; expected {expected}")
-  return losses.get(config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"})
+  return losses.get(
+    config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"}
+  )
 
 
-def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None, baselines=True, eval_only=False):
+def run(
+  config,
+  workdir,
+  stop,
+  *,
+  siamese_dir=None,
+  problem=None,
+  programs=None,
+  baselines=True,
+  eval_only=False,
+):
   """One run of both stages; returns its results, or None where it was stopped.
 
   Args:
     config: validated.  workdir: of the run.  stop: Stop.
     siamese_dir: folder of stage 1, shared by runs of one seed; None: workdir/siamese.
-    problem: Problem, where several runs share one.  programs: dict of compiled steps, where several runs share them.
+    problem: Problem, where several runs share one.  programs: dict of compiled steps, where several
+      runs share them.
     baselines: measure semantic matching too, and draw.  eval_only: True trains nothing.
   """
   workdir = pathlib.Path(workdir)
@@ -100,7 +132,9 @@ def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None,
   problem = problem or load(config)
   similarity = None
   if labelled(config):
-    similarity = label_similarity(config, problem, siamese_dir, stop, programs=programs, eval_only=eval_only)
+    similarity = label_similarity(
+      config, problem, siamese_dir, stop, programs=programs, eval_only=eval_only
+    )
     if similarity is None:
       return None
   stage, model = retrieval_stage(config, problem, workdir, similarity)
@@ -110,7 +144,9 @@ def run(config, workdir, stop, *, siamese_dir=None, problem=None, programs=None,
   embeddings = {name: embed(model, variables["params"], problem, name) for name in problem.signals}
   results = report.results(config, problem, embeddings, step=step, baselines=baselines)
   write_json(workdir / "results.json", results)
-  write_arrays(workdir / "per_query.npz", report.per_query(*embeddings["test"], problem.label["test"]))
+  write_arrays(
+    workdir / "per_query.npz", report.per_query(*embeddings["test"], problem.label["test"])
+  )
   if baselines:
     report.draw(workdir, problem, embeddings, similarity)
   return results
@@ -125,15 +161,23 @@ def encoder(config):
   """Returns the GraphEncoder that config.graph and config.model.dim describe."""
   section = config.graph
   return GraphEncoder(
-    dim=config.model.dim, order=section.order, layers=section.layers, bias=section.bias, start=section.start,
-    activation=config.pairs.activation, dropout=section.dropout,
-  )  # fmt: skip
+    dim=config.model.dim,
+    order=section.order,
+    layers=section.layers,
+    bias=section.bias,
+    start=section.start,
+    activation=config.pairs.activation,
+    dropout=section.dropout,
+  )
 
 
 def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=False):
-  """Trains or resumes stage 1, or only reads it; returns q of all pairs of training texts, [T, T]; None where stopped."""
+  """Trains or resumes stage 1, or only reads it; returns q of all pairs of training texts, [T, T];
+  None where stopped.
+  """
   alone = config.copy_and_resolve_references()
-  # Stage 1 does not depend on the loss and length of stage 2: variants of one seed share its folder.
+  # Stage 1 does not depend on the loss and length of stage 2: variants of one seed share its
+  # folder.
   with alone.ignore_type():
     alone.loss.update({key: None for key in alone.loss if key != "name"} | {"name": BASE})
     alone.update({"steps": config.siamese.steps, "epochs": 0.0})
@@ -142,7 +186,9 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
   model = Siamese(encoder=encoder(config), dropout=config.siamese.dropout)
   train, val = (jnp.asarray(problem.signals[name]) for name in ("train", "val"))
   example = (train[:2], problem.laplacian, jnp.arange(2), jnp.arange(2))
-  params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 1), *example)["params"]
+  params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 1), *example)[
+    "params"
+  ]
 
   def scores(params, arrays, batch, key):
     # One encoding serves both sides: grid pairs a batch's texts with each other.
@@ -150,23 +196,37 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     rows = batch["text"] if shared else jnp.concatenate([batch["text"], batch["item"]])
     second = batch["item_of_pair"] + (0 if shared else batch["text"].shape[0])
     return model.apply(
-      {"params": params}, arrays["signal"][rows], arrays["laplacian"], batch["text_of_pair"], second, train=True,
+      {"params": params},
+      arrays["signal"][rows],
+      arrays["laplacian"],
+      batch["text_of_pair"],
+      second,
+      train=True,
       rngs={"dropout": key},
-    )  # fmt: skip
+    )
 
   same = problem.label["val"][:, None] == problem.label["val"][None, :]
   upper = np.triu_indices(len(same), 1)
 
   def validate(params):
-    value = area_under_roc(np.asarray(_similarity(model, params, val, problem.laplacian))[upper], same[upper])
+    value = area_under_roc(
+      np.asarray(_similarity(model, params, val, problem.laplacian))[upper], same[upper]
+    )
     return {"score": value, "auc": value}
 
   bound = losses.get(config.siamese.loss)
   stage = Stage(
-    "siamese", folder, pairs_of(config, problem, own=False), params, scores, lambda s, batch, _: bound(s, batch["positive"]),
-    {"signal": train, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)}, validate,
-    config.siamese.steps, config.siamese.every,
-  )  # fmt: skip
+    "siamese",
+    folder,
+    pairs_of(config, problem, own=False),
+    params,
+    scores,
+    lambda s, batch, _: bound(s, batch["positive"]),
+    {"signal": train, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)},
+    validate,
+    config.siamese.steps,
+    config.siamese.every,
+  )
   if not eval_only and not fit(stage, alone, stop, programs=programs):
     return None
   _, variables, _ = checkpoint.load(folder, "best")
@@ -183,24 +243,44 @@ def retrieval_stage(config, problem, workdir, similarity):
   """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
   section = config.pairs
   model = PairScore(
-    text=encoder(config), dropout=section.dropout, unit_dropout=section.unit_dropout, image_dropout=section.image_dropout,
-    head_start=section.head_start, normalize=section.normalize,
-  )  # fmt: skip
+    text=encoder(config),
+    dropout=section.dropout,
+    unit_dropout=section.unit_dropout,
+    image_dropout=section.image_dropout,
+    head_start=section.head_start,
+    normalize=section.normalize,
+  )
   arrays = {
-    "signal": jnp.asarray(problem.signals["train"]), "image": jnp.asarray(problem.images["train"]),
-    "laplacian": problem.laplacian, "key": jax.random.key(config.seed),
-  }  # fmt: skip
+    "signal": jnp.asarray(problem.signals["train"]),
+    "image": jnp.asarray(problem.images["train"]),
+    "laplacian": problem.laplacian,
+    "key": jax.random.key(config.seed),
+  }
   if similarity is not None:
     arrays["similarity"] = jnp.asarray(similarity)
-  example = (arrays["signal"][:2], problem.laplacian, arrays["image"][:2], jnp.arange(2), jnp.arange(2))
-  params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 2), *example)["params"]
+  example = (
+    arrays["signal"][:2],
+    problem.laplacian,
+    arrays["image"][:2],
+    jnp.arange(2),
+    jnp.arange(2),
+  )
+  params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 2), *example)[
+    "params"
+  ]
   bound = loss_of(config)
 
   def scores(params, arrays, batch, key):
     return model.apply(
-      {"params": params}, arrays["signal"][batch["text"]], arrays["laplacian"], arrays["image"][batch["item"]],
-      batch["text_of_pair"], batch["item_of_pair"], train=True, rngs={"dropout": key},
-    )  # fmt: skip
+      {"params": params},
+      arrays["signal"][batch["text"]],
+      arrays["laplacian"],
+      arrays["image"][batch["item"]],
+      batch["text_of_pair"],
+      batch["item_of_pair"],
+      train=True,
+      rngs={"dropout": key},
+    )
 
   def loss(scores, batch, arrays):
     if similarity is None:
@@ -216,14 +296,20 @@ def retrieval_stage(config, problem, workdir, similarity):
 
   pairs = pairs_of(config, problem, own=True)
   steps = config_lib.in_steps(config, pairs.steps_per_epoch, name="config.")
-  every = max(1, config_lib.in_steps(config.evaluate, pairs.steps_per_epoch, name="config.evaluate."))
+  every = max(
+    1, config_lib.in_steps(config.evaluate, pairs.steps_per_epoch, name="config.evaluate.")
+  )
   return Stage("pairs", workdir, pairs, params, scores, loss, arrays, validate, steps, every), model
 
 
 def pairs_of(config, problem, *, own):
   """Returns the sampler over the training pairs."""
   return Pairs(
-    problem.label["train"], batch_size=config.batch_size, scheme=config.pairs.scheme, seed=config.seed, own=own
+    problem.label["train"],
+    batch_size=config.batch_size,
+    scheme=config.pairs.scheme,
+    seed=config.seed,
+    own=own,
   )
 
 
@@ -234,6 +320,8 @@ def _encode(model, params, signal, laplacian, image):
 
 
 def embed(model, params, problem: Problem, split):
-  """Returns (image [T, D], text [T, D]) float32 of a split; their dot product is the score without its constant."""
+  """Returns (image [T, D], text [T, D]) float32 of a split; their dot product is the score without
+  its constant.
+  """
   encoded = _encode(model, params, problem.signals[split], problem.laplacian, problem.images[split])
   return tuple(np.asarray(x) for x in encoded)

@@ -1,4 +1,6 @@
-"""Looking into a run: load it, encode, search, draw. What is imported here waits until it is used, for --help's sake."""
+"""Looking into a run: load it, encode, search, draw. What is imported here waits until it is used,
+for --help's sake.
+"""
 
 __all__ = ["Run", "load"]
 

@@ -1,4 +1,6 @@
-"""Line charts as inline SVG; colours come from the page's style sheet, so that dark and light both work."""
+"""Line charts as inline SVG; colours come from the page's style sheet, so that dark and light both
+work.
+"""
 
 import math
 
@@ -9,15 +11,26 @@ WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 18, 8, 24
 POINTS = 400  # of a line; more are thinned out
 
-DECADES = 2  # more of them, as where a warm-up sums what training takes the largest of, and the axis is logarithmic
+# more of them, as where a warm-up sums what training takes the largest of, and the axis is
+# logarithmic
+DECADES = 2
 LOGARITHMIC = ("Training loss", "Gradient norm")
 
-# Title of a chart -> its curves, as (name in metrics.jsonl, label); charts without a curve are left out.
+# Title of a chart -> its curves, as (name in metrics.jsonl, label); charts without a curve are left
+# out.
 CHARTS = {
   "Training loss": (("train/loss", "loss"),),
   "Validation rsum": (("val/rsum", "rsum"),),
-  "Image to text, validation recall (%)": (("val/i2t/r1", "R@1"), ("val/i2t/r5", "R@5"), ("val/i2t/r10", "R@10")),
-  "Text to image, validation recall (%)": (("val/t2i/r1", "R@1"), ("val/t2i/r5", "R@5"), ("val/t2i/r10", "R@10")),
+  "Image to text, validation recall (%)": (
+    ("val/i2t/r1", "R@1"),
+    ("val/i2t/r5", "R@5"),
+    ("val/i2t/r10", "R@10"),
+  ),
+  "Text to image, validation recall (%)": (
+    ("val/t2i/r1", "R@1"),
+    ("val/t2i/r5", "R@5"),
+    ("val/t2i/r10", "R@10"),
+  ),
   "Gradient norm": (("train/gradient_norm", "norm"),),
   "Learning rate": (("learning_rate", "rate"),),
 }
@@ -39,7 +52,9 @@ def charts(runs):
 
 
 def chart(title, lines):
-  """Draws lines [(label, CSS classes, x [n], y [n])] over training steps; points that are not finite are left out."""
+  """Draws lines [(label, CSS classes, x [n], y [n])] over training steps; points that are not
+  finite are left out.
+  """
   lines = [(label, style, x[np.isfinite(y)], y[np.isfinite(y)]) for label, style, x, y in lines]
   lines = [line for line in lines if len(line[2])]
   if not lines:
@@ -57,20 +72,31 @@ def chart(title, lines):
     return HEIGHT - BOTTOM - (height(y) - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
   said = "; ".join(f"{label} from {y[0]:.4g} to {y[-1]:.4g}" for label, _, _, y in lines)
-  parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(said)}">']
+  parts = [
+    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(said)}">'
+  ]
   for y in ys:
-    parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
-    parts.append(f'<text x="{LEFT - 5}" y="{down(y) + 3.5:.1f}" text-anchor="end">{short(y)}</text>')
+    parts.append(
+      f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>'
+    )
+    parts.append(
+      f'<text x="{LEFT - 5}" y="{down(y) + 3.5:.1f}" text-anchor="end">{short(y)}</text>'
+    )
   for x in xs:
-    parts.append(f'<text x="{across(x):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{short(x)}</text>')
+    parts.append(
+      f'<text x="{across(x):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{short(x)}</text>'
+    )
   for label, style, x, y in lines:
     chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int))
     points = " ".join(f"{across(x[i]):.1f},{down(y[i]):.1f}" for i in chosen)
-    parts.append(f'<polyline class="{style}" points="{points}"><title>{escape(label)}</title></polyline>')
+    parts.append(
+      f'<polyline class="{style}" points="{points}"><title>{escape(label)}</title></polyline>'
+    )
     if len(chosen) == 1:
       parts.append(f'<circle class="{style}" cx="{across(x[0]):.1f}" cy="{down(y[0]):.1f}" r="3"/>')
   keys = "".join(
-    f'<span><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line class="{style}" x1="0" x2="24" y1="4" y2="4"/></svg>'
+    f'<span><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line class="{style}" x1="0" '
+    'x2="24" y1="4" y2="4"/></svg>'
     f"{escape(label)} <b>{y[-1]:.4g}</b></span>"
     for label, style, _, y in lines
   )

@@ -19,7 +19,9 @@ from xmr.eval import similarity
 from xmr.inspect.runs import IMAGE_ENDINGS
 
 BLOCK = 256  # pictures encoded, and saved, at a time
-ROUNDING = 4e-6  # what a float32 sum of up to some thousand products may be off, relative to the norms
+ROUNDING = (
+  4e-6  # what a float32 sum of up to some thousand products may be off, relative to the norms
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Gallery:
 
 
 def encode_folder(run, folder, *, cache_dir=None, progress=True):
-  """Encodes the pictures of a folder and its subfolders, those alone that the cache does not hold yet.
+  """Encodes the pictures of a folder and its subfolders, those alone that the cache does not hold
+  yet.
 
-  A picture is encoded again when its size or time of change is another. What is done is saved every BLOCK pictures, so
-  a command that was stopped goes on from there. Unreadable pictures are left out and listed, and tried anew each time.
+  A picture is encoded again when its size or time of change is another. What is done is saved every
+  BLOCK pictures, so a command that was stopped goes on from there. Unreadable pictures are left out
+  and listed, and tried anew each time.
 
   Args:
     run: xmr.inspect.Run on pixels.
@@ -55,25 +59,34 @@ def encode_folder(run, folder, *, cache_dir=None, progress=True):
   Returns:
     Gallery.
   Raises:
-    UserError: no folder, no readable picture in it, a run on features, or a cache that cannot be written.
+    UserError: no folder, no readable picture in it, a run on features, or a cache that cannot be
+      written.
   """
   folder = pathlib.Path(folder)
   keys = pictures_of(folder)
   if not keys:
-    raise UserError(f"{folder} has no pictures; expected files that end in {', '.join(IMAGE_ENDINGS)}")
+    raise UserError(
+      f"{folder} has no pictures; expected files that end in {', '.join(IMAGE_ENDINGS)}"
+    )
   cache = _Cache(pathlib.Path(cache_dir or run.config.data.cache_dir).expanduser(), run, folder)
   known = cache.read()
   missing = [key for key in keys if key not in known]
   skipped = []
   with (
     concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    tqdm(total=len(missing), desc="encoding", unit="image", disable=not (progress and missing)) as bar,
+    tqdm(
+      total=len(missing), desc="encoding", unit="image", disable=not (progress and missing)
+    ) as bar,
   ):
     for begin in range(0, len(missing), BLOCK):
       part = missing[begin : begin + BLOCK]
       crops = list(pool.map(lambda key: _crop(run, folder / key[0]), part))
-      good = [(key, crop) for key, crop in zip(part, crops, strict=True) if not isinstance(crop, str)]
-      skipped += [(key[0], crop) for key, crop in zip(part, crops, strict=True) if isinstance(crop, str)]
+      good = [
+        (key, crop) for key, crop in zip(part, crops, strict=True) if not isinstance(crop, str)
+      ]
+      skipped += [
+        (key[0], crop) for key, crop in zip(part, crops, strict=True) if isinstance(crop, str)
+      ]
       if good:
         x = run.encode_crops(np.stack([crop for _, crop in good]))
         cache.write([key for key, _ in good], x)
@@ -85,11 +98,15 @@ def encode_folder(run, folder, *, cache_dir=None, progress=True):
     raise UserError(f"none of the {len(keys)} pictures in {folder} can be read; {name}: {reason}")
   embeddings = np.stack([known[key] for key in found])
   cache.tidy(found, embeddings)
-  return Gallery(folder, [key[0] for key in found], embeddings, skipped, len(missing) - len(skipped))
+  return Gallery(
+    folder, [key[0] for key in found], embeddings, skipped, len(missing) - len(skipped)
+  )
 
 
 def pictures_of(folder):
-  """Returns [(path relative to the folder, bytes, time of change in ns)] of its pictures, sorted by path."""
+  """Returns [(path relative to the folder, bytes, time of change in ns)] of its pictures, sorted by
+  path.
+  """
   if not folder.is_dir():
     raise UserError(f"--gallery: {folder} is not a folder")
   found = []
@@ -113,10 +130,14 @@ def _crop(run, path):
 
 
 class _Cache:
-  """Files of embeddings with the pictures that they belong to, in a folder of this run and gallery."""
+  """Files of embeddings with the pictures that they belong to, in a folder of this run and
+  gallery.
+  """
 
   def __init__(self, root, run, folder):
-    digest = hashlib.sha256(f"1 {folder.resolve()} {run.fingerprint}".encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(
+      f"1 {folder.resolve()} {run.fingerprint}".encode("utf-8", "surrogateescape")
+    ).hexdigest()
     self.folder, self.dim = root / "galleries" / digest[:32], run.config.model.dim
     self.files, self.held = [], 0
 
@@ -148,7 +169,9 @@ class _Cache:
         np.savez(file, x=x, keys=np.frombuffer(json.dumps(keys).encode(), np.uint8))
       temporary.replace(path)
     except OSError as error:
-      raise UserError(f"cannot write {self.folder}: {error.strerror}; give another --cache_dir") from None
+      raise UserError(
+        f"cannot write {self.folder}: {error.strerror}; give another --cache_dir"
+      ) from None
     self.files.append(path)
     self.held += len(keys)
 
@@ -164,8 +187,9 @@ class _Cache:
 class Index:
   """Embeddings that answer one query at a time, fast.
 
-  "exact" scores every item: float32 products, and float64 for those too close to call; of equal scores the lowest index
-  comes first. "faiss" walks a graph (HNSW) of near neighbours: sublinear, approximate, worth it for millions of items.
+  "exact" scores every item: float32 products, and float64 for those too close to call; of equal
+  scores the lowest index comes first. "faiss" walks a graph (HNSW) of near neighbours: sublinear,
+  approximate, worth it for millions of items.
   """
 
   def __init__(self, embeddings, *, kind="cosine", backend="exact"):
@@ -185,10 +209,14 @@ class Index:
     elif kind == "order":
       self.on_device = jnp.asarray(self.rows)
     else:
-      self.slack = ROUNDING * (1.0 if kind == "cosine" else float(np.linalg.norm(self.rows, axis=1).max()))
+      self.slack = ROUNDING * (
+        1.0 if kind == "cosine" else float(np.linalg.norm(self.rows, axis=1).max())
+      )
 
   def search(self, query, k, *, text_query=False):
-    """Returns (scores [k] float32, indices [k] int64) for one query [D]; k is cut to the number of items."""
+    """Returns (scores [k] float32, indices [k] int64) for one query [D]; k is cut to the number of
+    items.
+    """
     query, k = np.asarray(query, np.float32).reshape(-1), min(k, len(self.rows))
     if self.kind == "cosine":
       query = _unit(query)

@@ -1,4 +1,6 @@
-"""How one field of a config moves a figure: the plots of the IMC paper (distances, lambda), for any field of a sweep."""
+"""How one field of a config moves a figure: the plots of the IMC paper (distances, lambda), for any
+field of a sweep.
+"""
 
 import numpy as np
 
@@ -7,10 +9,12 @@ INK = "#1f2328"
 
 
 def figure(field, values, setting_of, stats, *, name="rsum"):
-  """Draws a figure of the results over the values of one field, a line (or group of points) for each setting of the others.
+  """Draws a figure of the results over the values of one field, a line (or group of points) for
+  each setting of the others.
 
   Args:
-    field: of the config.  values: list of its texts; numbers are joined by a line, words stand as points.
+    field: of the config.  values: list of its texts; numbers are joined by a line, words stand as
+      points.
     setting_of: {name of a setting: {field: text}}.
     stats: {name of a setting: {"mean", "deviation"}}; whiskers are one deviation over seeds.
     name: of what is drawn.
@@ -31,14 +35,23 @@ def figure(field, values, setting_of, stats, *, name="rsum"):
     kept = [value for value in values if value in found]
     mean = np.array([found[value]["mean"] for value in kept])
     deviation = np.nan_to_num([found[value]["deviation"] for value in kept])
-    style = {"color": COLOURS[place % len(COLOURS)], "label": rest or None, "marker": "o", "capsize": 3}
+    style = {
+      "color": COLOURS[place % len(COLOURS)],
+      "label": rest or None,
+      "marker": "o",
+      "capsize": 3,
+    }
     if numbers is not None:
       x = [numbers[values.index(value)] for value in kept]
       axis.errorbar(x, mean, yerr=deviation, markersize=4, linewidth=1.5, **style)
     else:
-      x = np.array([values.index(value) for value in kept]) + (place - (len(others) - 1) / 2) * width
+      x = (
+        np.array([values.index(value) for value in kept]) + (place - (len(others) - 1) / 2) * width
+      )
       # Not bars: those would have to begin at zero, where no difference can be seen.
-      axis.errorbar(x, mean, yerr=deviation, markersize=7, linestyle="none", elinewidth=1.5, **style)
+      axis.errorbar(
+        x, mean, yerr=deviation, markersize=7, linestyle="none", elinewidth=1.5, **style
+      )
   if numbers is None:
     axis.set_xticks(range(len(values)), values)
     axis.set_xlim(-0.5, len(values) - 0.5)

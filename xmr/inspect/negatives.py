@@ -1,8 +1,9 @@
 """How wrong the hardest negatives are: python -m xmr.inspect.negatives --workdir=runs/hn.
 
-For some images of the training split, the caption of another image that the run's model finds nearest, and how well that
-caption describes the image: its ROUGE-L relevance to the image's own captions. Beside it stand the share for an image's own
-captions (each against the others) and for captions drawn at random. Writes WORKDIR/negatives.md and negatives.json.
+For some images of the training split, the caption of another image that the run's model finds
+nearest, and how well that caption describes the image: its ROUGE-L relevance to the image's own
+captions. Beside it stand the share for an image's own captions (each against the others) and for
+captions drawn at random. Writes WORKDIR/negatives.md and negatives.json.
 """
 
 import pathlib
@@ -16,15 +17,17 @@ EXAMPLES = 10
 
 
 def mined(run, split, *, queries, seed):
-  """Finds the hardest caption of another image for some images, and the relevance of it, of own and of random captions.
+  """Finds the hardest caption of another image for some images, and the relevance of it, of own and
+  of random captions.
 
   Args:
     run: Run.  split: Split with N images, all of whose captions are searched.
     queries: images to look at, min(queries, N), drawn by `seed`.
   Returns:
-    list of {"image", "name", "captions": own ones, "negative": the mined caption, "negative_of": name of its image,
-    "relevance", "own", "random": ROUGE-L in [0, 1], own None for an image with one caption, "score": similarity of the
-    mined caption, "positive": the best of the image's own captions}.
+    list of {"image", "name", "captions": own ones, "negative": the mined caption, "negative_of":
+      name of its image,
+    "relevance", "own", "random": ROUGE-L in [0, 1], own None for an image with one caption,
+    "score": similarity of the mined caption, "positive": the best of the image's own captions}.
   """
   import numpy as np
 
@@ -35,7 +38,9 @@ def mined(run, split, *, queries, seed):
   rng = np.random.default_rng(seed)
   rows = np.sort(rng.choice(len(image), min(queries, len(image)), replace=False))
   longest = max(len(own) for own in captions)
-  scores, found = study.neighbours(image[rows], text, longest + 1, kind=run.config.similarity, text_query=False)
+  scores, found = study.neighbours(
+    image[rows], text, longest + 1, kind=run.config.similarity, text_query=False
+  )
   listed = []
   for row, row_scores, row_found in zip(rows, scores, found, strict=True):
     other = split.image_of_text[row_found] != row
@@ -46,17 +51,26 @@ def mined(run, split, *, queries, seed):
     drawn = int(rng.choice(np.flatnonzero(split.image_of_text != row)))
     listed.append(
       {
-        "image": int(split.image_id[row]), "name": split.image_names[row], "captions": own,
+        "image": int(split.image_id[row]),
+        "name": split.image_names[row],
+        "captions": own,
         "negative": split.texts[row_found[first]],
         "negative_of": split.image_names[split.image_of_text[row_found[first]]],
         "relevance": relevance(split.texts[row_found[first]], own),
         "own": relevance(own[0], own[1:]) if len(own) > 1 else None,
         "random": relevance(split.texts[drawn], own),
         "score": float(row_scores[first]),
-        "positive": float(study.neighbours(
-          image[row : row + 1], text[captions[row]], 1, kind=run.config.similarity, text_query=False)[0][0, 0]),
+        "positive": float(
+          study.neighbours(
+            image[row : row + 1],
+            text[captions[row]],
+            1,
+            kind=run.config.similarity,
+            text_query=False,
+          )[0][0, 0]
+        ),
       }
-    )  # fmt: skip
+    )
   return listed
 
 
@@ -68,25 +82,35 @@ def relevance(caption, references):
 
 
 def shares(listed):
-  """Returns {"mined", "own", "random": {"mean": [], bound: share of relevances of at least the bound}}."""
+  """Returns {"mined", "own", "random": {"mean": [], bound: share of relevances of at least the
+  bound}}.
+  """
   result = {}
   for name, key in (("mined", "relevance"), ("own", "own"), ("random", "random")):
     values = [entry[key] for entry in listed if entry[key] is not None]
     n = max(len(values), 1)
-    result[name] = {"mean": sum(values) / n} | {f">= {bound:g}": sum(v >= bound for v in values) / n for bound in ABOVE}
+    result[name] = {"mean": sum(values) / n} | {
+      f">= {bound:g}": sum(v >= bound for v in values) / n for bound in ABOVE
+    }
   return result
 
 
 def table(listed, *, name, split):
-  """Returns the Markdown: shares, the share of negatives that beat the positives, the examples of highest relevance."""
+  """Returns the Markdown: shares, the share of negatives that beat the positives, the examples of
+  highest relevance.
+  """
   found = shares(listed)
   heads = list(found["mined"])
-  rows = [f"| {kind} | " + " | ".join(f"{found[kind][head]:.3f}" for head in heads) + " |" for kind in found]
+  rows = [
+    f"| {kind} | " + " | ".join(f"{found[kind][head]:.3f}" for head in heads) + " |"
+    for kind in found
+  ]
   beaten = sum(entry["score"] > entry["positive"] for entry in listed) / max(len(listed), 1)
   lines = [
     f"# The hardest captions of {name}, {split}, {len(listed)} images",
     "",
-    "ROUGE-L relevance to the image of: the hardest caption of another image; a caption of its own against the others; a "
+    "ROUGE-L relevance to the image of: the hardest caption of another image; a caption of its "
+    "own against the others; a "
     "random caption.",
     "",
     "| caption | " + " | ".join(heads) + " |",
@@ -100,7 +124,8 @@ def table(listed, *, name, split):
   ]
   for entry in sorted(listed, key=lambda entry: -entry["relevance"])[:EXAMPLES]:
     lines.append(
-      f"- {entry['name']}: “{entry['captions'][0]}” / mined ({entry['relevance']:.2f}): “{entry['negative']}” "
+      f"- {entry['name']}: “{entry['captions'][0]}” / mined ({entry['relevance']:.2f}): "
+      f"“{entry['negative']}” "
       f"(of {entry['negative_of']})"
     )
   return "\n".join(lines) + "\n"
@@ -121,7 +146,10 @@ def negatives(workdir, *, step="best", split="train", queries=1000, seed=0):
   text = table(listed, name=pathlib.Path(workdir).resolve().name, split=split)
   try:
     pathlib.Path(workdir, "negatives.md").write_text(text, encoding="utf-8")
-    write_json(pathlib.Path(workdir, "negatives.json"), {"step": run.step, "shares": shares(listed), "negatives": listed})
+    write_json(
+      pathlib.Path(workdir, "negatives.json"),
+      {"step": run.step, "shares": shares(listed), "negatives": listed},
+    )
   except OSError as error:
     raise UserError(f"cannot write {workdir}/negatives.md: {error.strerror}") from None
   return text
@@ -131,8 +159,15 @@ def parser():
   """Returns the parser of the command line."""
   made = command_line.parser("xmr.inspect.negatives", __doc__)
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
-  made.add_argument("--step", default="best", help='checkpoint: "best" (default), "latest" or a number')
-  made.add_argument("--split", default="train", choices=("train", "val", "test"), help="captions that are searched (train)")
+  made.add_argument(
+    "--step", default="best", help='checkpoint: "best" (default), "latest" or a number'
+  )
+  made.add_argument(
+    "--split",
+    default="train",
+    choices=("train", "val", "test"),
+    help="captions that are searched (train)",
+  )
   made.add_argument("--queries", type=int, default=1000, help="images to look at (1000)")
   made.add_argument("--seed", type=int, default=0, help="chooses those images (0)")
   return made
@@ -147,8 +182,15 @@ def main(argv):
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    print(negatives(arguments.workdir, step=arguments.step, split=arguments.split, queries=arguments.queries,
-                    seed=arguments.seed))  # fmt: skip
+    print(
+      negatives(
+        arguments.workdir,
+        step=arguments.step,
+        split=arguments.split,
+        queries=arguments.queries,
+        seed=arguments.seed,
+      )
+    )
 
 
 if __name__ == "__main__":

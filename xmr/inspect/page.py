@@ -1,4 +1,6 @@
-"""Templates, pictures and data of a page that needs no network: everything in one HTML file, everything escaped."""
+"""Templates, pictures and data of a page that needs no network: everything in one HTML file,
+everything escaped.
+"""
 
 import base64
 import functools
@@ -25,9 +27,12 @@ def environment():
   import jinja2
 
   made = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+    loader=jinja2.FileSystemLoader(FOLDER),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
     lstrip_blocks=True,
-  )  # fmt: skip
+  )
   made.globals["asset"] = lambda name: Markup((FOLDER / name).read_text(encoding="utf-8"))
   made.filters["json"] = script_json
   return made
@@ -53,21 +58,25 @@ def clipped(text):
 
 
 def searchable(split, limit=SEARCHABLE):
-  """Returns (images, captions), rows [n] and [t]: as many images from the first on as have `limit` captions together."""
+  """Returns (images, captions), rows [n] and [t]: as many images from the first on as have `limit`
+  captions together.
+  """
   counts = np.bincount(split.image_of_text, minlength=len(split.image_id))
   n = max(1, int(np.searchsorted(np.cumsum(counts), limit, side="right")))
   return np.arange(n), np.flatnonzero(split.image_of_text < n)
 
 
 def search_data(image, text, split, *, kind, k=10, limit=SEARCHABLE):
-  """What the page's search needs: captions, and the k neighbours of every image and caption in the four tasks.
+  """What the page's search needs: captions, and the k neighbours of every image and caption in the
+  four tasks.
 
   Args:
     image: [N, D].  text: [T, D].  split: Split.  kind: of similarity.
     k: neighbours.  limit: captions that can be searched.
   Returns:
-    {"images", "captions": rows of the split, "texts": [t] str, "of": [t] place of the caption's image, "names": [n] str,
-    "i2t", "t2i", "i2i", "t2t": [[place, score x 1000, place, ...] of each query]}; a place counts among the rows listed.
+    {"images", "captions": rows of the split, "texts": [t] str, "of": [t] place of the caption's
+    image, "names": [n] str, "i2t", "t2i", "i2i", "t2t": [[place, score x 1000, place, ...] of each
+      query]}; a place counts among the rows listed.
   """
   images, captions = searchable(split, limit)
   image, text = image[images], text[captions]
@@ -78,13 +87,19 @@ def search_data(image, text, split, *, kind, k=10, limit=SEARCHABLE):
     "t2t": study.neighbours(text, text, k, kind=kind, text_query=True, same=True),
   }
   flat = {
-    task: np.stack([found, np.rint(1000 * scores).astype(int)], axis=2).reshape(len(found), -1).tolist()
+    task: np.stack([found, np.rint(1000 * scores).astype(int)], axis=2)
+    .reshape(len(found), -1)
+    .tolist()
     for task, (scores, found) in lists.items()
   }
   return {
-    "images": images.tolist(), "captions": captions.tolist(), "texts": [clipped(split.texts[row]) for row in captions],
-    "of": split.image_of_text[captions].tolist(), "names": [split.image_names[row] for row in images], **flat,
-  }  # fmt: skip
+    "images": images.tolist(),
+    "captions": captions.tolist(),
+    "texts": [clipped(split.texts[row]) for row in captions],
+    "of": split.image_of_text[captions].tolist(),
+    "names": [split.image_names[row] for row in images],
+    **flat,
+  }
 
 
 def thumbnails(split, rows, *, folder, budget, side=THUMBNAIL):

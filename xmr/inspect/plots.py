@@ -13,7 +13,8 @@ RIGHT, WRONG, INK = "#1a7f37", "#b8b8b8", "#1f2328"
 
 
 def picture(split, row, *, folder=""):
-  """Returns image `row` of a split as a PIL image, or None where there are only features and no file beside them.
+  """Returns image `row` of a split as a PIL image, or None where there are only features and no
+  file beside them.
 
   Args:
     split: xmr.data.Split.  row: int.
@@ -28,7 +29,8 @@ def picture(split, row, *, folder=""):
 
 
 def retrieved(image, text, split, *, kind="cosine", folder="", rows=6, k=5, seed=0):
-  """Draws captions, each with the k images that score highest; the caption's own image has a green frame.
+  """Draws captions, each with the k images that score highest; the caption's own image has a green
+  frame.
 
   Args:
     image: [N, D] float.  text: [T, D] float; embeddings of the split.
@@ -46,12 +48,23 @@ def retrieved(image, text, split, *, kind="cosine", folder="", rows=6, k=5, seed
   k = min(k, len(image))
   scores, found = (np.asarray(x) for x in top_k(text[chosen], image, k, kind=kind, text_query=True))
   figure = Figure(figsize=(2.2 + 1.25 * k, 1.45 * len(chosen)), dpi=110, facecolor="white")
-  axes = figure.subplots(len(chosen), k + 1, squeeze=False, gridspec_kw={"width_ratios": [1.9] + [1] * k})
+  axes = figure.subplots(
+    len(chosen), k + 1, squeeze=False, gridspec_kw={"width_ratios": [1.9] + [1] * k}
+  )
   for line, row in zip(axes, chosen, strict=True):
     query = line[0]
     query.axis("off")
     caption = textwrap.fill(split.texts[row], 26)
-    query.text(0, 0.5, caption, va="center", fontsize=8, color=INK, transform=query.transAxes, parse_math=False)
+    query.text(
+      0,
+      0.5,
+      caption,
+      va="center",
+      fontsize=8,
+      color=INK,
+      transform=query.transAxes,
+      parse_math=False,
+    )
     at = np.flatnonzero(chosen == row)[0]
     for place, axis in enumerate(line[1:]):
       right = found[at, place] == split.image_of_text[row]
@@ -59,14 +72,23 @@ def retrieved(image, text, split, *, kind="cosine", folder="", rows=6, k=5, seed
       axis.set_xticks([])
       axis.set_yticks([])
       if shown is None:
-        axis.text(0.5, 0.5, split.image_names[found[at, place]][:14], ha="center", va="center", fontsize=6)
+        axis.text(
+          0.5, 0.5, split.image_names[found[at, place]][:14], ha="center", va="center", fontsize=6
+        )
       else:
         axis.imshow(shown)
-      axis.set_xlabel(f"{place + 1}: {scores[at, place]:.2f}", fontsize=7, color=RIGHT if right else INK, labelpad=2)
+      axis.set_xlabel(
+        f"{place + 1}: {scores[at, place]:.2f}",
+        fontsize=7,
+        color=RIGHT if right else INK,
+        labelpad=2,
+      )
       for side in axis.spines.values():
         side.set_color(RIGHT if right else WRONG)
         side.set_linewidth(3 if right else 0.6)
-  figure.suptitle(f"{split.name}: captions and their {k} best of {len(image):,} images", fontsize=9, color=INK)
+  figure.suptitle(
+    f"{split.name}: captions and their {k} best of {len(image):,} images", fontsize=9, color=INK
+  )
   figure.tight_layout(rect=(0, 0, 1, 0.98))
   return figure
 
@@ -92,7 +114,9 @@ def curves(runs, names=("train/loss", "val/rsum", "val/i2t/r1", "val/t2i/r1")):
 
   names = [name for name in names if any(name in metrics for metrics in runs.values())]
   figure = Figure(figsize=(3.6 * max(1, len(names)), 2.8), layout="constrained")
-  for axis, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
+  for axis, name in zip(
+    figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False
+  ):
     for label, metrics in runs.items():
       if name in metrics:
         steps, values = metrics[name]
@@ -127,8 +151,9 @@ def matrix(scores, *, match=None):
 def positives(image, text, image_of_text, *, kind="cosine"):
   """Draws how far positives stand above the hardest negatives, across modalities and within them.
 
-  Cross-modal: each text's own image against its best other image. Within: each text's best other text of its own image
-  against the best of another image, and each image's best other image, which is always a negative.
+  Cross-modal: each text's own image against its best other image. Within: each text's best other
+  text of its own image against the best of another image, and each image's best other image, which
+  is always a negative.
 
   Args:
     image: [N, D] float.  text: [T, D] float.  image_of_text: [T] int.  kind: of similarity.
@@ -147,7 +172,9 @@ def positives(image, text, image_of_text, *, kind="cosine"):
   same = image_of_text[:, None] == image_of_text[None]
   panels["text to text"] = [("hardest negative", np.where(same, -np.inf, texts).max(axis=1))]
   np.fill_diagonal(same, False)
-  panels["text to text"].insert(0, ("best of the same image", np.where(same, texts, -np.inf).max(axis=1)))
+  panels["text to text"].insert(
+    0, ("best of the same image", np.where(same, texts, -np.inf).max(axis=1))
+  )
   images = np.array(similarity(image, image, kind=kind))
   np.fill_diagonal(images, -np.inf)
   panels["image to image"] = [("nearest other image", images.max(axis=1))]
@@ -180,7 +207,8 @@ def modality_map(image, text, image_of_text, *, lines=40):
   """Draws the 2-D map of images and texts; thin lines join some texts with their images.
 
   Args:
-    image: [N, D] float.  text: [T, D] float.  image_of_text: [T] int.  lines: texts that are joined.
+    image: [N, D] float.  text: [T, D] float.  image_of_text: [T] int.  lines: texts that are
+      joined.
   Returns:
     matplotlib Figure.
   """

@@ -1,4 +1,5 @@
-"""Writes one page that shows what a run retrieves: python -m xmr.inspect.report --workdir=runs/imc [--compare=runs/mh].
+"""Writes one page that shows what a run retrieves: python -m xmr.inspect.report --workdir=runs/imc
+[--compare=runs/mh].
 
 The page is WORKDIR/report.html (or --out=FILE). It needs no network and no other file.
 """
@@ -28,7 +29,8 @@ def report(workdir, *, compare=None, out=None, step="best", queries=QUERIES, see
   Returns:
     path of the page.
   Raises:
-    UserError: no run, no checkpoints, missing data, two runs on different splits, a file that cannot be written.
+    UserError: no run, no checkpoints, missing data, two runs on different splits, a file that
+      cannot be written.
   """
   from xmr.inspect import page
 
@@ -38,7 +40,9 @@ def report(workdir, *, compare=None, out=None, step="best", queries=QUERIES, see
     from xmr.inspect import study
 
     study.same_split(shown[0].split, shown[1].split, names=(workdir, compare))
-  context = _context(shown, queries=queries, seed=seed, limit=page.SEARCHABLE if limit is None else limit)
+  context = _context(
+    shown, queries=queries, seed=seed, limit=page.SEARCHABLE if limit is None else limit
+  )
   html = _fitted(context, shown[0])
   path = pathlib.Path(out) if out else pathlib.Path(workdir) / "report.html"
   try:
@@ -60,16 +64,24 @@ class _Scored:
     self.config, self.name = self.run.config, pathlib.Path(workdir).resolve().name
     self.split = data.load(self.config)[self.config.evaluate.split]
     self.image, self.text = study.embeddings(self.run, self.split)
-    self.results = protocol.report(self.image, self.text, self.split, config=self.config, step=self.run.step)
+    self.results = protocol.report(
+      self.image, self.text, self.split, config=self.config, step=self.run.step
+    )
     self.results["metrics"] |= self._written()
-    self.outcomes = study.outcomes(self.image, self.text, self.split.image_of_text, kind=self.config.similarity)
+    self.outcomes = study.outcomes(
+      self.image, self.text, self.split.image_of_text, kind=self.config.similarity
+    )
 
   def _written(self):
-    """Returns figures of results.json that are not computed here, such as graded ones, where it is of this step."""
+    """Returns figures of results.json that are not computed here, such as graded ones, where it is
+    of this step.
+    """
     try:
       found = json.loads((self.run.workdir / "results.json").read_text())
       same = (found["step"], found["split"]) == (self.run.step, self.split.name)
-      return {k: v for k, v in found["metrics"].items() if same and k not in self.results["metrics"]}
+      return {
+        k: v for k, v in found["metrics"].items() if same and k not in self.results["metrics"]
+      }
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
       return {}
 
@@ -92,25 +104,43 @@ def _context(shown, *, queries, seed, limit):
     "i2t": study.neighbours(image, text, DEPTH, kind=kind, text_query=False),
   }
   return {
-    "name": first.name, "results": first.results, "names": [run.name for run in shown],
-    "figures": _figures(shown), "charts": charts.charts([(run.name, run.run.metrics) for run in shown]),
-    "split": split, "clipped": page.clipped, "captions_of": relevance.captions,
-    "relevance_names": relevance.names, "spice": spice,
+    "name": first.name,
+    "results": first.results,
+    "names": [run.name for run in shown],
+    "figures": _figures(shown),
+    "charts": charts.charts([(run.name, run.run.metrics) for run in shown]),
+    "split": split,
+    "clipped": page.clipped,
+    "captions_of": relevance.captions,
+    "relevance_names": relevance.names,
+    "spice": spice,
     "studies": [
-      (run.name, study.qualitative(run.image, run.text, split, relevance, kind=run.config.similarity, rows=rows))
+      (
+        run.name,
+        study.qualitative(
+          run.image, run.text, split, relevance, kind=run.config.similarity, rows=rows
+        ),
+      )
       for run in shown
     ],
-    "worst": {task: _failed(first, task, lists, study.worst(first.outcomes[task]["rank"], LISTED)) for task in lists},
+    "worst": {
+      task: _failed(first, task, lists, study.worst(first.outcomes[task]["rank"], LISTED))
+      for task in lists
+    },
     "hubs": {
-      task: study.hubs(found, len(image if task == "t2i" else text), LISTED) for task, (_, found) in lists.items()
+      task: study.hubs(found, len(image if task == "t2i" else text), LISTED)
+      for task, (_, found) in lists.items()
     },
     "depth": {task: found.shape[1] for task, (_, found) in lists.items()},
     "tied": {task: _tied(first, task) for task in lists},
-    "lengths": study.by_length(np.array([len(tokens) for tokens in split.tokens]), first.outcomes["t2i"]["rank"]),
+    "lengths": study.by_length(
+      np.array([len(tokens) for tokens in split.tokens]), first.outcomes["t2i"]["rank"]
+    ),
     "differences": _differences(shown) if len(shown) > 1 else None,
     "search": page.search_data(image, text, split, kind=kind, limit=limit),
-    "config": config_lib.flat(first.config), "seed": seed,
-  }  # fmt: skip
+    "config": config_lib.flat(first.config),
+    "seed": seed,
+  }
 
 
 def _spice(config):
@@ -121,7 +151,9 @@ def _spice(config):
 
 
 def _figures(shown):
-  """Returns rows (name, [value of each run], paired bootstrap of the difference or None) of the results table."""
+  """Returns rows (name, [value of each run], paired bootstrap of the difference or None) of the
+  results table.
+  """
   from xmr.eval import significance
 
   rows = []
@@ -145,10 +177,14 @@ def _failed(run, task, lists, queries):
   for row in queries:
     scores, items = lists[task][0][row][:FAR], lists[task][1][row][:FAR]
     right = [of[row] == item if task == "t2i" else of[item] == row for item in items]
-    found.append({
-      "row": int(row), "rank": int(run.outcomes[task]["rank"][row]) + 1, "ties": int(run.outcomes[task]["ties"][row]),
-      "found": [study.answer(*x) for x in zip(items, scores, right, strict=True)],
-    })  # fmt: skip
+    found.append(
+      {
+        "row": int(row),
+        "rank": int(run.outcomes[task]["rank"][row]) + 1,
+        "ties": int(run.outcomes[task]["ties"][row]),
+        "found": [study.answer(*x) for x in zip(items, scores, right, strict=True)],
+      }
+    )
   return found
 
 
@@ -159,19 +195,25 @@ def _tied(run, task):
   rank, ties = run.outcomes[task]["rank"], run.outcomes[task]["ties"]
   rows = [row for row in np.argsort(-ties, kind="stable")[:LISTED] if ties[row]]
   return {
-    "count": int(np.count_nonzero(ties)), "rows": [(int(row), int(rank[row]) + 1, int(ties[row])) for row in rows]
+    "count": int(np.count_nonzero(ties)),
+    "rows": [(int(row), int(rank[row]) + 1, int(ties[row])) for row in rows],
   }
 
 
 def _differences(shown):
-  """Returns captions whose image the one run ranks much better than the other: [(row, rank, rank of the other)]."""
+  """Returns captions whose image the one run ranks much better than the other: [(row, rank, rank of
+  the other)].
+  """
   import numpy as np
 
   # Of reciprocal ranks: from 1 to 5 matters, from 301 to 305 does not.
   ranks = [run.outcomes["t2i"]["rank"] + 1 for run in shown]
   gain = 1 / ranks[0] - 1 / ranks[1]
   order = np.argsort(-gain, kind="stable")
-  sides = (order[:LISTED][gain[order[:LISTED]] > 0], order[::-1][:LISTED][gain[order[::-1][:LISTED]] < 0])
+  sides = (
+    order[:LISTED][gain[order[:LISTED]] > 0],
+    order[::-1][:LISTED][gain[order[::-1][:LISTED]] < 0],
+  )
   return [[(int(row), int(ranks[0][row]), int(ranks[1][row])) for row in side] for side in sides]
 
 
@@ -182,7 +224,10 @@ def _fitted(context, run):
   bare = page.render("report.html.j2", **context, thumbnails={}, left=0)
   rows = [row for row in _needed(context)] + context["search"]["images"]
   made, left = page.thumbnails(
-    run.split, rows, folder=run.config.data.dir, budget=page.LIMIT - len(bare.encode("utf-8", "replace"))
+    run.split,
+    rows,
+    folder=run.config.data.dir,
+    budget=page.LIMIT - len(bare.encode("utf-8", "replace")),
   )
   return page.render("report.html.j2", **context, thumbnails=made, left=left)
 
@@ -192,7 +237,9 @@ def _needed(context):
   for _, studies in context["studies"]:
     for one in studies:
       yield one["row"]
-      yield from (x["row"] for found in (one["i2i"], *(c["t2i"] for c in one["captions"])) for x in found)
+      yield from (
+        x["row"] for found in (one["i2i"], *(c["t2i"] for c in one["captions"])) for x in found
+      )
   for failed in context["worst"]["t2i"]:
     yield context["split"].image_of_text[failed["row"]]
     yield from (x["row"] for x in failed["found"])
@@ -207,9 +254,18 @@ def parser():
   made = command_line.parser("xmr.inspect.report", __doc__)
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
   made.add_argument("--compare", metavar="DIR", help="folder of a second run on the same split")
-  made.add_argument("--out", metavar="FILE", help="where to write the page; WORKDIR/report.html unless given")
-  made.add_argument("--step", default="best", help='checkpoint: "best" (default), "latest" or a number')
-  made.add_argument("--queries", type=int, default=QUERIES, help=f"query images of the qualitative study ({QUERIES})")
+  made.add_argument(
+    "--out", metavar="FILE", help="where to write the page; WORKDIR/report.html unless given"
+  )
+  made.add_argument(
+    "--step", default="best", help='checkpoint: "best" (default), "latest" or a number'
+  )
+  made.add_argument(
+    "--queries",
+    type=int,
+    default=QUERIES,
+    help=f"query images of the qualitative study ({QUERIES})",
+  )
   made.add_argument("--seed", type=int, default=0, help="chooses those images (0)")
   return made
 
@@ -224,9 +280,13 @@ def main(argv):
 
     logging.set_verbosity(logging.ERROR)
     path = report(
-      arguments.workdir, compare=arguments.compare, out=arguments.out, step=arguments.step, queries=arguments.queries,
+      arguments.workdir,
+      compare=arguments.compare,
+      out=arguments.out,
+      step=arguments.step,
+      queries=arguments.queries,
       seed=arguments.seed,
-    )  # fmt: skip
+    )
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -36,15 +36,22 @@ class Run:
     params: nested dict of NumPy arrays.
     variables: {"params", "batch_stats" where there are any}, NumPy.
     vocabulary: xmr.data.Vocabulary; None where captions are features.
-    metrics: {name: (steps [n] int, values [n] float)}: the curves, such as "train/loss" and "val/rsum"; NaN where the
-      number was not finite.
+    metrics: {name: (steps [n] int, values [n] float)}: the curves, such as "train/loss" and
+      "val/rsum"; NaN where the number was not finite.
     model: xmr.models.DualEncoder.
   """
 
   def __init__(self, workdir, *, config, step, variables, vocabulary, metrics):
-    self.workdir, self.config, self.step, self.variables = pathlib.Path(workdir), config, step, variables
+    self.workdir, self.config, self.step, self.variables = (
+      pathlib.Path(workdir),
+      config,
+      step,
+      variables,
+    )
     self.vocabulary, self.metrics = vocabulary, metrics
-    self.model = models.build(config.model, vocabulary_size=None if vocabulary is None else len(vocabulary))
+    self.model = models.build(
+      config.model, vocabulary_size=None if vocabulary is None else len(vocabulary)
+    )
 
   @property
   def params(self):
@@ -58,8 +65,9 @@ class Run:
     """Encodes pictures as evaluation does.
 
     Args:
-      pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such picture, or [N, H, W, 3]
-        uint8; for a run on features [N, F] float, in the scale of the feature file.
+      pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such
+        picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, in the scale of the
+        feature file.
     Returns:
       [N, D] float32.
     Raises:
@@ -71,14 +79,21 @@ class Run:
     if isinstance(pictures, (str, os.PathLike, Image.Image)) or getattr(pictures, "ndim", 0) == 3:
       pictures = [pictures]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      batches = ({"image": np.stack(list(pool.map(self.crop, part)))} for part in self._parts(pictures))
+      batches = (
+        {"image": np.stack(list(pool.map(self.crop, part)))} for part in self._parts(pictures)
+      )
       return self._encode(batches, len(pictures), side="image")
 
   def crop(self, picture):
-    """Returns what the encoder sees of a path, PIL image or [H, W, 3] uint8 array: [S, S, 3] uint8."""
+    """Returns what the encoder sees of a path, PIL image or [H, W, 3] uint8 array: [S, S, 3]
+    uint8.
+    """
     data = self.config.data
     if data.image == "features":
-      raise UserError(f"{self.workdir} was trained on image features, not on pictures; expected a run with data.image=pixels")
+      raise UserError(
+        f"{self.workdir} was trained on image features, not on pictures; expected a run with "
+        "data.image=pixels"
+      )
     return images.eval_crop(opened(picture), resize=data.resize, size=data.image_size)
 
   def encode_crops(self, crops):
@@ -87,13 +102,19 @@ class Run:
 
   @functools.cached_property
   def fingerprint(self):
-    """Hex digest of all that an embedding of a picture depends on: parameters, encoder, size of the crop."""
+    """Hex digest of all that an embedding of a picture depends on: parameters, encoder, size of the
+    crop.
+    """
     digest = hashlib.sha256()
     for name, x in sorted(checkpoint.flatten(self.variables).items()):
       if ".image_encoder." in name:
         digest.update(f"{name} {x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes())
     flat = config_lib.flat(self.config)
-    seen = {k: v for k, v in flat.items() if k in ("data.image_size", "data.resize") or k.startswith("model.")}
+    seen = {
+      k: v
+      for k, v in flat.items()
+      if k in ("data.image_size", "data.resize") or k.startswith("model.")
+    }
     digest.update(json.dumps(seen, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -135,11 +156,12 @@ class Run:
     """The k best gallery items of each query; the four tasks i2t, t2i, i2i and t2t.
 
     Args:
-      query, gallery: pictures or texts as for encode_image and encode_text, or [N, D] float embeddings. A str is a path
-        where it names an existing file with a picture's ending, a caption otherwise.
+      query, gallery: pictures or texts as for encode_image and encode_text, or [N, D] float
+        embeddings. A str is a path where it names an existing file with a picture's ending, a
+        caption otherwise.
       k: items, at most the size of the gallery.
-      task: "i2t", "t2i", "i2i" or "t2t": what query and gallery are; None: seen from their types. Order embeddings
-        given as arrays need it.
+      task: "i2t", "t2i", "i2i" or "t2t": what query and gallery are; None: seen from their types.
+        Order embeddings given as arrays need it.
     Returns:
       (scores [Q, k] float32, indices [Q, k] int32), best first.
     Raises:
@@ -147,30 +169,49 @@ class Run:
     """
     if task is not None and task not in TASKS:
       raise UserError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
-    sides = [{"i": "image", "t": "text"}[letter] for letter in (task[0], task[2])] if task else [None, None]
+    sides = (
+      [{"i": "image", "t": "text"}[letter] for letter in (task[0], task[2])]
+      if task
+      else [None, None]
+    )
     (query, query_side), (gallery, _) = (
-      self._embedded(x, side, name) for x, side, name in zip((query, gallery), sides, ("query", "gallery"), strict=True)
+      self._embedded(x, side, name)
+      for x, side, name in zip((query, gallery), sides, ("query", "gallery"), strict=True)
     )
     if self.config.similarity == "order" and query_side is None:
-      raise UserError("order embeddings are not symmetric: say which task it is, task='t2i' and the like")
+      raise UserError(
+        "order embeddings are not symmetric: say which task it is, task='t2i' and the like"
+      )
     return top_k(query, gallery, k, kind=self.config.similarity, text_query=query_side == "text")
 
   def export(self, folder):
-    """Writes model.safetensors ("params.image_encoder..." to array), config.json, vocabulary.json and run.json.
+    """Writes model.safetensors ("params.image_encoder..." to array), config.json, vocabulary.json
+    and run.json.
 
     `load` reads the folder back; anything else can, as well. Returns its path.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(x) for name, x in checkpoint.flatten(self.variables).items()}
-    safetensors.numpy.save_file(arrays, folder / EXPORT, metadata={"format": "xmr", "step": str(self.step)})
-    curves = {name: [steps.tolist(), [x if np.isfinite(x) else None for x in values.tolist()]]
-              for name, (steps, values) in self.metrics.items()}  # fmt: skip
-    contents = {"config.json": config_lib.flat(self.config), "run.json": {"step": self.step, "metrics": curves}}
+    arrays = {
+      name: np.ascontiguousarray(x) for name, x in checkpoint.flatten(self.variables).items()
+    }
+    safetensors.numpy.save_file(
+      arrays, folder / EXPORT, metadata={"format": "xmr", "step": str(self.step)}
+    )
+    curves = {
+      name: [steps.tolist(), [x if np.isfinite(x) else None for x in values.tolist()]]
+      for name, (steps, values) in self.metrics.items()
+    }
+    contents = {
+      "config.json": config_lib.flat(self.config),
+      "run.json": {"step": self.step, "metrics": curves},
+    }
     if self.vocabulary is not None:
       contents["vocabulary.json"] = json.loads(self.vocabulary.to_json())
     for name, content in contents.items():
-      (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+      (folder / name).write_text(
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+      )
     return folder
 
   def _parts(self, items):
@@ -187,7 +228,9 @@ class Run:
       full = min(1 << (size - 1).bit_length(), max(size, self.config.eval_batch_size))
       rows = np.minimum(np.arange(full), size - 1)
       batch = {name: x[rows] for name, x in batch.items()}
-      found.append(np.asarray(encode_batch(self._on_device, batch, model=self.model, side=side))[:size])
+      found.append(
+        np.asarray(encode_batch(self._on_device, batch, model=self.model, side=side))[:size]
+      )
     return np.concatenate(found)
 
   def _features(self, x, *, side):
@@ -195,8 +238,15 @@ class Run:
     kind = getattr(getattr(x, "dtype", None), "kind", None)
     if kind != "f" or x.ndim != 2:
       found = f"{x.dtype} of shape {x.shape}" if kind else what
-      raise UserError(f"{self.workdir} was trained on {side} features; expected [N, F] floats (xmr.extract), found {found}")
-    return features.scale(np.asarray(x, np.float32), "row") if self._row_scaled(side) else np.asarray(x, np.float32)
+      raise UserError(
+        f"{self.workdir} was trained on {side} features; expected [N, F] floats (xmr.extract), "
+        f"found {found}"
+      )
+    return (
+      features.scale(np.asarray(x, np.float32), "row")
+      if self._row_scaled(side)
+      else np.asarray(x, np.float32)
+    )
 
   def _row_scaled(self, side):
     return side == "image" and self.config.data.image_features_scale == "row"
@@ -206,7 +256,9 @@ class Run:
     array = getattr(x, "dtype", None)
     if array is not None and array.kind == "f":
       return np.atleast_2d(np.asarray(x)), side
-    items = [x] if isinstance(x, (str, os.PathLike, Image.Image)) or getattr(x, "ndim", 0) == 3 else x
+    items = (
+      [x] if isinstance(x, (str, os.PathLike, Image.Image)) or getattr(x, "ndim", 0) == 3 else x
+    )
     if not len(items):
       raise UserError(f"the {name} is empty; expected at least one picture or text")
     if side is None:
@@ -215,12 +267,18 @@ class Run:
 
 
 def is_picture(item):
-  """Returns whether an item of a query or gallery is a picture: no str, or the name of an image file that is there."""
-  return not isinstance(item, str) or (item.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(item))
+  """Returns whether an item of a query or gallery is a picture: no str, or the name of an image
+  file that is there.
+  """
+  return not isinstance(item, str) or (
+    item.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(item)
+  )
 
 
 def opened(item):
-  """Returns a path, PIL image or [H, W, 3] uint8 array as an RGB PIL image; UserError where it is none."""
+  """Returns a path, PIL image or [H, W, 3] uint8 array as an RGB PIL image; UserError where it is
+  none.
+  """
   if isinstance(item, Image.Image):
     return item.convert("RGB")
   if isinstance(item, np.ndarray):
@@ -250,7 +308,9 @@ def load(workdir, step="best"):
   words = record["vocabulary"]
   vocabulary = None if words is None else Vocabulary.from_json(json.dumps(words))
   metrics = curves(folder / "metrics.jsonl")
-  return Run(folder, config=config, step=step, variables=variables, vocabulary=vocabulary, metrics=metrics)
+  return Run(
+    folder, config=config, step=step, variables=variables, vocabulary=vocabulary, metrics=metrics
+  )
 
 
 def _load_export(folder):
@@ -262,13 +322,23 @@ def _load_export(folder):
     variables = checkpoint.nest(safetensors.numpy.load_file(folder / EXPORT))
   except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
     raise UserError(f"{folder} is no export of a run: {error}") from None
-  metrics = {name: (np.array(steps), np.array(values, float)) for name, (steps, values) in record["metrics"].items()}
-  return Run(folder, config=config_of(flat, where=folder / "config.json"), step=record["step"], variables=variables,
-             vocabulary=vocabulary, metrics=metrics)  # fmt: skip
+  metrics = {
+    name: (np.array(steps), np.array(values, float))
+    for name, (steps, values) in record["metrics"].items()
+  }
+  return Run(
+    folder,
+    config=config_of(flat, where=folder / "config.json"),
+    step=record["step"],
+    variables=variables,
+    vocabulary=vocabulary,
+    metrics=metrics,
+  )
 
 
 def config_of(flat, *, where):
-  """Returns the ConfigDict of {"data.name": value}; fields that the run did not know keep their defaults.
+  """Returns the ConfigDict of {"data.name": value}; fields that the run did not know keep their
+  defaults.
 
   Raises:
     UserError: a field that this version does not know, or a value of another type.
@@ -277,8 +347,13 @@ def config_of(flat, *, where):
   known = config_lib.flat(config)
   strange = [name for name in flat if name not in known]
   if strange:
-    raise UserError(f"{where} has fields that this version of xmr does not know: {', '.join(strange)}; load it with its own")
-  values = {name: _tuples(value) if isinstance(value, list) else value for name, value in flat.items()}
+    raise UserError(
+      f"{where} has fields that this version of xmr does not know: {', '.join(strange)}; load it "
+      "with its own"
+    )
+  values = {
+    name: _tuples(value) if isinstance(value, list) else value for name, value in flat.items()
+  }
   try:
     config.update_from_flattened_dict(values)
   except (TypeError, ValueError) as error:
@@ -291,7 +366,9 @@ def _tuples(value):
 
 
 def curves(path):
-  """Returns {name: (steps [n] int, values [n] float)} of a metrics.jsonl; {} where there is none; half lines are skipped."""
+  """Returns {name: (steps [n] int, values [n] float)} of a metrics.jsonl; {} where there is none;
+  half lines are skipped.
+  """
   points = {}
   if not path.is_file():
     return points
@@ -303,7 +380,10 @@ def curves(path):
       continue
     for name, value in values.items():
       points.setdefault(name, []).append((step, np.nan if value is None else value))
-  return {name: (np.array([s for s, _ in p]), np.array([v for _, v in p], float)) for name, p in points.items()}
+  return {
+    name: (np.array([s for s, _ in p]), np.array([v for _, v in p], float))
+    for name, p in points.items()
+  }
 
 
 def thumbnail(image, *, side, quality=60):

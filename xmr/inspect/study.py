@@ -12,11 +12,21 @@ DIRECTIONS = ("i2t", "t2i")
 
 
 def embeddings(run, split):
-  """Returns (image [N, D], text [T, D]) float32 of a split, as evaluation computes them, on all devices."""
+  """Returns (image [N, D], text [T, D]) float32 of a split, as evaluation computes them, on all
+  devices.
+  """
   mesh = parallel.mesh()
   variables = parallel.replicate(mesh, run.variables)
   image, text = (
-    encode.encode_split(run.model, variables, split, config=run.config, mesh=mesh, vocabulary=run.vocabulary, side=side)
+    encode.encode_split(
+      run.model,
+      variables,
+      split,
+      config=run.config,
+      mesh=mesh,
+      vocabulary=run.vocabulary,
+      side=side,
+    )
     for side in ("image", "text")
   )
   return image, text
@@ -25,33 +35,45 @@ def embeddings(run, split):
 def outcomes(image, text, image_of_text, *, kind):
   """How every query fared: {"i2t": {"rank": [N], "ties": [N]}, "t2i": {"rank": [T], "ties": [T]}}.
 
-  rank is 0-based, of the best right answer; ties is the number of wrong answers that score the same.
+  rank is 0-based, of the best right answer; ties is the number of wrong answers that score the
+  same.
   """
   image, text = exact.sides(image, text, kind=kind, names=("image", "text"))
-  return dict(zip(DIRECTIONS, count(image, text, (image_of_text, np.arange(len(text))), kind=kind), strict=True))
+  return dict(
+    zip(
+      DIRECTIONS, count(image, text, (image_of_text, np.arange(len(text))), kind=kind), strict=True
+    )
+  )
 
 
 def neighbours(query, gallery, k, *, kind, text_query, same=False):
-  """The k best of each query, as (scores [Q, k'] float32, indices [Q, k'] int32); k' is less where the gallery is small.
+  """The k best of each query, as (scores [Q, k'] float32, indices [Q, k'] int32); k' is less where
+  the gallery is small.
 
   same: True: queries and gallery are the same rows, and a query is not among its own answers.
   """
   k = min(k, len(gallery) - same)
   if k < 1:
     return np.zeros((len(query), 0), np.float32), np.zeros((len(query), 0), np.int32)
-  scores, found = (np.asarray(x) for x in top_k(query, gallery, k + same, kind=kind, text_query=text_query))
+  scores, found = (
+    np.asarray(x) for x in top_k(query, gallery, k + same, kind=kind, text_query=text_query)
+  )
   return without(scores, found, np.arange(len(query))) if same else (scores, found)
 
 
 def without(scores, found, own):
-  """Takes item own[q] out of row q of [Q, k + 1] lists, or the last item where it is not in them."""
+  """Takes item own[q] out of row q of [Q, k + 1] lists, or the last item where it is not in
+  them.
+  """
   away = found == own[:, None]
   away[~away.any(axis=1), -1] = True
   return scores[~away].reshape(len(found), -1), found[~away].reshape(len(found), -1)
 
 
 def worst(rank, n):
-  """Returns the n queries [n] int with the largest ranks [Q], the worst first, of equal ones the first."""
+  """Returns the n queries [n] int with the largest ranks [Q], the worst first, of equal ones the
+  first.
+  """
   return np.argsort(-rank, kind="stable")[:n]
 
 
@@ -61,8 +83,9 @@ def hubs(found, n_gallery, n):
   Args:
     found: [Q, k] int, lists of the queries.  n_gallery: int G.  n: items to return.
   Returns:
-    {"items": [(item, number of lists it stands in)], most first; "mean": Q k / G; "skewness": of the numbers, 0 where all
-    are equal, large where few items crowd the lists; "never": items that stand in none}.
+    {"items": [(item, number of lists it stands in)], most first; "mean": Q k / G; "skewness": of
+    the numbers, 0 where all are equal, large where few items crowd the lists; "never": items that
+    stand in none}.
   References:
     Radovanovic et al., Hubs in space, JMLR 2010: the skewness of the k-occurrences.
   """
@@ -91,26 +114,38 @@ def by_length(lengths, rank, *, groups=5):
   for low, high in zip([lengths.min(), *(edges[:-1] + 1)], edges, strict=True):
     inside = rank[(lengths >= low) & (lengths <= high)]
     if len(inside):
-      rows.append({
-        "from": int(low), "to": int(high), "count": len(inside), "r1": float(100 * np.mean(inside < 1)),
-        "r10": float(100 * np.mean(inside < 10)), "medr": float(np.median(inside) + 1),
-      })  # fmt: skip
+      rows.append(
+        {
+          "from": int(low),
+          "to": int(high),
+          "count": len(inside),
+          "r1": float(100 * np.mean(inside < 1)),
+          "r10": float(100 * np.mean(inside < 10)),
+          "medr": float(np.median(inside) + 1),
+        }
+      )
   return rows
 
 
 class Relevance:
-  """ROUGE-L, and SPICE where the run's config names a file, of captions for images, computed for the pairs asked for."""
+  """ROUGE-L, and SPICE where the run's config names a file, of captions for images, computed for
+  the pairs asked for.
+  """
 
   def __init__(self, split, *, spice=""):
     self.split = split
     self.captions = [[] for _ in split.image_id]
     for text, image in enumerate(split.image_of_text):
       self.captions[image].append(text)
-    self.spice = load_spice(spice, n_texts=len(split.texts), n_images=len(split.image_id)) if spice else None
+    self.spice = (
+      load_spice(spice, n_texts=len(split.texts), n_images=len(split.image_id)) if spice else None
+    )
     self.names = ("ROUGE-L", "SPICE") if spice else ("ROUGE-L",)
 
   def __call__(self, texts, images):
-    """Returns {(text, image): (ROUGE-L, SPICE if there is)} for all pairs of some texts and images (row numbers)."""
+    """Returns {(text, image): (ROUGE-L, SPICE if there is)} for all pairs of some texts and images
+    (row numbers).
+    """
     texts, images = sorted(set(map(int, texts))), sorted(set(map(int, images)))
     if not texts or not images:
       return {}
@@ -123,21 +158,28 @@ class Relevance:
     at = {row: i for i, row in enumerate(rows)}
     spice = self.spice
     return {
-      (text, image): (float(matrix[at[text], place[image]]), *(() if spice is None else (float(spice[text, image]),)))
-      for text in texts for image in images
-    }  # fmt: skip
+      (text, image): (
+        float(matrix[at[text], place[image]]),
+        *(() if spice is None else (float(spice[text, image]),)),
+      )
+      for text in texts
+      for image in images
+    }
 
 
 def qualitative(image, text, split, relevance, *, kind, rows, k=5):
-  """The study of the reference project: a query image, its nearest images, and what each of its captions finds.
+  """The study of the reference project: a query image, its nearest images, and what each of its
+  captions finds.
 
   Args:
     image: [N, D].  text: [T, D].  split: Split.
     relevance: Relevance.
     kind: of similarity.  rows: query images.  k: answers of a query.
   Returns:
-    list of {"row", "i2i": [answer], "captions": [{"row", "t2i": [answer]}]}; an answer is {"row": image, "score", "right",
-    "relevance": tuple of the query caption for the image; for i2i the mean over the query's captions}.
+    list of {"row", "i2i": [answer], "captions": [{"row", "t2i": [answer]}]}; an answer is {"row":
+      image, "score", "right",
+    "relevance": tuple of the query caption for the image; for i2i the mean over the query's
+    captions}.
   """
   studies = []
   for row in rows:
@@ -153,23 +195,45 @@ def qualitative(image, text, split, relevance, *, kind, rows, k=5):
     def mean(item, captions=captions, values=values):
       return tuple(np.mean([values[caption, int(item)] for caption in captions], axis=0).tolist())
 
-    studies.append({
-      "row": int(row),
-      "i2i": [answer(i, s, False, mean(i)) for i, s in zip(found[0], scores[0], strict=True)],
-      "captions": [
-        {"row": caption, "t2i": [answer(i, s, i == row, values[caption, int(i)]) for i, s in zip(line, score, strict=True)]}
-        for caption, line, score in zip(captions, text_found, text_scores, strict=True)
-      ],
-    })  # fmt: skip
+    studies.append(
+      {
+        "row": int(row),
+        "i2i": [answer(i, s, False, mean(i)) for i, s in zip(found[0], scores[0], strict=True)],
+        "captions": [
+          {
+            "row": caption,
+            "t2i": [
+              answer(i, s, i == row, values[caption, int(i)])
+              for i, s in zip(line, score, strict=True)
+            ],
+          }
+          for caption, line, score in zip(captions, text_found, text_scores, strict=True)
+        ],
+      }
+    )
   return studies
 
 
 def answer(row, score, right, relevance=()):
-  return {"row": int(row), "score": float(score), "right": bool(right), "relevance": tuple(relevance)}
+  return {
+    "row": int(row),
+    "score": float(score),
+    "right": bool(right),
+    "relevance": tuple(relevance),
+  }
 
 
 def same_split(first, second, *, names):
   """Raises UserError unless two runs are scored on the same images and captions."""
-  if first.texts != second.texts or first.image_names != second.image_names or len(first.image_id) != len(second.image_id):
-    sizes = [f"{len(split.image_id)} images and {len(split.texts)} texts" for split in (first, second)]
-    raise UserError(f"{names[0]} and {names[1]} are scored on different splits: {sizes[0]}, and {sizes[1]}; expected the same")
+  if (
+    first.texts != second.texts
+    or first.image_names != second.image_names
+    or len(first.image_id) != len(second.image_id)
+  ):
+    sizes = [
+      f"{len(split.image_id)} images and {len(split.texts)} texts" for split in (first, second)
+    ]
+    raise UserError(
+      f"{names[0]} and {names[1]} are scored on different splits: {sizes[0]}, and {sizes[1]}; "
+      "expected the same"
+    )

@@ -14,7 +14,9 @@ class _Name(str):
 
 
 class _Reader:
-  """A stack machine for the few instructions that dictionaries, lists, words, numbers and bare objects need."""
+  """A stack machine for the few instructions that dictionaries, lists, words, numbers and bare
+  objects need.
+  """
 
   def __init__(self, classes):
     self.classes = classes
@@ -84,9 +86,16 @@ class _Reader:
     self.bare(found)
 
   def reduce(self):
-    """An object of protocols 0 and 1: a call, of which only the one that makes a bare object is understood."""
+    """An object of protocols 0 and 1: a call, of which only the one that makes a bare object is
+    understood.
+    """
     arguments, found = self.stack.pop(), self.stack.pop()
-    if found not in _RECONSTRUCTORS or len(arguments) != 3 or arguments[1] not in _BASES or arguments[2] is not None:
+    if (
+      found not in _RECONSTRUCTORS
+      or len(arguments) != 3
+      or arguments[1] not in _BASES
+      or arguments[2] is not None
+    ):
       raise ValueError(f"it calls {'.'.join(str(found).split())}")
     self.bare(arguments[0])
 
@@ -104,12 +113,30 @@ class _Reader:
 
 
 _CONSTANTS = {
-  "MARK": lambda: _MARK, "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
-  "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
+  "MARK": lambda: _MARK,
+  "NONE": lambda: None,
+  "NEWTRUE": lambda: True,
+  "NEWFALSE": lambda: False,
+  "EMPTY_DICT": dict,
+  "EMPTY_LIST": list,
+  "EMPTY_TUPLE": tuple,
 }
 _LITERALS = {
-  "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
-  "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING",
+  "INT",
+  "BININT",
+  "BININT1",
+  "BININT2",
+  "LONG",
+  "LONG1",
+  "FLOAT",
+  "BINFLOAT",
+  "UNICODE",
+  "BINUNICODE",
+  "SHORT_BINUNICODE",
+  "BINUNICODE8",
+  "STRING",
+  "BINSTRING",
+  "SHORT_BINSTRING",
 }
 _ACTIONS = {
   "GLOBAL": lambda reader, argument: reader.stack.append(_Name(argument)),
@@ -122,7 +149,9 @@ _ACTIONS = {
   "TUPLE2": lambda reader, _: reader.stack.append((reader.stack.pop(-2), reader.stack.pop())),
   "TUPLE3": lambda reader, _: reader.stack.append(tuple(reader.stack.pop(-k) for k in (3, 2, 1))),
   "LIST": lambda reader, _: reader.stack.append(reader.since_mark()),
-  "DICT": lambda reader, _: (lambda items: (reader.stack.append({}), reader.set_items(items)))(reader.since_mark()),
+  "DICT": lambda reader, _: (lambda items: (reader.stack.append({}), reader.set_items(items)))(
+    reader.since_mark()
+  ),
   "SETITEM": lambda reader, _: reader.set_items([reader.stack.pop(-2), reader.stack.pop()]),
   "SETITEMS": lambda reader, _: reader.set_items(reader.since_mark()),
   "APPEND": lambda reader, _: reader.extend([reader.stack.pop()]),
@@ -131,13 +160,16 @@ _ACTIONS = {
 
 
 def read(data, *, classes, source):
-  """The plain data in a pickle; an object of a known class becomes the dictionary of its attributes.
+  """The plain data in a pickle; an object of a known class becomes the dictionary of its
+  attributes.
 
-  The pickle's instructions are read one by one (pickletools). Numbers, words, lists, tuples and dictionaries are built
-  from them; a class is only a name, and anything that would call or import something ends in an error.
+  The pickle's instructions are read one by one (pickletools). Numbers, words, lists, tuples and
+  dictionaries are built from them; a class is only a name, and anything that would call or import
+  something ends in an error.
 
   Args:
-    data: bytes of the file.  classes: names of classes, without their module, whose objects may occur.
+    data: bytes of the file.  classes: names of classes, without their module, whose objects may
+      occur.
     source: path, for errors.
   Returns:
     nested dict, list, tuple, str, int, float, bool and None.

@@ -1,4 +1,6 @@
-"""Tensors out of PyTorch's files, and under which name each of our variables lies there. No file is ever executed."""
+"""Tensors out of PyTorch's files, and under which name each of our variables lies there. No file is
+ever executed.
+"""
 
 import hashlib
 import pathlib
@@ -41,22 +43,27 @@ def _float(file, name):
 
 
 def read_torch(path, *, containers=()):
-  """What torch.save wrote, tensors on the CPU, with PyTorch's weights_only reader: it builds plain containers only.
+  """What torch.save wrote, tensors on the CPU, with PyTorch's weights_only reader: it builds plain
+  containers only.
 
   Args:
     path: a zip (PyTorch 1.6 and later) or the older format.
-    containers: further classes that may be built; only classes that hold attributes and run nothing.
+    containers: further classes that may be built; only classes that hold attributes and run
+      nothing.
   Returns:
     the saved object.
   Raises:
-    UserError: no such file, PyTorch is missing, the file is cut short, or it holds anything but plain containers.
+    UserError: no such file, PyTorch is missing, the file is cut short, or it holds anything but
+      plain containers.
   """
   if not pathlib.Path(path).is_file():
     raise UserError(f"{path}: no such file")
   try:
     import torch
   except ImportError:
-    raise UserError(f"{path}: reading a PyTorch file needs torch: pip install xmr[convert]") from None
+    raise UserError(
+      f"{path}: reading a PyTorch file needs torch: pip install xmr[convert]"
+    ) from None
   try:
     with torch.serialization.safe_globals(list(containers)), warnings.catch_warnings():
       warnings.simplefilter("ignore")
@@ -71,15 +78,22 @@ def _reason(message):
     return "is a TorchScript program, which is code; expected the tensors of its state_dict()"
   refused = re.search(r"GLOBAL ([\w.]+)", message)
   if refused:
-    return f"holds {refused[1]}, which is code; expected tensors in plain containers. Nothing was executed"
-  return "neither a whole safetensors file nor a whole PyTorch file: cut short, damaged, or something else"
+    return (
+      f"holds {refused[1]}, which is code; expected tensors in plain containers. Nothing was "
+      f"executed"
+    )
+  return (
+    "neither a whole safetensors file nor a whole PyTorch file: cut short, damaged, or "
+    "something else"
+  )
 
 
 def arrays(state, *, source):
   """A state dict as NumPy: {name: array}, floats as float32.
 
   Raises:
-    UserError: `state` is no dict from names to tensors; says what it is, and names the first that is none.
+    UserError: `state` is no dict from names to tensors; says what it is, and names the first that
+      is none.
   """
   if not isinstance(state, dict):
     raise UserError(f"{source}: holds a {type(state).__name__}; expected a dict of tensors")
@@ -95,7 +109,8 @@ def arrays(state, *, source):
 def read_tensors(path):
   """{name: NumPy array} of a .safetensors or PyTorch file of weights, told apart by content.
 
-  A training checkpoint is looked into for `state_dict` or `model`; the `module.` of DataParallel is taken off.
+  A training checkpoint is looked into for `state_dict` or `model`; the `module.` of DataParallel is
+  taken off.
 
   Args:
     path: file.
@@ -123,7 +138,8 @@ def read_tensors(path):
 
 
 def to_ours(value, leaf, shape):
-  """A PyTorch tensor in our layout: kernels [out, in, height, width] to [height, width, in, out], [out, in] to [in, out].
+  """A PyTorch tensor in our layout: kernels [out, in, height, width] to [height, width, in, out],
+  [out, in] to [in, out].
 
   Args:
     value: array.  leaf: name of our variable.  shape: of our variable.
@@ -166,9 +182,11 @@ def compare(shapes, tensors, *, name, ignored=()):
     shapes: {"params": nested, "batch_stats": nested} of anything with .shape.
     tensors: {PyTorch name: array}.
     name: function from a path within the collection to the PyTorch name.
-    ignored: prefixes of PyTorch names that we have no use for; BatchNorm's step counter is always ignored.
+    ignored: prefixes of PyTorch names that we have no use for; BatchNorm's step counter is always
+      ignored.
   Returns:
-    variables: nested like `shapes`, NumPy.  problems: list of str, one for each missing, extra or misshapen tensor.
+    variables: nested like `shapes`, NumPy.  problems: list of str, one for each missing, extra or
+      misshapen tensor.
   """
   variables, problems, used = {}, [], set()
   for (collection, *path), want in paths(shapes):
@@ -179,18 +197,26 @@ def compare(shapes, tensors, *, name, ignored=()):
       continue
     value = to_ours(tensors[theirs], path[-1], want.shape)
     if value is None:
-      problems.append(f"{theirs} has shape {tensors[theirs].shape}, expected {_theirs(path[-1], want.shape)}")
+      problems.append(
+        f"{theirs} has shape {tensors[theirs].shape}, expected {_theirs(path[-1], want.shape)}"
+      )
       continue
     place = variables.setdefault(collection, {})
     for key in path[:-1]:
       place = place.setdefault(key, {})
     place[path[-1]] = value.astype(np.float32)
   for theirs in tensors:
-    if theirs not in used and not theirs.endswith("num_batches_tracked") and not theirs.startswith(tuple(ignored)):
+    if (
+      theirs not in used
+      and not theirs.endswith("num_batches_tracked")
+      and not theirs.startswith(tuple(ignored))
+    ):
       problems.append(f"extra {theirs} {tensors[theirs].shape}")
   return variables, problems
 
 
 def refuse(problems, *, source, kind):
   """Raises UserError with all `problems` of compare()."""
-  raise UserError(f"{source}: does not fit {kind} in {len(problems)} tensors: " + "; ".join(problems))
+  raise UserError(
+    f"{source}: does not fit {kind} in {len(problems)} tensors: " + "; ".join(problems)
+  )

@@ -19,8 +19,9 @@ def import_text_encoder(state, *, cell, bidirectional, where="state"):
   The released projection, which no released code calls, is left out.
 
   Args:
-    state: dict of arrays, as its PyTorch state: embed.weight [V, E]; rnn.weight_ih_l0 [G H, E], rnn.weight_hh_l0 [G H, H],
-      rnn.bias_ih_l0 and rnn.bias_hh_l0 [G H]; the same with _reverse where it is bidirectional; projection.* is ignored.
+    state: dict of arrays, as its PyTorch state: embed.weight [V, E]; rnn.weight_ih_l0 [G H, E],
+      rnn.weight_hh_l0 [G H, H], rnn.bias_ih_l0 and rnn.bias_hh_l0 [G H]; the same with _reverse
+      where it is bidirectional; projection.* is ignored.
     cell: "lstm" (G = 4) or "gru" (G = 3).
     bidirectional: bool.
     where: file that the state is from, for errors.
@@ -30,7 +31,11 @@ def import_text_encoder(state, *, cell, bidirectional, where="state"):
     UserError: names every tensor that is missing, left over or has another shape.
   """
   directions = {"forward": ""} | ({"backward": "_reverse"} if bidirectional else {})
-  sources = {(d, ours): f"rnn.{theirs}{suffix}" for d, suffix in directions.items() for ours, theirs in NAMES.items()}
+  sources = {
+    (d, ours): f"rnn.{theirs}{suffix}"
+    for d, suffix in directions.items()
+    for ours, theirs in NAMES.items()
+  }
   expected = {"embed.weight", *sources.values()}
   missing = sorted(expected - set(state))
   extra = sorted(name for name in set(state) - expected if not name.startswith("projection."))
@@ -53,5 +58,7 @@ def import_text_encoder(state, *, cell, bidirectional, where="state"):
     raise UserError(f"{where}: no {cell} text encoder of {hidden} units: {'; '.join(wrong)}")
   params = {"embedding": np.asarray(state["embed.weight"], np.float32)}
   for (direction, ours), name in sources.items():
-    params.setdefault(direction, {})[ours] = np.ascontiguousarray(np.asarray(state[name], np.float32).T)
+    params.setdefault(direction, {})[ours] = np.ascontiguousarray(
+      np.asarray(state[name], np.float32).T
+    )
   return params

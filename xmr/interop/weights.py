@@ -24,28 +24,34 @@ def save(path, tree, metadata):
 
 
 def load_backbone(path, variables, *, encoder="image_encoder"):
-  """Fills the backbone of one encoder from a file that `save` wrote, and leaves everything else as it is.
+  """Fills the backbone of one encoder from a file that `save` wrote, and leaves everything else as
+  it is.
 
-  Tensor "params/conv1/kernel" of the file becomes variables["params"][encoder]["backbone"]["conv1"]["kernel"], and so
-  on for every collection.
+  Tensor "params/conv1/kernel" of the file becomes
+  variables["params"][encoder]["backbone"]["conv1"]["kernel"], and so on for every collection.
 
   Args:
     path: safetensors file, float32, names joined by "/".
-    variables: {"params": {encoder: {"backbone": ...}}, "batch_stats": ...}, arrays or their shapes (jax.eval_shape).
+    variables: {"params": {encoder: {"backbone": ...}}, "batch_stats": ...}, arrays or their shapes
+      (jax.eval_shape).
     encoder: whose backbone.
   Returns:
     variables with the backbone's arrays replaced (NumPy, float32); the input is not changed.
   Raises:
-    UserError: the file is absent or not safetensors; this encoder has no backbone; or any tensor is missing, extra,
-      misshapen or not float32: all of them are named.
+    UserError: the file is absent or not safetensors; this encoder has no backbone; or any tensor is
+      missing, extra, misshapen or not float32: all of them are named.
   """
   flat = flax.traverse_util.flatten_dict(variables, sep="/")
   inside = f"/{encoder}/backbone/"
   wanted = {name.replace(inside, "/", 1): name for name in flat if inside in name}
   if not wanted:
-    raise UserError(f"{path}: the {encoder} has no backbone to load weights into; leave its weights empty")
+    raise UserError(
+      f"{path}: the {encoder} has no backbone to load weights into; leave its weights empty"
+    )
   if not pathlib.Path(path).is_file():
-    raise UserError(f"{path}: no such file; expected weights that python -m xmr.models.convert wrote")
+    raise UserError(
+      f"{path}: no such file; expected weights that python -m xmr.models.convert wrote"
+    )
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
@@ -57,7 +63,9 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
 
 
 def _check(path, found, shapes):
-  """Raises one UserError that names every tensor of the file that differs from the shapes that the network has."""
+  """Raises one UserError that names every tensor of the file that differs from the shapes that the
+  network has.
+  """
   problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in found]
   for name, tensor in found.items():
     shape, kind = tuple(tensor.get_shape()), tensor.get_dtype()
@@ -68,4 +76,6 @@ def _check(path, found, shapes):
     elif kind != "F32":
       problems.append(f"{name} has type {kind}, expected F32")
   if problems:
-    raise UserError(f"{path} does not fit this network in {len(problems)} tensors: {'; '.join(problems)}")
+    raise UserError(
+      f"{path} does not fit this network in {len(problems)} tensors: {'; '.join(problems)}"
+    )

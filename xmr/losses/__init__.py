@@ -1,4 +1,6 @@
-"""Losses by name: each returns (loss, terms), a scalar and a dict of scalars. Adding one takes one line of LOSSES."""
+"""Losses by name: each returns (loss, terms), a scalar and a dict of scalars. Adding one takes one
+line of LOSSES.
+"""
 
 import functools
 import inspect
@@ -9,7 +11,13 @@ from xmr.losses.contrastive import info_nce, sigmoid
 from xmr.losses.fine_grained import fine_grained_similarity, pair_cross_entropy, pairwise_similarity
 from xmr.losses.full_hn import full_hard_negative, hard_negative, margin_hard_negative
 from xmr.losses.intra import imc, intra_modal_constraint
-from xmr.losses.ring import ring_imc, ring_info_nce, ring_max_of_hinges, ring_sigmoid, ring_sum_of_hinges
+from xmr.losses.ring import (
+  ring_imc,
+  ring_info_nce,
+  ring_max_of_hinges,
+  ring_sigmoid,
+  ring_sum_of_hinges,
+)
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
 
 __all__ = ["LOSSES", "RING", "get", "get_ring", "intra_modal_constraint"]
@@ -68,15 +76,22 @@ def get_ring(name, **parameters):
     UserError: a loss without a ring form (lists those that have one), or an unknown parameter.
   """
   if name not in RING:
-    raise UserError(f"loss {name} has no ring form; expected one of {', '.join(sorted(RING))}, or config.loss_form=plain")
+    raise UserError(
+      f"loss {name} has no ring form; expected one of {', '.join(sorted(RING))}, or "
+      "config.loss_form=plain"
+    )
   return _bound(RING[name], name, parameters)
 
 
 def _bound(function, name, parameters):
   given = {key: value for key, value in parameters.items() if value is not None}
-  keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+  keywords = [
+    p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+  ]
   own = [key for key in keywords if key not in TENSORS]
   unknown = sorted(set(given) - set(own))
   if unknown:
-    raise UserError(f"loss {name} has no parameter {', '.join(unknown)}; expected some of {', '.join(own)}")
+    raise UserError(
+      f"loss {name} has no parameter {', '.join(unknown)}; expected some of {', '.join(own)}"
+    )
   return functools.partial(function, **given)

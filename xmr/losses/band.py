@@ -14,7 +14,9 @@ EPSILON = 1e-12
 
 
 class Setting(NamedTuple):
-  """What is measured (l1, l2, msd, dot, cosine_distance) and the band, as quantiles of row 0 or as fixed values."""
+  """What is measured (l1, l2, msd, dot, cosine_distance) and the band, as quantiles of row 0 or as
+  fixed values.
+  """
 
   measure: str
   quantile: bool
@@ -23,7 +25,9 @@ class Setting(NamedTuple):
 
 
 class Bounds(NamedTuple):
-  """Quantile thresholds on row-normalised distances: lower, upper [], and first [B] bool, the band of row 0 itself."""
+  """Quantile thresholds on row-normalised distances: lower, upper [], and first [B] bool, the band
+  of row 0 itself.
+  """
 
   lower: jax.Array
   upper: jax.Array
@@ -31,8 +35,8 @@ class Bounds(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What a distance's row says about it, each broadcast to the block: the row's scale and total, whether it is row 0 of
-  the batch, and whether the distance's column is in the band of row 0."""
+  """What a distance's row says about it, each broadcast to the block: the row's scale and total,
+  whether it is row 0 of the batch, and whether the distance's column is in the band of row 0."""
 
   scale: jax.Array
   total: jax.Array
@@ -57,7 +61,8 @@ def all_distances(measure, x, after=None, diagonal=None):
 def prepared(measure, x, mean):
   """Rows as `distances` wants them and their squared lengths; l2 and msd are centred.
 
-  Centred, the rounding of the Gram matrix is relative to the spread of the batch, not to the length of its rows.
+  Centred, the rounding of the Gram matrix is relative to the spread of the batch, not to the length
+  of its rows.
   """
   if measure in ("l2", "msd"):
     x = x - mean
@@ -67,7 +72,8 @@ def prepared(measure, x, mean):
 def distances(measure, x, y, x_squares, y_squares, diagonal):
   """Measure of all pairs of prepared rows, 0 where `diagonal`; [N, D], [M, D] -> [N, M].
 
-  l2 and msd within rounding of 0 become 0, so that equal rows have distance 0 as they have in exact arithmetic.
+  l2 and msd within rounding of 0 become 0, so that equal rows have distance 0 as they have in exact
+  arithmetic.
   """
   if measure == "l1":
     return cdist.sum_over_features("absolute", x, y)
@@ -83,9 +89,11 @@ def distances(measure, x, y, x_squares, y_squares, diagonal):
 
 
 def pull_back(measure, slopes, distances, x, y):
-  """Gradient in x of sum(slopes * distances); both [M, N] with y in rows, x [N, D], y [M, D] -> [N, D].
+  """Gradient in x of sum(slopes * distances); both [M, N] with y in rows, x [N, D], y [M, D] -> [N,
+  D].
 
-  Columns are the rows of x because the whole batch's arrays are symmetric, and L1 would need a transposed copy.
+  Columns are the rows of x because the whole batch's arrays are symmetric, and L1 would need a
+  transposed copy.
   """
   if measure == "l1":
     return cdist.weighted_slopes("absolute", slopes, x, y)
@@ -122,13 +130,14 @@ def row_scale(squares):
 def quantile_bounds(setting, first_row):
   """Thresholds from row 0 of the normalised distances, [B] -> Bounds.
 
-  Positions are Python's round (halves to even) of lower B and upper B in ascending order, at most B - 1.
+  Positions are Python's round (halves to even) of lower B and upper B in ascending order, at most B
+  - 1.
   """
   batch = first_row.shape[0]
   low, high = (min(round(share * batch), batch - 1) for share in (setting.lower, setting.upper))
   ordered, order = jax.lax.sort((first_row, jnp.arange(batch)), num_keys=1)
-  # Row 0 is compared inside the sorted copy: a compiler may round its second computation differently, and the entry that
-  # is the threshold must not exceed it.
+  # Row 0 is compared inside the sorted copy: a compiler may round its second computation
+  # differently, and the entry that is the threshold must not exceed it.
   inside = (ordered > ordered[low]) & (ordered < ordered[high])
   return Bounds(ordered[low], ordered[high], jnp.zeros(batch, bool).at[order].set(inside))
 
@@ -140,7 +149,9 @@ def quantile_values(bounds, distances, rows):
 
 
 def quantile_slopes(bounds, distances, rows):
-  """Slope in each distance of the sum of its row's `quantile_values`, through the row's normalisation too."""
+  """Slope in each distance of the sum of its row's `quantile_values`, through the row's
+  normalisation too.
+  """
   shares = distances / rows.scale
   through_scale = jnp.where(rows.scale > EPSILON, shares * rows.total, 0)
   return (_inside(bounds, shares, rows) - through_scale) / rows.scale

@@ -10,16 +10,19 @@ from xmr.ops.similarity import similarity
 def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
   """Cross entropy of the positive among the batch, mean of both directions (InfoNCE, CLIP).
 
-  1/2 mean_n(-log softmax_m(S_nm / temperature + bias)_n) + 1/2 mean_m(-log softmax_n(...)_m), S = image text^T; pairs in
-  match other than the positive are left out of the denominator.
+  1/2 mean_n(-log softmax_m(S_nm / temperature + bias)_n) + 1/2 mean_m(-log softmax_n(...)_m), S =
+  image text^T; pairs in match other than the positive are left out of the denominator.
 
   Args:
     image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the
+      identity.
     temperature: float or [] array (it may be learned), above 0.
-    bias: float or [] array, added to every score; it cancels here, and lets one pair of learned scalars serve `sigmoid` too.
+    bias: float or [] array, added to every score; it cancels here, and lets one pair of learned
+      scalars serve `sigmoid` too.
   Returns:
-    loss: [] float, nats.  terms: {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2 B queries whose
+    loss: [] float, nats.  terms: {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2
+      B queries whose
     positive is not above every negative}.
   Raises:
     ValueError: shapes differ; names both.
@@ -34,7 +37,9 @@ def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
   kept = jnp.where(match & ~jnp.eye(image.shape[0], dtype=bool), -jnp.inf, logits)
   i2t = jax.nn.logsumexp(kept, axis=1) - positive
   t2i = jax.nn.logsumexp(kept, axis=0) - positive
-  missed = jnp.mean(jnp.max(others, axis=1) >= positive) + jnp.mean(jnp.max(others, axis=0) >= positive)
+  missed = jnp.mean(jnp.max(others, axis=1) >= positive) + jnp.mean(
+    jnp.max(others, axis=0) >= positive
+  )
   terms = {"i2t": jnp.mean(i2t), "t2i": jnp.mean(t2i), "active": missed / 2}
   return (terms["i2t"] + terms["t2i"]) / 2, terms
 
@@ -42,17 +47,20 @@ def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
 def sigmoid(image, text, *, match=None, temperature=0.1, bias=-10.0):
   """Every pair of the batch is a yes-or-no question (sigmoid loss, SigLIP).
 
-  -1/B sum_n log sigmoid(L_nn) - 1/B sum_{n, m not in match} log sigmoid(-L_nm), L = image text^T / temperature + bias.
+  -1/B sum_n log sigmoid(L_nn) - 1/B sum_{n, m not in match} log sigmoid(-L_nm), L = image text^T /
+  temperature + bias.
 
   Args:
     image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative, and off the diagonal no positive either);
-      None is the identity.
+    match: [B, B] bool, True where text j describes image i (never a negative, and off the diagonal
+      no positive either); None is the identity.
     temperature: float or [] array (it may be learned), above 0; the paper starts at 1 / 10.
     bias: float or [] array (it may be learned); the paper starts at -10.
   Returns:
-    loss: [] float, nats per positive.  terms: {"positive": [], "negative": [] their parts of the loss, "i2t": [], "t2i":
-    [] half the loss each (the loss is symmetric), "active": [] share of the pairs on the wrong side of 0}.
+    loss: [] float, nats per positive.  terms: {"positive": [], "negative": [] their parts of the
+      loss, "i2t": [], "t2i":
+    [] half the loss each (the loss is symmetric), "active": [] share of the pairs on the wrong side
+    of 0}.
   Raises:
     ValueError: shapes differ; names both.
   References:

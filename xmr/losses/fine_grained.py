@@ -1,4 +1,6 @@
-"""Losses on scored pairs: the group's pairwise similarity loss, its weighting by fine-grained labels, and cross entropy."""
+"""Losses on scored pairs: the group's pairwise similarity loss, its weighting by fine-grained
+labels, and cross entropy.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,17 @@ SMALL = 1e-6
 def pairwise_similarity(scores, positive, *, weight=0.35, margin=0.8):
   """Global loss: small variance within positives and within negatives, their means a margin apart.
 
-  var+ + var- + weight [margin - (mu+ - mu-)]_+ with the mean and (biased) variance of the scores of each class.
+  var+ + var- + weight [margin - (mu+ - mu-)]_+ with the mean and (biased) variance of the scores of
+  each class.
 
   Args:
     scores: [P] float, unbounded similarity of each pair.  positive: [P] bool or 0/1.
     weight, margin: lambda and m; 0.35 and 0.8 in the group's text-image code.
   Returns:
-    loss: [] float.  terms: {"variance_positive", "variance_negative", "mean_positive", "mean_negative", "separation":
-    [] the hinge before its weight, "active": [] 1 where the hinge is above 0}. A class without pairs has mean and
-    variance 0, and then the hinge is 0.
+    loss: [] float.  terms: {"variance_positive", "variance_negative", "mean_positive",
+      "mean_negative", "separation":
+    [] the hinge before its weight, "active": [] 1 where the hinge is above 0}. A class without
+    pairs has mean and variance 0, and then the hinge is 0.
   Raises:
     ValueError: shapes differ; names both.
   References:
@@ -39,12 +43,14 @@ def pair_cross_entropy(scores, positive):
   Args:
     scores: [P] float, logits that a pair is of one category.  positive: [P] bool or 0/1.
   Returns:
-    loss: [] float.  terms: {"positive", "negative": [] the two means, "active": [] share of pairs on the wrong side of 0}.
+    loss: [] float.  terms: {"positive", "negative": [] the two means, "active": [] share of pairs
+      on the wrong side of 0}.
     A class without pairs counts as 0.
   Raises:
     ValueError: shapes differ; names both.
   References:
-    yul_gcn (cross entropy of its siamese network), as released; equal parts are ours, for a grid of pairs has few positives.
+    yul_gcn (cross entropy of its siamese network), as released; equal parts are ours, for a grid of
+    pairs has few positives.
   """
   scores, positive = _pairs(scores, positive=positive)
   each = jax.nn.softplus(jnp.where(positive, -scores, scores))
@@ -58,34 +64,41 @@ def fine_grained_similarity(
 ):
   """Pairwise similarity loss in which hard pairs count more (FG-CMIR, reconstructed).
 
-  The loss of `pairwise_similarity` with weighted means and variances, mu = sum w s / sum w within each class:
-  1+bh: w = 1 + beta h; beta = 0 is `pairwise_similarity` exactly.
+  The loss of `pairwise_similarity` with weighted means and variances, mu = sum w s / sum w within
+  each class: 1+bh: w = 1 + beta h; beta = 0 is `pairwise_similarity` exactly.
   h: w = h + 1e-6.
   threshold: w = 1 where h >= threshold, else 0.
-  soft_targets: w = 1, plus beta mean (sigmoid(s) - l)^2, l = g = 1 - h in [0.5, 1] for positives, l = h in [0, 0.5] for
+  soft_targets: w = 1, plus beta mean (sigmoid(s) - l)^2, l = g = 1 - h in [0.5, 1] for positives, l
+  = h in [0, 0.5] for
     negatives (clipped).
-  pair_margin: w = 1, and the hinge is taken per pair against the mean of the other class, with margin (1 + beta h):
+  pair_margin: w = 1, and the hinge is taken per pair against the mean of the other class, with
+  margin (1 + beta h):
     1/2 mean_+ [m_k - (s_k - mu-)]_+ + 1/2 mean_- [m_k - (mu+ - s_k)]_+.
   No gradient flows into the hardness.
 
   Args:
     scores: [P] float, unbounded similarity of each pair.  positive: [P] bool or 0/1.
-    hardness: [P] float in [0, 1]: 1 - g for positives, g for negatives, g the similarity of the pair's text with the
-      text of its image.
+    hardness: [P] float in [0, 1]: 1 - g for positives, g for negatives, g the similarity of the
+      pair's text with the text of its image.
     beta: influence of the hardness.  weight, margin: as in `pairwise_similarity`.
     form: one of the names above.  threshold: of the form of that name.
   Returns:
-    loss: [] float.  terms: as `pairwise_similarity`, and "soft_targets": [] in the form of that name.
+    loss: [] float.  terms: as `pairwise_similarity`, and "soft_targets": [] in the form of that
+      name.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown form.
   References:
-    Xu et al., FG-CMIR, ICCS 2019 (abstract and introduction). The formula is not public: a RECONSTRUCTION from the
-    paper's abstract and the group's base loss.
+    Xu et al., FG-CMIR, ICCS 2019 (abstract and introduction). The formula is not public: a
+    RECONSTRUCTION from the paper's abstract and the group's base loss.
   """
   choice("form", form, FORMS)
   scores, positive, hardness = _pairs(scores, positive=positive, hardness=hardness)
   hardness = jax.lax.stop_gradient(hardness).astype(scores.dtype)
-  weights = {"1+bh": 1 + beta * hardness, "h": hardness + SMALL, "threshold": (hardness >= threshold) * 1.0}
+  weights = {
+    "1+bh": 1 + beta * hardness,
+    "h": hardness + SMALL,
+    "threshold": (hardness >= threshold) * 1.0,
+  }
   weights = weights.get(form, jnp.ones_like(scores)).astype(scores.dtype)
   margins = margin * (1 + beta * hardness) if form == "pair_margin" else None
   loss, terms = _global_loss(scores, positive, weights, weight, margin, margins)
@@ -102,7 +115,9 @@ def _pairs(scores, **others):
     raise ValueError(f"scores has shape {scores.shape}; expected [P]")
   for name, array in others.items():
     if jnp.shape(array) != scores.shape:
-      raise ValueError(f"{name} has shape {jnp.shape(array)}; expected {scores.shape} as scores has")
+      raise ValueError(
+        f"{name} has shape {jnp.shape(array)}; expected {scores.shape} as scores has"
+      )
   others = {name: jnp.asarray(array) for name, array in others.items()}
   others["positive"] = others["positive"].astype(bool)
   return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), *others.values()
@@ -117,7 +132,9 @@ def _global_loss(scores, positive, weights, weight, margin, margins=None):
     separation = jax.nn.relu(margin - (mean["positive"] - mean["negative"]))
   else:
     above = _mean(jax.nn.relu(margins - (scores - mean["negative"])), share["positive"])
-    separation = (above + _mean(jax.nn.relu(margins - (mean["positive"] - scores)), share["negative"])) / 2
+    separation = (
+      above + _mean(jax.nn.relu(margins - (mean["positive"] - scores)), share["negative"])
+    ) / 2
   separation = jnp.where(present, separation, 0)
   terms = {f"variance_{key}": value for key, value in variance.items()}
   terms |= {f"mean_{key}": value for key, value in mean.items()}

@@ -1,4 +1,6 @@
-"""Hinge losses on given (mined) negatives: HN, M-HN and Full-HN, with the constraints that they satisfy counted."""
+"""Hinge losses on given (mined) negatives: HN, M-HN and Full-HN, with the constraints that they
+satisfy counted.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +15,21 @@ PAIR_RULES = ("same", "different", "released")
 def hard_negative(image, text, image_negative, text_negative, *, margin=0.2):
   """Hinge loss on one negative per query, both directions (HN).
 
-  mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with p_k = s(i_k, c_k), s the dot product.
+  mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with p_k = s(i_k,
+  c_k), s the dot product.
 
   Args:
     image, text: [B, D] float, unit rows; row k describes image k.
-    image_negative, text_negative: [B, D] float, unit rows: the image mined for text k, the text mined for image k.
+    image_negative, text_negative: [B, D] float, unit rows: the image mined for text k, the text
+      mined for image k.
     margin: hinge margin in cosine units; 0.4 on Flickr30K and 0.2 on COCO in the notebooks.
   Returns:
-    loss: [] float.  terms: {"i2t", "t2i": [] the two means, "active": [] share of their hinges above 0,
-    "satisfied_image", "satisfied_text", "satisfied_pair": [] share of triplets with p > s(i-, i) + b, p > s(c-, c) + b,
-    p > s(i-, c-) + b where b is the margin (the released counters e1, e2, e3 divided by B), "inconsistent_image",
-    "inconsistent_text": [] share with s(i-, i) > p, s(c-, c) > p, "inconsistent": [] share with either}.
+    loss: [] float.  terms: {"i2t", "t2i": [] the two means, "active": [] share of their hinges
+      above 0,
+    "satisfied_image", "satisfied_text", "satisfied_pair": [] share of triplets with p > s(i-, i) +
+    b, p > s(c-, c) + b, p > s(i-, c-) + b where b is the margin (the released counters e1, e2, e3
+    divided by B), "inconsistent_image", "inconsistent_text": [] share with s(i-, i) > p, s(c-, c) >
+    p, "inconsistent": [] share with either}.
   Raises:
     ValueError: shapes differ; names both.
   References:
@@ -37,7 +43,8 @@ def hard_negative(image, text, image_negative, text_negative, *, margin=0.2):
 def margin_hard_negative(image, text, image_negative, text_negative):
   """HN with the intra-modal similarity of the negative in place of the margin (M-HN).
 
-  mean_k [s(i-_k, i_k) - p_k + s(i_k, c-_k)]_+ + mean_k [s(c-_k, c_k) - p_k + s(i-_k, c_k)]_+; gradient flows through both.
+  mean_k [s(i-_k, i_k) - p_k + s(i_k, c-_k)]_+ + mean_k [s(c-_k, c_k) - p_k + s(i-_k, c_k)]_+;
+  gradient flows through both.
 
   Args, Raises, References: as `hard_negative`, without a margin.
   Returns:
@@ -49,7 +56,15 @@ def margin_hard_negative(image, text, image_negative, text_negative):
 
 
 def full_hard_negative(
-  image, text, image_negative, text_negative, *, same_pair, margin=0.2, intra_margin=0.2, pair_rule="same"
+  image,
+  text,
+  image_negative,
+  text_negative,
+  *,
+  same_pair,
+  margin=0.2,
+  intra_margin=0.2,
+  pair_rule="same",
 ):
   """HN with constraints that order intra-modal and negative pairs below the positive (Full-HN).
 
@@ -59,11 +74,14 @@ def full_hard_negative(
   Args:
     image, text, image_negative, text_negative: [B, D] float, unit rows, as in `hard_negative`.
     same_pair: [B] bool or 0/1, True where text_negative k describes image_negative k.
-    margin: alpha of HN.  intra_margin: alpha_2, b above; the notebooks set both to 0.4 (Flickr30K) or 0.2 (COCO).
-    pair_rule: "same" (mask = same_pair: what the notebooks intend), "different" (mask = not same_pair: F-TERAN and, it
-      seems, the abstract), "released" (s_p = mean(same_pair) mean(hinge): their [B] x [B, 1] product is [B, B]).
+    margin: alpha of HN.  intra_margin: alpha_2, b above; the notebooks set both to 0.4 (Flickr30K)
+      or 0.2 (COCO).
+    pair_rule: "same" (mask = same_pair: what the notebooks intend), "different" (mask = not
+      same_pair: F-TERAN and, it seems, the abstract), "released" (s_p = mean(same_pair)
+      mean(hinge): their [B] x [B, 1] product is [B, B]).
   Returns:
-    loss: [] float.  terms: as `hard_negative`, with b = intra_margin in the satisfied constraints, and
+    loss: [] float.  terms: as `hard_negative`, with b = intra_margin in the satisfied constraints,
+      and
     {"image_constraint", "text_constraint", "pair_constraint": [] v_c, t_c, s_p}.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown pair_rule.
@@ -73,10 +91,13 @@ def full_hard_negative(
   s = _similarities(image, text, image_negative, text_negative)
   choice("pair_rule", pair_rule, PAIR_RULES)
   if jnp.shape(same_pair) != s["positive"].shape:
-    raise ValueError(f"same_pair has shape {jnp.shape(same_pair)}; expected {s['positive'].shape} as text has rows")
+    raise ValueError(
+      f"same_pair has shape {jnp.shape(same_pair)}; expected {s['positive'].shape} as text has rows"
+    )
   mask = jnp.asarray(same_pair).astype(s["positive"].dtype)
   hinge = {
-    key: jax.nn.relu(intra_margin - s["positive"] + s[key]) for key in ("image_image", "text_text", "negatives")
+    key: jax.nn.relu(intra_margin - s["positive"] + s[key])
+    for key in ("image_image", "text_text", "negatives")
   }
   if pair_rule == "released":
     pair = jnp.mean(mask) * jnp.mean(hinge["negatives"])
@@ -108,11 +129,17 @@ def _similarities(image, text, image_negative, text_negative):
 def _cross_modal(s, image_margin, text_margin):
   i2t = jax.nn.relu(image_margin - s["positive"] + s["image_text_negative"])
   t2i = jax.nn.relu(text_margin - s["positive"] + s["image_negative_text"])
-  return {"i2t": jnp.mean(i2t), "t2i": jnp.mean(t2i), "active": (jnp.mean(i2t > 0) + jnp.mean(t2i > 0)) / 2}
+  return {
+    "i2t": jnp.mean(i2t),
+    "t2i": jnp.mean(t2i),
+    "active": (jnp.mean(i2t > 0) + jnp.mean(t2i > 0)) / 2,
+  }
 
 
 def _order(s, margin):
-  """Shares of the triplets in which the positive is above the intra-modal pairs and the pair of the negatives."""
+  """Shares of the triplets in which the positive is above the intra-modal pairs and the pair of the
+  negatives.
+  """
   above_image, above_text = s["image_image"] > s["positive"], s["text_text"] > s["positive"]
   return {
     "satisfied_image": jnp.mean(s["positive"] > s["image_image"] + margin),

@@ -1,4 +1,6 @@
-"""The intra-modal constraint (IMC): a penalty on the distances of mid-near items of one modality."""
+"""The intra-modal constraint (IMC): a penalty on the distances of mid-near items of one
+modality.
+"""
 
 import functools
 
@@ -35,46 +37,56 @@ def imc(
 
   Args:
     image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity. The intra-modal
-      terms look at all pairs, as released.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the
+      identity. The intra-modal terms look at all pairs, as released.
     margin: hinge margin in cosine units; 0.2 in the paper.  weight: lambda of the paper.
     distance, lower, upper, form: as in `intra_modal_constraint`.
-    reduce: "sum" over queries (as released) or "mean", of the inter-modal part alone; the constraint is divided by B
-      in either case.
+    reduce: "sum" over queries (as released) or "mean", of the inter-modal part alone; the
+      constraint is divided by B in either case.
     inter: "max_of_hinges" (paper) or "sum_of_hinges" (for a warm-up).
   Returns:
-    loss: [] float.  terms: those of `inter` ("i2t", "t2i", "active", ...), "inter": [] their sum, "intra_image": [],
+    loss: [] float.  terms: those of `inter` ("i2t", "t2i", "active", ...), "inter": [] their sum,
+      "intra_image": [],
     "intra_text": [] before the weight.
   Raises:
-    ValueError: shapes differ; names both.  UserError: unknown distance, form, reduce or inter; bad bounds.
+    ValueError: shapes differ; names both.  UserError: unknown distance, form, reduce or inter; bad
+      bounds.
   References:
     Chen et al., ICIP 2022, eq. 3-8; the default is CanonChen/IMC as released with il_measure l1.
   """
   choice("inter", inter, tuple(INTER))
   loss, terms = INTER[inter](image, text, match=match, margin=margin, reduce=reduce)
   image, text = shapes.matrices(image=image, text=text)
-  values = _constraints(setting(distance, lower, upper, form), (image, text), jax.lax.stop_gradient(loss))
+  values = _constraints(
+    setting(distance, lower, upper, form), (image, text), jax.lax.stop_gradient(loss)
+  )
   parts = dict(zip(("intra_image", "intra_text"), values, strict=True))
-  return loss + weight * (parts["intra_image"] + parts["intra_text"]), terms | {"inter": loss} | parts
+  return loss + weight * (parts["intra_image"] + parts["intra_text"]), terms | {
+    "inter": loss
+  } | parts
 
 
 def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="released"):
   """Mean over items of the summed distances to those others that are neither very near nor far.
 
-  released, l1 l2 msd: with Dh_nm = D_nm / max(|D_n:|_2, 1e-12), r = Dh_0: sorted ascending, a = r[round(lower B)] and
-    b = r[round(upper B)] (halves round to even, positions at most B - 1):  1/B sum_{n, m} Dh_nm [a < Dh_nm < b].
-    A step downhill PULLS mid-near items together; thresholds of row 0 (of the global batch) serve all rows.
-  released, cosine: with C_nm = x_n.x_m:  1/B sum_{n != m} C_nm [upper < C_nm < 1 - lower].  PUSHES them apart.
-  paper: 1/B sum_{n != m} D_nm [lower < D_nm < upper], D as below, absolute thresholds.  PULLS. (The printed eq. 4 has no
+  released, l1 l2 msd: with Dh_nm = D_nm / max(|D_n:|_2, 1e-12), r = Dh_0: sorted ascending, a =
+  r[round(lower B)] and
+    b = r[round(upper B)] (halves round to even, positions at most B - 1):  1/B sum_{n, m} Dh_nm [a
+    < Dh_nm < b]. A step downhill PULLS mid-near items together; thresholds of row 0 (of the global
+    batch) serve all rows.
+  released, cosine: with C_nm = x_n.x_m:  1/B sum_{n != m} C_nm [upper < C_nm < 1 - lower].  PUSHES
+  them apart.
+  paper: 1/B sum_{n != m} D_nm [lower < D_nm < upper], D as below, absolute thresholds.  PULLS. (The
+  printed eq. 4 has no
     1/B; here it keeps `weight` comparable with the released form.)
-  D is l1: sum_d |x_nd - x_md|; msd: sum_d (x_nd - x_md)^2; l2: its root (eq. 8 as printed equals l1); cosine: 1 - C.
-  Bands and thresholds carry no gradient; that of a zero distance is 0.
+  D is l1: sum_d |x_nd - x_md|; msd: sum_d (x_nd - x_md)^2; l2: its root (eq. 8 as printed equals
+  l1); cosine: 1 - C. Bands and thresholds carry no gradient; that of a zero distance is 0.
 
   Args:
     x: [B, D] float, one modality, unit rows (not normalised again).
     distance: "l1", "l2", "msd" or "cosine".
-    lower, upper: mu_down and mu_up of the paper, 0 <= lower <= upper; shares of the batch for the released quantiles,
-      units of the distance otherwise.
+    lower, upper: mu_down and mu_up of the paper, 0 <= lower <= upper; shares of the batch for the
+      released quantiles, units of the distance otherwise.
     form: "released" (the numbers of the paper) or "paper" (the equation).
   Returns:
     [] float.
@@ -88,13 +100,20 @@ def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="rel
 
 
 def setting(distance, lower, upper, form):
-  """Checks the four choices and turns them into what the arithmetic needs, a hashable `band.Setting`."""
+  """Checks the four choices and turns them into what the arithmetic needs, a hashable
+  `band.Setting`.
+  """
   choice("distance", distance, DISTANCES)
   choice("form", form, FORMS)
   if not 0 <= lower <= upper or (form == "released" and upper > 1):
-    raise UserError(f"lower is {lower} and upper is {upper}; expected 0 <= lower <= upper, at most 1 when released")
+    raise UserError(
+      f"lower is {lower} and upper is {upper}; expected 0 <= lower <= upper, at most 1 when "
+      "released"
+    )
   if form == "paper":
-    return band.Setting("cosine_distance" if distance == "cosine" else distance, False, float(lower), float(upper))
+    return band.Setting(
+      "cosine_distance" if distance == "cosine" else distance, False, float(lower), float(upper)
+    )
   if distance == "cosine":
     return band.Setting("dot", False, float(upper), 1.0 - float(lower))
   return band.Setting(distance, True, float(lower), float(upper))
@@ -102,7 +121,9 @@ def setting(distance, lower, upper, form):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _constraints(setting, modalities, after):
-  """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive at a time."""
+  """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive
+  at a time.
+  """
   values = []
   for x in modalities:
     values.append(_measure(setting, x, after)[0])
@@ -111,7 +132,9 @@ def _constraints(setting, modalities, after):
 
 
 def _measure(setting, x, after):
-  """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or statistics of the rows."""
+  """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or
+  statistics of the rows.
+  """
   if not setting.quantile:
     distances = band.all_distances(setting.measure, x, after, diagonal=False)
 
@@ -126,7 +149,9 @@ def _measure(setting, x, after):
   bounds = band.quantile_bounds(setting, distances[0] / scale[0])
 
   def values(row, part):
-    return band.quantile_values(bounds, part, band.Rows(scale[row, None], 0.0, (row == 0)[:, None], bounds.first[None, :]))
+    return band.quantile_values(
+      bounds, part, band.Rows(scale[row, None], 0.0, (row == 0)[:, None], bounds.first[None, :])
+    )
 
   total = tiles.sum_of_rows(values, distances)
   return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)

@@ -1,9 +1,11 @@
-"""The in-batch losses without [B, B]: blocks of texts go around the devices, each leaves statistics of the rows it met.
+"""The in-batch losses without [B, B]: blocks of texts go around the devices, each leaves statistics
+of the rows it met.
 
-Every function is called inside `jax.shard_map` (its default `check_vma=True`) with the rows of a batch sharded over the
-mesh axis `axis_name`: image, text [b, D] and image_id [b] are this device's rows, b = B / devices. Loss and terms come back
-equal on all devices, and are those of the plain loss on the global batch to rounding. Gradients are written by hand: a
-second turn of the ring recomputes each [b, b] block, so that neither pass holds more than one block.
+Every function is called inside `jax.shard_map` (its default `check_vma=True`) with the rows of a
+batch sharded over the mesh axis `axis_name`: image, text [b, D] and image_id [b] are this device's
+rows, b = B / devices. Loss and terms come back equal on all devices, and are those of the plain
+loss on the global batch to rounding. Gradients are written by hand: a second turn of the ring
+recomputes each [b, b] block, so that neither pass holds more than one block.
 """
 
 import functools
@@ -24,8 +26,8 @@ def ring_sum_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, red
   """`sum_of_hinges` in ring form; see the module's docstring.
 
   Args:
-    image, text: [b, D] float, this device's rows.  image_id: [b] int, equal for texts of one image (never each other's
-      negatives); None: all rows are different images.
+    image, text: [b, D] float, this device's rows.  image_id: [b] int, equal for texts of one image
+      (never each other's negatives); None: all rows are different images.
     axis_name: the mesh axis of the rows.  margin, reduce: as in `sum_of_hinges`.
   Returns:
     loss: [] float.  terms: as `sum_of_hinges`; the same on all devices.
@@ -36,14 +38,20 @@ def ring_sum_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, red
   # The margin rides on the positive: rules know scores and one number per query.
   rows, columns = _reduce(_HINGES, axis_name, image, text, positive - margin, image_id)
   i2t, t2i, active, count = _sums(
-    axis_name, rows.value, columns.value, rows.extra[0] + columns.extra[0], rows.extra[1] + columns.extra[1]
+    axis_name,
+    rows.value,
+    columns.value,
+    rows.extra[0] + columns.extra[0],
+    rows.extra[1] + columns.extra[1],
   )
   terms = {"i2t": scale * i2t, "t2i": scale * t2i, "active": active / jnp.maximum(count, 1)}
   return terms["i2t"] + terms["t2i"], terms
 
 
 def ring_max_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, reduce="sum"):
-  """`max_of_hinges` in ring form; arguments and results as `ring_sum_of_hinges`, terms as `max_of_hinges`."""
+  """`max_of_hinges` in ring form; arguments and results as `ring_sum_of_hinges`, terms as
+  `max_of_hinges`.
+  """
   image, text, image_id, batch = _local(image, text, image_id, axis_name)
   scale = shapes.reduction(reduce, batch)
   positive = rowwise(image, text, kind="dot")
@@ -51,12 +59,21 @@ def ring_max_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, red
   hinges, shares = [], []
   for side in (rows, columns):
     found = side.extra[0] < batch
-    hinges.append(jnp.where(found, jax.nn.relu(margin + jnp.where(found, side.value, 0) - positive), 0))
+    hinges.append(
+      jnp.where(found, jax.nn.relu(margin + jnp.where(found, side.value, 0) - positive), 0)
+    )
     # A query without a negative counts for item 0, as the plain argmax does.
-    counts = jnp.zeros_like(side.extra[0], shape=(batch,)).at[jnp.where(found, side.extra[0], 0)].add(1)
+    counts = (
+      jnp.zeros_like(side.extra[0], shape=(batch,)).at[jnp.where(found, side.extra[0], 0)].add(1)
+    )
     shares.append(jnp.max(jax.lax.psum(counts, axis_name)) / batch)
   i2t, t2i, active = _sums(axis_name, *hinges, (hinges[0] > 0) * 0.5 + (hinges[1] > 0) * 0.5)
-  terms = {"i2t": scale * i2t, "t2i": scale * t2i, "active": active / batch, "same_hardest": jnp.maximum(*shares)}
+  terms = {
+    "i2t": scale * i2t,
+    "t2i": scale * t2i,
+    "active": active / batch,
+    "same_hardest": jnp.maximum(*shares),
+  }
   return terms["i2t"] + terms["t2i"], terms
 
 
@@ -80,7 +97,11 @@ def ring_sigmoid(image, text, image_id=None, *, axis_name, temperature=0.1, bias
   positive = rowwise(image, text, kind="dot")
   rows, _ = _reduce(_SOFTPLUS, axis_name, image, text, positive, image_id)
   paired, others, wrong, count = _sums(
-    axis_name, jax.nn.softplus(-positive), rows.value, rows.extra[0] + (positive <= 0), rows.extra[1] + 1
+    axis_name,
+    jax.nn.softplus(-positive),
+    rows.value,
+    rows.extra[0] + (positive <= 0),
+    rows.extra[1] + 1,
   )
   parts = {"positive": paired / batch, "negative": others / batch}
   loss = parts["positive"] + parts["negative"]
@@ -102,11 +123,19 @@ def ring_imc(
   reduce="sum",
   inter="max_of_hinges",
 ):
-  """`imc` in ring form; arguments and results as `ring_sum_of_hinges`, parameters and terms as `imc`."""
+  """`imc` in ring form; arguments and results as `ring_sum_of_hinges`, parameters and terms as
+  `imc`.
+  """
   choice("inter", inter, ("max_of_hinges", "sum_of_hinges"))
   ring = ring_max_of_hinges if inter == "max_of_hinges" else ring_sum_of_hinges
   loss, terms = ring(image, text, image_id, axis_name=axis_name, margin=margin, reduce=reduce)
-  options = {"axis_name": axis_name, "distance": distance, "lower": lower, "upper": upper, "form": form}
+  options = {
+    "axis_name": axis_name,
+    "distance": distance,
+    "lower": lower,
+    "upper": upper,
+    "form": form,
+  }
   parts = {
     "intra_image": ring_intra_modal_constraint(image, **options),
     "intra_text": ring_intra_modal_constraint(text, **options),
@@ -114,15 +143,21 @@ def ring_imc(
   return loss + weight * sum(parts.values()), terms | {"inter": loss} | parts
 
 
-def ring_intra_modal_constraint(x, *, axis_name, distance="l1", lower=0.05, upper=0.5, form="released"):
-  """`intra_modal_constraint` in ring form; x [b, D] are this device's rows. Thresholds come from global row 0."""
+def ring_intra_modal_constraint(
+  x, *, axis_name, distance="l1", lower=0.05, upper=0.5, form="released"
+):
+  """`intra_modal_constraint` in ring form; x [b, D] are this device's rows. Thresholds come from
+  global row 0.
+  """
   (x,) = shapes.matrices(x=x)
   total = _constraint(intra_setting(distance, lower, upper, form), axis_name, x)
   return jax.lax.psum(total, axis_name) / (x.shape[0] * jax.lax.axis_size(axis_name))
 
 
 class Reduced(NamedTuple):
-  """What one query keeps of the scores it met: a value with gradient, and a tuple of extras without; all [b]."""
+  """What one query keeps of the scores it met: a value with gradient, and a tuple of extras
+  without; all [b].
+  """
 
   value: jax.Array
   extra: tuple
@@ -131,9 +166,9 @@ class Reduced(NamedTuple):
 class Rule(NamedTuple):
   """How scores [b, b] (queries in rows) become one number per query.
 
-  start(positive) -> Reduced.  update(kept, scores, negative, positive, index) -> Reduced, with index [1, b] the global rows.
-  slope(kept, scores, negative, positive, index) -> d value / d scores, [b, b].
-  positive_slope(kept) -> d value / d positive, [b].
+  start(positive) -> Reduced.  update(kept, scores, negative, positive, index) -> Reduced, with
+  index [1, b] the global rows. slope(kept, scores, negative, positive, index) -> d value / d
+  scores, [b, b]. positive_slope(kept) -> d value / d positive, [b].
   """
 
   start: Callable
@@ -143,7 +178,9 @@ class Rule(NamedTuple):
 
 
 def _around(visit, kept, moving, axis_name):
-  """kept, moving = visit(kept, moving, source) once per device; moving goes around and is home again at the end."""
+  """kept, moving = visit(kept, moving, source) once per device; moving goes around and is home
+  again at the end.
+  """
   size, here = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
   forward = [(i, (i + 1) % size) for i in range(size)]
 
@@ -191,7 +228,9 @@ def _reduce_backward(rule, axis_name, residuals, cotangents):
   def visit(image_gradient, moving, source):
     text, text_id, text_positive, columns, column_weight, text_gradient = moving
     scores, negative = _block(image, text, image_id, text_id)
-    slopes = row_weight[:, None] * rule.slope(rows, scores, negative, positive, _index(source, size))
+    slopes = row_weight[:, None] * rule.slope(
+      rows, scores, negative, positive, _index(source, size)
+    )
     mirrored = rule.slope(columns, scores.T, negative.T, text_positive, _index(here, size))
     slopes += (column_weight[:, None] * mirrored).T
     image_gradient += jnp.matmul(slopes, text, precision=PRECISION)
@@ -200,7 +239,9 @@ def _reduce_backward(rule, axis_name, residuals, cotangents):
 
   moving = (text, image_id, positive, columns, column_weight, jnp.zeros_like(text))
   image_gradient, moving = _around(visit, jnp.zeros_like(image), moving, axis_name)
-  positive_gradient = row_weight * rule.positive_slope(rows) + column_weight * rule.positive_slope(columns)
+  positive_gradient = row_weight * rule.positive_slope(rows) + column_weight * rule.positive_slope(
+    columns
+  )
   return image_gradient, moving[-1], positive_gradient, None
 
 
@@ -221,25 +262,33 @@ def _totals(value, wrong):
   def update(kept, scores, negative, positive, index):
     total = jnp.sum(jnp.where(negative, value(scores, positive[:, None]), 0), axis=1)
     counts = _count(negative & wrong(scores, positive[:, None])), _count(negative)
-    return Reduced(kept.value + total, tuple(a + b for a, b in zip(kept.extra, counts, strict=True)))
+    return Reduced(
+      kept.value + total, tuple(a + b for a, b in zip(kept.extra, counts, strict=True))
+    )
 
   return lambda positive: Reduced(jnp.zeros_like(positive), (_no_count(positive),) * 2), update
 
 
 _HINGES = Rule(
   *_totals(lambda scores, floor: jax.nn.relu(scores - floor), lambda scores, floor: scores > floor),
-  slope=lambda kept, scores, negative, floor, index: (negative & (scores > floor[:, None])).astype(scores.dtype),
+  slope=lambda kept, scores, negative, floor, index: (negative & (scores > floor[:, None])).astype(
+    scores.dtype
+  ),
   positive_slope=lambda kept: -kept.extra[0].astype(kept.value.dtype),
 )
 
 _SOFTPLUS = Rule(
   *_totals(lambda scores, _: jax.nn.softplus(scores), lambda scores, _: scores >= 0),
-  slope=lambda kept, scores, negative, positive, index: jnp.where(negative, jax.nn.sigmoid(scores), 0),
+  slope=lambda kept, scores, negative, positive, index: jnp.where(
+    negative, jax.nn.sigmoid(scores), 0
+  ),
 )
 
 
 def _hardest_start(positive):
-  return Reduced(jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, 2**31 - 1, dtype=jnp.int32),))
+  return Reduced(
+    jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, 2**31 - 1, dtype=jnp.int32),)
+  )
 
 
 def _hardest_update(kept, scores, negative, positive, index):
@@ -247,14 +296,18 @@ def _hardest_update(kept, scores, negative, positive, index):
   best, place = tiles.largest(scores, axis=1)
   place = index[0, place].astype(jnp.int32)
   # Blocks do not come in order of index: ties go to the lowest.
-  better = (best > kept.value) | ((best == kept.value) & (best > -jnp.inf) & (place < kept.extra[0]))
+  better = (best > kept.value) | (
+    (best == kept.value) & (best > -jnp.inf) & (place < kept.extra[0])
+  )
   return Reduced(jnp.where(better, best, kept.value), (jnp.where(better, place, kept.extra[0]),))
 
 
 _HARDEST = Rule(
   _hardest_start,
   _hardest_update,
-  slope=lambda kept, scores, negative, positive, index: (index == kept.extra[0][:, None]).astype(scores.dtype),
+  slope=lambda kept, scores, negative, positive, index: (index == kept.extra[0][:, None]).astype(
+    scores.dtype
+  ),
 )
 
 
@@ -282,12 +335,16 @@ def _local(image, text, image_id, axis_name):
   if image_id is None:
     image_id = _index(jax.lax.axis_index(axis_name), size)[0]
   if jnp.shape(image_id) != (size,):
-    raise ValueError(f"image_id has shape {jnp.shape(image_id)}; expected {(size,)} for {size} images")
+    raise ValueError(
+      f"image_id has shape {jnp.shape(image_id)}; expected {(size,)} for {size} images"
+    )
   return image, text, image_id, size * jax.lax.axis_size(axis_name)
 
 
 def _with_scalars(image, text, temperature, bias):
-  """Rows whose dot product is image.text / temperature + bias, so that the scalars get their gradients too."""
+  """Rows whose dot product is image.text / temperature + bias, so that the scalars get their
+  gradients too.
+  """
   ones = jnp.ones_like(image[:, :1])
   return jnp.concatenate([image / temperature, bias * ones], 1), jnp.concatenate([text, ones], 1)
 
@@ -307,7 +364,9 @@ def _constraint_forward(setting, axis_name, x):
   if not setting.quantile:
 
     def add_fixed(total, moving, source):
-      values = band.fixed_values(setting, _distances(setting, axis_name, x, squares, *moving, source))
+      values = band.fixed_values(
+        setting, _distances(setting, axis_name, x, squares, *moving, source)
+      )
       return total + jnp.sum(values), moving
 
     total, _ = _around(add_fixed, jnp.zeros_like(x, shape=()), (x, squares), axis_name)
@@ -320,14 +379,20 @@ def _constraint_forward(setting, axis_name, x):
   row_squares, _ = _around(add_squares, jnp.zeros_like(squares), (x, squares), axis_name)
   scale = band.row_scale(row_squares)
   here = jax.lax.axis_index(axis_name)
-  row0, square0, scale0 = (jax.lax.psum(jnp.where(here == 0, a[:1], 0), axis_name) for a in (x, squares, scale))
+  row0, square0, scale0 = (
+    jax.lax.psum(jnp.where(here == 0, a[:1], 0), axis_name) for a in (x, squares, scale)
+  )
   is_first = (here == 0) & (jnp.arange(x.shape[0]) == 0)
   to_row0 = band.distances(setting.measure, x, row0, squares, square0, is_first[:, None])[:, 0]
-  bounds = band.quantile_bounds(setting, jax.lax.all_gather(to_row0, axis_name, tiled=True) / scale0)
+  bounds = band.quantile_bounds(
+    setting, jax.lax.all_gather(to_row0, axis_name, tiled=True) / scale0
+  )
 
   def add_values(total, moving, source):
     block = _distances(setting, axis_name, x, squares, *moving, source)
-    rows = band.Rows(scale[:, None], 0.0, is_first[:, None], _part(bounds.first, source, x)[None, :])
+    rows = band.Rows(
+      scale[:, None], 0.0, is_first[:, None], _part(bounds.first, source, x)[None, :]
+    )
     return total + jnp.sum(band.quantile_values(bounds, block, rows), axis=1), moving
 
   total, _ = _around(add_values, jnp.zeros_like(scale), (x, squares), axis_name)
@@ -353,8 +418,12 @@ def _constraint_backward(setting, axis_name, residuals, cotangent):
     block = _distances(setting, axis_name, x, squares, y, y_squares, source)
     there_first = _part(bounds.first, source, x)
     rows = band.Rows(scale[:, None], total[:, None], is_first[:, None], there_first[None, :])
-    columns = band.Rows(y_scale[None, :], y_total[None, :], y_is_first[None, :], here_first[:, None])
-    slopes = band.quantile_slopes(bounds, block, rows) + band.quantile_slopes(bounds, block, columns)
+    columns = band.Rows(
+      y_scale[None, :], y_total[None, :], y_is_first[None, :], here_first[:, None]
+    )
+    slopes = band.quantile_slopes(bounds, block, rows) + band.quantile_slopes(
+      bounds, block, columns
+    )
     return gradient + band.pull_back(setting.measure, slopes.T, block.T, x, y), moving
 
   gradient, _ = _around(add, jnp.zeros_like(x), (x, squares, scale, total, is_first), axis_name)

@@ -1,4 +1,6 @@
-"""What every loss checks and prepares before its arithmetic: shapes, dtype, the match mask, the reduction."""
+"""What every loss checks and prepares before its arithmetic: shapes, dtype, the match mask, the
+reduction.
+"""
 
 import jax.numpy as jnp
 
@@ -6,10 +8,12 @@ from xmr.errors import choice
 
 
 def matrices(**arrays):
-  """Returns the arrays as float32 or wider, after checking that all are [B, D] with one B and one D.
+  """Returns the arrays as float32 or wider, after checking that all are [B, D] with one B and one
+  D.
 
   Args:
-    **arrays: [B, D] arrays by the name that the error message uses; bfloat16 and float16 are widened to float32.
+    **arrays: [B, D] arrays by the name that the error message uses; bfloat16 and float16 are
+      widened to float32.
   Returns:
     list of [B, D] arrays in the order given.
   Raises:
@@ -44,13 +48,15 @@ def match_mask(match, batch):
     return identity
   if jnp.shape(match) != (batch, batch):
     raise ValueError(
-      f"match has shape {jnp.shape(match)}; expected {(batch, batch)} for {batch} images and {batch} texts"
+      f"match has shape {jnp.shape(match)}; expected {(batch, batch)} for {batch} images and "
+      f"{batch} texts"
     )
   return jnp.asarray(match).astype(bool) | identity
 
 
 def reduction(reduce, batch):
-  """Returns the factor that turns a sum over the batch into `reduce`: 1 for "sum", 1 / B for "mean".
+  """Returns the factor that turns a sum over the batch into `reduce`: 1 for "sum", 1 / B for
+  "mean".
 
   Raises:
     UserError: reduce is another word.

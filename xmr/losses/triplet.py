@@ -13,16 +13,19 @@ from xmr.ops.similarity import rowwise, similarity
 def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
   """Hinge loss on every negative of each query, both directions (SH).
 
-  sum_{n, m not in match} [margin + S_nm - S_nn]_+ + [margin + S_nm - S_mm]_+ with S = image text^T: in the first term
-  image n is the query, in the second text m.
+  sum_{n, m not in match} [margin + S_nm - S_nn]_+ + [margin + S_nm - S_mm]_+ with S = image text^T:
+  in the first term image n is the query, in the second text m.
 
   Args:
     image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity.
-    margin: hinge margin in units of the similarity.  reduce: "sum" (paper) or "mean": the sum divided by B.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the
+      identity.
+    margin: hinge margin in units of the similarity.  reduce: "sum" (paper) or "mean": the sum
+      divided by B.
     kind: "dot" (cosine of unit rows), "cosine" or "order" (see `similarity`).
   Returns:
-    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges above 0}.
+    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges
+      above 0}.
     The gradient of a hinge at exactly 0 is 0.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
@@ -37,13 +40,19 @@ def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   # Not the diagonal of `scores`: its gradient would be a scatter into [B, B].
   positive = rowwise(image, text, kind=kind)
   i2t, t2i, active = _hinges(margin, scores, positive, negative)
-  terms = {"i2t": scale * i2t, "t2i": scale * t2i, "active": active / jnp.maximum(2 * jnp.sum(negative), 1)}
+  terms = {
+    "i2t": scale * i2t,
+    "t2i": scale * t2i,
+    "active": active / jnp.maximum(2 * jnp.sum(negative), 1),
+  }
   return terms["i2t"] + terms["t2i"], terms
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _hinges(margin, scores, positive, negative):
-  """Sums of the hinges over each row's and each column's positive, and the number above 0; [B, B], [B], [B, B] -> 3 x []."""
+  """Sums of the hinges over each row's and each column's positive, and the number above 0; [B, B],
+  [B], [B, B] -> 3 x [].
+  """
   return _hinges_forward(margin, scores, positive, negative)[0]
 
 
@@ -53,11 +62,19 @@ def _hinges_forward(margin, scores, positive, negative):
     costs = [jnp.where(negative, jax.nn.relu(margin + part - p), 0) for p in own]
     active = [cost > 0 for cost in costs]
     of_row, of_column = (x.astype(part.dtype) for x in active)
-    return (*costs, of_row), (of_column,), (active[0].astype(jnp.uint8) + 2 * active[1].astype(jnp.uint8),)
+    return (
+      (*costs, of_row),
+      (of_column,),
+      (active[0].astype(jnp.uint8) + 2 * active[1].astype(jnp.uint8),),
+    )
 
   # The scores are not needed again: a byte says which hinges a pair is active in.
   (i2t, t2i, of_row), (of_column,), (code,) = tiles.one_pass(hinges, scores, negative)
-  return (jnp.sum(i2t), jnp.sum(t2i), jnp.sum(of_row) + jnp.sum(of_column)), (code, of_row, of_column)
+  return (jnp.sum(i2t), jnp.sum(t2i), jnp.sum(of_row) + jnp.sum(of_column)), (
+    code,
+    of_row,
+    of_column,
+  )
 
 
 def _hinges_backward(margin, residuals, cotangents):
@@ -73,21 +90,24 @@ _hinges.defvjp(_hinges_forward, _hinges_backward)
 def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
   """Hinge loss on the hardest negative of each query, both directions (MH).
 
-  sum_n [margin + max_m S_nm - S_nn]_+ + sum_m [margin + max_n S_nm - S_mm]_+ over (n, m) not in match, S = image text^T.
-  A query without a negative has hinge 0.
+  sum_n [margin + max_m S_nm - S_nn]_+ + sum_m [margin + max_n S_nm - S_mm]_+ over (n, m) not in
+  match, S = image text^T. A query without a negative has hinge 0.
 
   Args:
     image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the identity.
-    margin: hinge margin in units of the similarity; 0.2 in the paper.  reduce: "sum" over queries (paper), or "mean":
-      the sum divided by B.
+    match: [B, B] bool, True where text j describes image i (never a negative); None is the
+      identity.
+    margin: hinge margin in units of the similarity; 0.2 in the paper.  reduce: "sum" over queries
+      (paper), or "mean": the sum divided by B.
     kind: "dot" (cosine of unit rows), "cosine" or "order" (see `similarity`).
   Returns:
-    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B queries with a
-    positive hinge, "same_hardest": [] share of queries whose hardest negative is the one most common item, the larger
+    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B
+      queries with a
+    positive hinge, "same_hardest": [] share of queries whose hardest negative is the one most
+      common item, the larger
     of the two directions; near 1 when the embeddings have collapsed}.
-    Of equally hard negatives the one of lowest index is taken and gets the whole gradient; the gradient of a hinge at
-    exactly 0 is 0.
+    Of equally hard negatives the one of lowest index is taken and gets the whole gradient; the
+    gradient of a hinge at exactly 0 is 0.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
   References:
@@ -103,8 +123,16 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
     lambda row, part, negative: jnp.where(negative, part, -jnp.inf), scores, negative
   )
   positive = rowwise(image, text, kind=kind)
-  i2t = margin + _again(lambda x, y, index: rowwise(x, y[index], kind=kind))(image, text, hardest_text) - positive
-  t2i = margin + _again(lambda x, y, index: rowwise(x[index], y, kind=kind))(image, text, hardest_image) - positive
+  i2t = (
+    margin
+    + _again(lambda x, y, index: rowwise(x, y[index], kind=kind))(image, text, hardest_text)
+    - positive
+  )
+  t2i = (
+    margin
+    + _again(lambda x, y, index: rowwise(x[index], y, kind=kind))(image, text, hardest_image)
+    - positive
+  )
   i2t = jnp.where(jnp.any(negative, axis=1), jax.nn.relu(i2t), 0)
   t2i = jnp.where(jnp.any(negative, axis=0), jax.nn.relu(t2i), 0)
   terms = {
@@ -117,7 +145,8 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
 
 
 def _again(function):
-  """Takes the function again for its gradient, so that an index per query is kept and not a row of D numbers.
+  """Takes the function again for its gradient, so that an index per query is kept and not a row of
+  D numbers.
 
   Over several devices the rows are kept: they would be sent a second time.
   """

@@ -1,4 +1,6 @@
-"""The training set on the devices: its rows, their scores against queries, and the hardest of them."""
+"""The training set on the devices: its rows, their scores against queries, and the hardest of
+them.
+"""
 
 import sys
 from typing import Any, NamedTuple
@@ -37,11 +39,12 @@ def hardest(side, scores, rows, batch, queries, pool, options):
 
   Args:
     side: "image" or "text", of the rows.  scores: (shared, function) of `scorer`.
-    rows: {"owner": [N'] int32, image row that each belongs to, -1 for padding, and what the function reads}.
+    rows: {"owner": [N'] int32, image row that each belongs to, -1 for padding, and what the
+      function reads}.
     batch, queries, pool, options: of the miner.
   Returns:
-    (index [B] int32, found [B] bool): found is False, and the index without meaning, where nothing was admissible. With
-    fewer than rank + 1 admissible rows the last of them is taken.
+    (index [B] int32, found [B] bool): found is False, and the index without meaning, where nothing
+    was admissible. With fewer than rank + 1 admissible rows the last of them is taken.
   """
   shared, score = scores
   images = row_of(pool["image"], batch["image_id"])
@@ -49,7 +52,11 @@ def hardest(side, scores, rows, batch, queries, pool, options):
   if options.semi_hard:
     shared["limit"] = jnp.sum(queries["image"] * queries["text"], axis=1)
   if "skip" in pool:
-    near = ("of_text", row_of(pool["text"], batch["text_id"])) if side == "image" else ("of_image", images)
+    near = (
+      ("of_text", row_of(pool["text"], batch["text_id"]))
+      if side == "image"
+      else ("of_image", images)
+    )
     shared["marks"] = marked(*near, options.count[side], pool, options)
   count, size = options.rank + 1, len(images)
 
@@ -74,26 +81,34 @@ def hardest(side, scores, rows, batch, queries, pool, options):
     none = jnp.full((count, size), -jnp.inf), jnp.zeros((count, size), jnp.int32)
     return lax.fori_loop(0, -(-n // block), step, none)
 
-  value, index = (x.reshape(-1, size) for x in parallel.per_device(options.mesh, local, rows, shared))
+  value, index = (
+    x.reshape(-1, size) for x in parallel.per_device(options.mesh, local, rows, shared)
+  )
   # Devices hold rows in order, so that the first of equal scores is the lowest row.
   value, place = lax.top_k(value.T, count)
   return kth(value, jnp.take_along_axis(index.T, place, axis=1), options.rank)
 
 
 def merged(best, value, place):
-  """Merges scores [n, B] of rows `place` [n], all beyond the ones before, into the best (values, rows), [k, B] each."""
+  """Merges scores [n, B] of rows `place` [n], all beyond the ones before, into the best (values,
+  rows), [k, B] each.
+  """
   count = len(best[0])
   if count == 1:
     top, first = largest(value, axis=0)
     better = top > best[0][0]
-    return jnp.where(better, top, best[0][0])[None], jnp.where(better, place[first], best[1][0])[None]
+    return jnp.where(better, top, best[0][0])[None], jnp.where(better, place[first], best[1][0])[
+      None
+    ]
   index = jnp.concatenate([best[1], jnp.broadcast_to(place[:, None], value.shape)])
   value, order = lax.top_k(jnp.concatenate([best[0], value]).T, count)
   return value.T, jnp.take_along_axis(index, order.T, axis=0)
 
 
 def best_of(scores, count, *, axis):
-  """The `count` largest scores along an axis of [N, M], descending, and their places: [., count] each, lowest place first."""
+  """The `count` largest scores along an axis of [N, M], descending, and their places: [., count]
+  each, lowest place first.
+  """
   if count == 1:
     value, place = largest(scores, axis=axis)
     return value[:, None], place[:, None]
@@ -101,7 +116,8 @@ def best_of(scores, count, *, axis):
 
 
 def kth(value, index, rank):
-  """Picks the rank-th of descending candidates [B, k], the last admissible one (above -inf) where there are fewer.
+  """Picks the rank-th of descending candidates [B, k], the last admissible one (above -inf) where
+  there are fewer.
 
   Returns:
     (index [B], found [B] bool).
@@ -112,7 +128,9 @@ def kth(value, index, rank):
 
 
 def scorer(variables, side, query, options):
-  """Returns (shared, function): function(shared, rows) scores rows of one side against queries [B, D] as [n, B] float32."""
+  """Returns (shared, function): function(shared, rows) scores rows of one side against queries [B,
+  D] as [n, B] float32.
+  """
   if not options.folded[side]:
 
     def encoded(shared, rows):
@@ -120,7 +138,8 @@ def scorer(variables, side, query, options):
 
     return {"variables": variables, "query": query}, encoded
 
-  # s(x, q) = (x W) . q / |x W| = x . (W q) / |x R^T| with W^T = Q R: half the products, exact but for rounding.
+  # s(x, q) = (x W) . q / |x W| = x . (W q) / |x R^T| with W^T = Q R: half the products, exact but
+  # for rounding.
   kernel = variables["params"][f"{side}_encoder"]["projection"]["kernel"]
   lower = jnp.linalg.qr(kernel.T, mode="r").T
   shared = {"query": jnp.matmul(query, kernel.T, precision=PRECISION), "lower": lower}
@@ -137,12 +156,18 @@ def scorer(variables, side, query, options):
 
 
 def folds(config, split, side):
-  """Returns True where scoring in the space of features costs less: bias-free linear projections to at least F units."""
+  """Returns True where scoring in the space of features costs less: bias-free linear projections to
+  at least F units.
+  """
   section, features = config.model[side], getattr(split, f"{side}_features")
   return (
-    section.name == "linear" and not section.bias and config.model.normalize == "l2" and config.model.dtype == "float32"
-    and features is not None and features.shape[1] <= config.model.dim
-  )  # fmt: skip
+    section.name == "linear"
+    and not section.bias
+    and config.model.normalize == "l2"
+    and config.model.dtype == "float32"
+    and features is not None
+    and features.shape[1] <= config.model.dim
+  )
 
 
 def product(x, query, options):
@@ -157,7 +182,9 @@ def product_of(shared, rows, *, options):
 
 
 def encode(variables, side, rows, options, **arguments):
-  """Encodes rows of the pool into [n, D]; arguments: of the model's apply, such as train and rngs."""
+  """Encodes rows of the pool into [n, D]; arguments: of the model's apply, such as train and
+  rngs.
+  """
   x, length = rows["x"], (rows["length"],) if "length" in rows else ()
   if not length:
     x = x.astype(jnp.float32)
@@ -174,9 +201,13 @@ def embedded(variables, side, rows, options):
     def step(i, done):
       start = jnp.minimum(i * block, n - block)
       piece = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block), rows)
-      return lax.dynamic_update_slice_in_dim(done, encode(variables, side, piece, options).astype(options.dtype), start, 0)
+      return lax.dynamic_update_slice_in_dim(
+        done, encode(variables, side, piece, options).astype(options.dtype), start, 0
+      )
 
-    width = jax.eval_shape(lambda: encode(variables, side, jax.tree.map(lambda x: x[:1], rows), options)).shape[1]
+    width = jax.eval_shape(
+      lambda: encode(variables, side, jax.tree.map(lambda x: x[:1], rows), options)
+    ).shape[1]
     return lax.fori_loop(0, -(-n // block), step, jnp.zeros((n, width), options.dtype))
 
   done = parallel.per_device(options.mesh, local, rows, variables)
@@ -190,31 +221,49 @@ def rows_at(rows, index, options):
     place = index - first
     here = (place >= 0) & (place < len(rows["owner"]))
     pick = jnp.clip(place, 0, len(rows["owner"]) - 1)
-    return jax.tree.map(lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[pick], 0), rows)
+    return jax.tree.map(
+      lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[pick], 0), rows
+    )
 
   # One device has the row, the others zeros.
-  return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), parallel.per_device(options.mesh, local, rows, index))
+  return jax.tree.map(
+    lambda x: jnp.sum(x, axis=0, dtype=x.dtype),
+    parallel.per_device(options.mesh, local, rows, index),
+  )
 
 
 def place(mesh, split, vocabulary, *, length):
-  """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" for words}}, rows split over them."""
+  """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" for
+  words}}, rows split over them.
+  """
   text = split.text_features
-  fields = {"image": {"x": split.image_features, "owner": np.arange(len(split.image_id))}, "text": {"x": text}}
+  fields = {
+    "image": {"x": split.image_features, "owner": np.arange(len(split.image_id))},
+    "text": {"x": text},
+  }
   if text is None:
-    fields["text"]["x"], fields["text"]["length"] = encode_all(split.tokens, vocabulary, length=length)
+    fields["text"]["x"], fields["text"]["length"] = encode_all(
+      split.tokens, vocabulary, length=length
+    )
   fields["text"]["owner"] = split.image_of_text
   rows = {}
   for side, arrays in fields.items():
     arrays["owner"] = arrays["owner"].astype(np.int32)
     rows[side] = {
-      name: parallel.shard_rows(mesh, x if x.dtype != np.float64 else x.astype(np.float32), fill=-1 if name == "owner" else 0)
+      name: parallel.shard_rows(
+        mesh,
+        x if x.dtype != np.float64 else x.astype(np.float32),
+        fill=-1 if name == "owner" else 0,
+      )
       for name, x in arrays.items()
     }
   return rows
 
 
 def ids(mesh, numbers):
-  """Returns {"number": sorted ids [N], "row": [N]} int32 on all devices, from which `row_of` reads."""
+  """Returns {"number": sorted ids [N], "row": [N]} int32 on all devices, from which `row_of`
+  reads.
+  """
   order = np.argsort(numbers, kind="stable").astype(np.int32)
   return parallel.replicate(mesh, {"number": np.asarray(numbers, np.int32)[order], "row": order})
 
@@ -225,16 +274,20 @@ def row_of(known, numbers):
 
 
 def relevant(mesh, split, *, above, cache_dir):
-  """Finds the captions of other images with a ROUGE-L relevance above a bound, once for a training set.
+  """Finds the captions of other images with a ROUGE-L relevance above a bound, once for a training
+  set.
 
   Returns:
-    {"of_image", "of_text": {"start": [N] or [T], "count", "item": [P]}} int32 on all devices: the captions above it for
-    each image and the images for each caption; and {"of_image", "of_text"}: the longest list.
+    {"of_image", "of_text": {"start": [N] or [T], "count", "item": [P]}} int32 on all devices: the
+    captions above it for each image and the images for each caption; and {"of_image", "of_text"}:
+    the longest list.
   """
   if jax.process_index() == 0:
     found = f"{len(split.texts):,} captions against {len(split.image_id):,} images"
     print(f"mining: ROUGE-L of {found}, kept in {cache_dir}", file=sys.stderr)
-  pairs = rouge_l_above(split.texts, split.image_of_text, above=above, n_images=len(split.image_id), cache_dir=cache_dir)
+  pairs = rouge_l_above(
+    split.texts, split.image_of_text, above=above, n_images=len(split.image_id), cache_dir=cache_dir
+  )
   lists, widths = {}, {}
   for name, key, n in (("of_image", 1, len(split.image_id)), ("of_text", 0, len(split.texts))):
     count = np.bincount(pairs[:, key], minlength=n)
@@ -246,14 +299,20 @@ def relevant(mesh, split, *, above, cache_dir):
 
 
 def marked(name, rows, total, pool, options):
-  """Returns [ceil(total / 32), B] uint32: bit t of column b is set where item t is in list rows[b]."""
+  """Returns [ceil(total / 32), B] uint32: bit t of column b is set where item t is in list
+  rows[b].
+  """
   lists, words = pool["skip"][name], -(-total // 32)
   place = jnp.arange(options.skip_width[name])
   item = lists["item"][jnp.minimum(lists["start"][rows][:, None] + place, len(lists["item"]) - 1)]
   word = jnp.where(place < lists["count"][rows][:, None], item >> 5, words)
   bit = jnp.uint32(1) << (item & 31).astype(jnp.uint32)
   # No bit is added twice, as no list names an item twice.
-  return jnp.zeros((words, len(rows)), jnp.uint32).at[word, jnp.arange(len(rows))[:, None]].add(bit, mode="drop")
+  return (
+    jnp.zeros((words, len(rows)), jnp.uint32)
+    .at[word, jnp.arange(len(rows))[:, None]]
+    .add(bit, mode="drop")
+  )
 
 
 def is_marked(marks, items):

@@ -1,4 +1,6 @@
-"""Where the negatives of a triplet come from: the batch, the whole training set, a bank of its embeddings, chance."""
+"""Where the negatives of a triplet come from: the batch, the whole training set, a bank of its
+embeddings, chance.
+"""
 
 import functools
 import inspect
@@ -16,75 +18,114 @@ OTHER = {"image": "text", "text": "image"}
 
 
 def make(experiment):
-  """Returns (miner, pool, bank) for the loss and the scope of a run: (None, None, None) for losses of the batch alone.
+  """Returns (miner, pool, bank) for the loss and the scope of a run: (None, None, None) for losses
+  of the batch alone.
 
-  A miner is called as (variables, batch, tensors, pool, bank, *, step, key) and returns (negatives, bank): negatives a
-  dict of image_negative, text_negative [B, D] with gradient and same_pair [B] float32, 1 where the mined text describes
-  the mined image. Queries are the batch's own embeddings; what the batch's image or another caption of it is, is never
-  mined. A query that nothing is left for gets its own positive: a constant loss without a gradient.
+  A miner is called as (variables, batch, tensors, pool, bank, *, step, key) and returns (negatives,
+  bank): negatives a dict of image_negative, text_negative [B, D] with gradient and same_pair [B]
+  float32, 1 where the mined text describes the mined image. Queries are the batch's own embeddings;
+  what the batch's image or another caption of it is, is never mined. A query that nothing is left
+  for gets its own positive: a constant loss without a gradient.
 
   Args:
     experiment: Experiment; reads config.mining, splits["train"], model, mesh, loss.
   Returns:
-    miner: one of the functions below, bound.  pool: what it chooses from, on the devices; rows are split over them.
+    miner: one of the functions below, bound.  pool: what it chooses from, on the devices; rows are
+      split over them.
     bank: embeddings of the pool, for scope bank.
   Raises:
-    UserError: a scope or an option that has no meaning with the loss, the data or the scope; before anything is read.
+    UserError: a scope or an option that has no meaning with the loss, the data or the scope; before
+      anything is read.
   """
   config, mining = experiment.config, experiment.config.mining
   split, mesh = experiment.splits["train"], experiment.mesh
-  check(config, split, takes_negatives="image_negative" in inspect.signature(experiment.loss).parameters)
+  check(
+    config, split, takes_negatives="image_negative" in inspect.signature(experiment.loss).parameters
+  )
   if "image_negative" not in inspect.signature(experiment.loss).parameters:
     return None, None, None
   count = {"image": len(split.image_id), "text": len(split.text_id)}
   pool, skip_width = {side: pool_lib.ids(mesh, getattr(split, f"{side}_id")) for side in OTHER}, {}
   if mining.skip_relevance:
-    pool["skip"], skip_width = pool_lib.relevant(mesh, split, above=mining.skip_relevance, cache_dir=config.data.cache_dir)
+    pool["skip"], skip_width = pool_lib.relevant(
+      mesh, split, above=mining.skip_relevance, cache_dir=config.data.cache_dir
+    )
   options = pool_lib.Options(
-    experiment.model, mesh, count, {side: pool_lib.folds(config, split, side) for side in OTHER}, skip_width, mining.rank,
-    mining.semi_hard, mining.block, jnp.dtype(mining.dtype), mining.refresh_steps,
-  )  # fmt: skip
+    experiment.model,
+    mesh,
+    count,
+    {side: pool_lib.folds(config, split, side) for side in OTHER},
+    skip_width,
+    mining.rank,
+    mining.semi_hard,
+    mining.block,
+    jnp.dtype(mining.dtype),
+    mining.refresh_steps,
+  )
   bank = None
   if mining.scope != "batch":
     pool["rows"] = pool_lib.place(mesh, split, experiment.vocabulary, length=experiment.length)
   if mining.scope == "bank":
     shapes = {side: (len(rows["owner"]), config.model.dim) for side, rows in pool["rows"].items()}
-    zeros = jax.jit(lambda: {side: jnp.zeros(shape, options.dtype) for side, shape in shapes.items()},
-                    out_shardings=parallel.sharded(mesh))  # fmt: skip
+    zeros = jax.jit(
+      lambda: {side: jnp.zeros(shape, options.dtype) for side, shape in shapes.items()},
+      out_shardings=parallel.sharded(mesh),
+    )
     bank = zeros()
   miner = {
-    "batch": in_batch, "train": in_training_set, "bank": in_bank, "random": at_random, "released": as_released,
-  }[mining.scope]  # fmt: skip
+    "batch": in_batch,
+    "train": in_training_set,
+    "bank": in_bank,
+    "random": at_random,
+    "released": as_released,
+  }[mining.scope]
   return functools.partial(miner, options=options), pool, bank
 
 
 def check(config, split, *, takes_negatives):
-  """Raises UserError where config.mining asks for what the loss, the data or the scope cannot give."""
+  """Raises UserError where config.mining asks for what the loss, the data or the scope cannot
+  give.
+  """
   mining = config.mining
   if not takes_negatives:
     if mining.scope != "batch":
-      raise UserError(f"config.mining.scope is {mining.scope!r} but loss {config.loss.name} takes no negatives; expected batch")
+      raise UserError(
+        f"config.mining.scope is {mining.scope!r} but loss {config.loss.name} takes no "
+        "negatives; expected batch"
+      )
     return
   if mining.scope != "batch" and split.image_features is None:
     raise UserError(
-      f"config.mining.scope is {mining.scope!r} but config.data.image is 'pixels': the training set is mined from image "
+      f"config.mining.scope is {mining.scope!r} but config.data.image is 'pixels': the training "
+      "set is mined from image "
       "features on the device; expected features, or scope batch"
     )
   if mining.scope in ("random", "released"):
     for name in ("rank", "semi_hard", "skip_relevance"):
       if mining[name]:
-        raise UserError(f"config.mining.{name} is {mining[name]} but scope {mining.scope} does not use it")
+        raise UserError(
+          f"config.mining.{name} is {mining[name]} but scope {mining.scope} does not use it"
+        )
   if mining.skip_relevance >= 1:
-    raise UserError(f"config.mining.skip_relevance is {mining.skip_relevance}; expected 0 (no limit) to below 1")
+    raise UserError(
+      f"config.mining.skip_relevance is {mining.skip_relevance}; expected 0 (no limit) to below 1"
+    )
   n_images, batch = len(split.image_id), config.batch_size
   if mining.scope == "random" and n_images < 2 * batch:
-    raise UserError(f"config.mining.scope is 'random' with {n_images} images; expected twice config.batch_size, {2 * batch}")
+    raise UserError(
+      f"config.mining.scope is 'random' with {n_images} images; expected twice "
+      f"config.batch_size, {2 * batch}"
+    )
   if n_images * batch >= 1 << 31 and mining.scope == "released":
-    raise UserError(f"config.mining.scope is 'released' with {n_images} x {batch} scores; expected fewer than 2^31")
+    raise UserError(
+      f"config.mining.scope is 'released' with {n_images} x {batch} scores; expected fewer than "
+      "2^31"
+    )
 
 
 def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
-  """Takes the hardest negatives of the batch: i_n = argmax_j s(j, c) and c_n = argmax_j s(i, j) over what does not match.
+  """Takes the hardest negatives of the batch: i_n = argmax_j s(j, c) and c_n = argmax_j s(i, j)
+  over what does not match.
 
   Args:
     tensors: image [B, D], text [B, D], match [B, B] bool or None.
@@ -106,7 +147,9 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     allowed["text"] &= scores < positive[:, None]
   index = {}
   for axis, side in enumerate(OTHER):
-    best = pool_lib.best_of(jnp.where(allowed[side], scores, -jnp.inf), min(options.rank + 1, len(image)), axis=axis)
+    best = pool_lib.best_of(
+      jnp.where(allowed[side], scores, -jnp.inf), min(options.rank + 1, len(image)), axis=axis
+    )
     found, some = pool_lib.kth(*best, options.rank)
     index[side] = jnp.where(some, found, jnp.arange(len(image)))
   return {
@@ -119,12 +162,14 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
 def in_training_set(variables, batch, tensors, pool, bank, *, step, key, options):
   """Takes the hardest negatives of the whole training set under the current parameters.
 
-  i_n = argmax_j s(f(x_j), c) over the images but the caption's own; c_n = argmax_j s(i, g(y_j)) over the captions of
-  other images; equal scores go to the lowest row. The set is encoded anew at every step (without dropout), a block at a
-  time on each device, of which a running best remains; what is mined is encoded again, with gradient.
+  i_n = argmax_j s(f(x_j), c) over the images but the caption's own; c_n = argmax_j s(i, g(y_j))
+  over the captions of other images; equal scores go to the lowest row. The set is encoded anew at
+  every step (without dropout), a block at a time on each device, of which a running best remains;
+  what is mined is encoded again, with gradient.
 
   References:
-    Mallea et al., Discovery Science 2023; their notebooks, but for the order of the image scores (see `as_released`).
+    Mallea et al., Discovery Science 2023; their notebooks, but for the order of the image scores
+    (see `as_released`).
   """
   fixed, queries = lax.stop_gradient((variables, tensors))
   index = {}
@@ -135,43 +180,59 @@ def in_training_set(variables, batch, tensors, pool, bank, *, step, key, options
 
 
 def in_bank(variables, batch, tensors, pool, bank, *, step, key, options):
-  """Takes the hardest negatives by embeddings that are refreshed every `refresh_steps`; else as `in_training_set`.
+  """Takes the hardest negatives by embeddings that are refreshed every `refresh_steps`; else as
+  `in_training_set`.
 
   The bank is part of the training state: a run that resumes mines what an undisturbed one would.
   """
   fixed, queries, old = lax.stop_gradient((variables, tensors, bank))
   bank = lax.cond(
     step % options.refresh_steps == 0,
-    lambda old: {side: pool_lib.embedded(fixed, side, pool["rows"][side], options) for side in old}, lambda old: old, old,
-  )  # fmt: skip
+    lambda old: {side: pool_lib.embedded(fixed, side, pool["rows"][side], options) for side in old},
+    lambda old: old,
+    old,
+  )
   index = {}
   for side in OTHER:
     rows = {"embedding": bank[side], "owner": pool["rows"][side]["owner"]}
-    scores = {"query": queries[OTHER[side]]}, functools.partial(pool_lib.product_of, options=options)
+    scores = (
+      {"query": queries[OTHER[side]]},
+      functools.partial(pool_lib.product_of, options=options),
+    )
     index[side] = pool_lib.hardest(side, scores, rows, batch, queries, pool, options)
   return negatives(variables, batch, tensors, pool, index, key, options), bank
 
 
 def at_random(variables, batch, tensors, pool, bank, *, step, key, options):
-  """Draws B images and B captions without replacement, none of the batch's images among them and no caption of theirs.
+  """Draws B images and B captions without replacement, none of the batch's images among them and no
+  caption of theirs.
 
   References:
-    Mallea et al. 2023, mode "random" as released, which leaves out the batch's captions but not their siblings.
+    Mallea et al. 2023, mode "random" as released, which leaves out the batch's captions but not
+    their siblings.
   """
-  in_use = jnp.zeros(options.count["image"], bool).at[pool_lib.row_of(pool["image"], batch["image_id"])].set(True)
+  in_use = (
+    jnp.zeros(options.count["image"], bool)
+    .at[pool_lib.row_of(pool["image"], batch["image_id"])]
+    .set(True)
+  )
   index = {}
   for side, stream in zip(OTHER, jax.random.split(key), strict=True):
     owner = pool["rows"][side]["owner"][: options.count[side]]
     lots = jnp.where(in_use[owner], -1.0, jax.random.uniform(stream, owner.shape))
     index[side] = lax.top_k(lots, len(batch["image_id"]))[1], jnp.ones(len(batch["image_id"]), bool)
-  return negatives(variables, batch, tensors, pool, index, jax.random.fold_in(key, 2), options), bank
+  return negatives(
+    variables, batch, tensors, pool, index, jax.random.fold_in(key, 2), options
+  ), bank
 
 
 def as_released(variables, batch, tensors, pool, bank, *, step, key, options):
-  """Mines captions as `in_training_set`, and images through the notebooks' reshape, which makes them all but random.
+  """Mines captions as `in_training_set`, and images through the notebooks' reshape, which makes
+  them all but random.
 
-  R = V T^T [N, B] holds all images against the batch's captions. The image of caption k is argmax_j reshape(R, [B, N])[k, j];
-  what is left out is cell [k, own image] of the reshaped matrix, the score of another pair. R exists a few rows at a time.
+  R = V T^T [N, B] holds all images against the batch's captions. The image of caption k is argmax_j
+  reshape(R, [B, N])[k, j]; what is left out is cell [k, own image] of the reshaped matrix, the
+  score of another pair. R exists a few rows at a time.
 
   References:
     Mallea et al. 2023, `predict('t2i')` as released.
@@ -194,11 +255,14 @@ def as_released(variables, batch, tensors, pool, bank, *, step, key, options):
 
   own = pool_lib.row_of(pool["image"], batch["image_id"])
   image = lax.map(one, (jnp.arange(size, dtype=jnp.int32), own)), jnp.ones(size, bool)
-  return negatives(variables, batch, tensors, pool, {"image": image, "text": text}, key, options), bank
+  return negatives(
+    variables, batch, tensors, pool, {"image": image, "text": text}, key, options
+  ), bank
 
 
 def negatives(variables, batch, tensors, pool, index, key, options):
-  """Encodes what was mined, with gradient and dropout; a query without a negative gets its own positive.
+  """Encodes what was mined, with gradient and dropout; a query without a negative gets its own
+  positive.
 
   Args:
     index: {"image", "text": (rows [B] int32, found [B] bool)}.

@@ -1,11 +1,12 @@
 """Turns PyTorch weights of a backbone into ours.
 
-  python -m xmr.models.convert --kind=resnet152 --input=resnet152-394f9c45.pth --output=resnet152.safetensors
+  python -m xmr.models.convert --kind=resnet152 --input=resnet152-394f9c45.pth
+  --output=resnet152.safetensors
 
-Input: torchvision or timm weights, `.safetensors` or what torch.save wrote (needs the extra `convert`); for bert and
-mpnet a Hugging Face folder with config.json, model.safetensors and tokenizer.json. The output names our variables,
-"params/..." and "batch_stats/...", and keeps the source's name and SHA-256 in its metadata. Nothing in a file is ever
-executed.
+Input: torchvision or timm weights, `.safetensors` or what torch.save wrote (needs the extra
+`convert`); for bert and mpnet a Hugging Face folder with config.json, model.safetensors and
+tokenizer.json. The output names our variables, "params/..." and "batch_stats/...", and keeps the
+source's name and SHA-256 in its metadata. Nothing in a file is ever executed.
 """
 
 import dataclasses
@@ -48,8 +49,11 @@ def kind(name):
 
     stages = efficientnet.STAGES[name[-1]]
     source = efficientnet.torchvision_name if name in EFFICIENTNETS else efficientnet.timm_name
-    return Kind(lambda: efficientnet.EfficientNetV2(stages, name in TF_EFFICIENTNETS),
-                (partial(source, stages=stages),), ("classifier.",))
+    return Kind(
+      lambda: efficientnet.EfficientNetV2(stages, name in TF_EFFICIENTNETS),
+      (partial(source, stages=stages),),
+      ("classifier.",),
+    )
   raise UserError(f"--kind is {name!r}; expected one of {', '.join(IMAGE_KINDS + TEXT_KINDS)}")
 
 
@@ -71,7 +75,8 @@ def image_variables(name, tensors, *, source):
   Returns:
     {"params": nested NumPy float32, "batch_stats": nested}.
   Raises:
-    UserError: missing, extra or misshapen tensors; names every one, or the kind that the file really holds.
+    UserError: missing, extra or misshapen tensors; names every one, or the kind that the file
+      really holds.
   """
   from xmr.interop.torch_files import compare, refuse
 
@@ -128,13 +133,20 @@ def main(arguments=None):
   """The command; prints what was converted."""
   parser = command_line.parser("xmr.models.convert", __doc__)
   parser.add_argument("--kind", help=", ".join(IMAGE_KINDS + TEXT_KINDS))
-  parser.add_argument("--input", help=".safetensors, .pth or .pt file; a Hugging Face folder for text")
+  parser.add_argument(
+    "--input", help=".safetensors, .pth or .pt file; a Hugging Face folder for text"
+  )
   parser.add_argument("--output", help="the .safetensors file to write")
   with reported():
     usage = "--kind=KIND --input=FILE --output=FILE"
-    options = command_line.parsed(parser, arguments, needed=("kind", "input", "output"), usage=usage)
+    options = command_line.parsed(
+      parser, arguments, needed=("kind", "input", "output"), usage=usage
+    )
     done = convert(options.kind, options.input, options.output)
-    print(f"{options.output}: {done['kind']}, {done['tensors']} tensors from {done['source']}, sha256 {done['sha256']}")
+    print(
+      f"{options.output}: {done['kind']}, {done['tensors']} tensors from {done['source']}, "
+      f"sha256 {done['sha256']}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from xmr.models.features import FEATURE_ENCODERS
 class DualEncoder(nn.Module):
   """Maps images and texts to the joint space, each with its own encoder.
 
-  Variables: {"params": {"image_encoder", "text_encoder"}, "batch_stats": {"image_encoder"} where there is BatchNorm};
-  dropout draws from the random stream "dropout".
+  Variables: {"params": {"image_encoder", "text_encoder"}, "batch_stats": {"image_encoder"} where
+  there is BatchNorm}; dropout draws from the random stream "dropout".
 
   Attributes:
     image_encoder: module called as (image, *, train).
-    text_encoder: module called as (text, text_length, *, train) on words, (text, *, train) on features.
+    text_encoder: module called as (text, text_length, *, train) on words, (text, *, train) on
+      features.
   """
 
   image_encoder: nn.Module
@@ -23,8 +24,8 @@ class DualEncoder(nn.Module):
     """Encodes a batch.
 
     Args:
-      batch: dict with `image` [B, H, W, 3] uint8 or [B, F] float, `text` [B, L] int32 and `text_length` [B] int32, or
-        `text` [B, F] float alone; other keys are ignored.
+      batch: dict with `image` [B, H, W, 3] uint8 or [B, F] float, `text` [B, L] int32 and
+        `text_length` [B] int32, or `text` [B, F] float alone; other keys are ignored.
       train: True turns dropout on, and lets released BatchNorm use and update its statistics.
     Returns:
       image: [B, D] float32.  text: [B, D] float32.

@@ -1,4 +1,6 @@
-"""EfficientNetV2-S, -M and -L, as in torchvision and as in the TensorFlow release (FullHN's image features)."""
+"""EfficientNetV2-S, -M and -L, as in torchvision and as in the TensorFlow release (FullHN's image
+features).
+"""
 
 import dataclasses
 import functools
@@ -19,16 +21,39 @@ class Stage:
 
 
 def _stages(*rows):
-  return tuple(Stage(bool(fused), expand, stride, channels, depth) for fused, expand, stride, channels, depth in rows)
+  return tuple(
+    Stage(bool(fused), expand, stride, channels, depth)
+    for fused, expand, stride, channels, depth in rows
+  )
 
 
 STAGES = {
-  "s": _stages((1, 1, 1, 24, 2), (1, 4, 2, 48, 4), (1, 4, 2, 64, 4), (0, 4, 2, 128, 6), (0, 6, 1, 160, 9),
-               (0, 6, 2, 256, 15)),
-  "m": _stages((1, 1, 1, 24, 3), (1, 4, 2, 48, 5), (1, 4, 2, 80, 5), (0, 4, 2, 160, 7), (0, 6, 1, 176, 14),
-               (0, 6, 2, 304, 18), (0, 6, 1, 512, 5)),
-  "l": _stages((1, 1, 1, 32, 4), (1, 4, 2, 64, 7), (1, 4, 2, 96, 7), (0, 4, 2, 192, 10), (0, 6, 1, 224, 19),
-               (0, 6, 2, 384, 25), (0, 6, 1, 640, 7)),
+  "s": _stages(
+    (1, 1, 1, 24, 2),
+    (1, 4, 2, 48, 4),
+    (1, 4, 2, 64, 4),
+    (0, 4, 2, 128, 6),
+    (0, 6, 1, 160, 9),
+    (0, 6, 2, 256, 15),
+  ),
+  "m": _stages(
+    (1, 1, 1, 24, 3),
+    (1, 4, 2, 48, 5),
+    (1, 4, 2, 80, 5),
+    (0, 4, 2, 160, 7),
+    (0, 6, 1, 176, 14),
+    (0, 6, 2, 304, 18),
+    (0, 6, 1, 512, 5),
+  ),
+  "l": _stages(
+    (1, 1, 1, 32, 4),
+    (1, 4, 2, 64, 7),
+    (1, 4, 2, 96, 7),
+    (0, 4, 2, 192, 10),
+    (0, 6, 1, 224, 19),
+    (0, 6, 2, 384, 25),
+    (0, 6, 1, 640, 7),
+  ),
 }
 
 
@@ -46,17 +71,28 @@ class ConvNorm(nn.Module):
   @nn.compact
   def __call__(self, x, *, batch_statistics):
     x = nn.Conv(
-      self.channels, (self.kernel, self.kernel), strides=self.stride, use_bias=False, dtype=self.dtype,
-      # TensorFlow pads bottom and right where the stride leaves a choice; PyTorch pads all sides alike.
+      self.channels,
+      (self.kernel, self.kernel),
+      strides=self.stride,
+      use_bias=False,
+      dtype=self.dtype,
+      # TensorFlow pads bottom and right where the stride leaves a choice; PyTorch pads all sides
+      # alike.
       padding="SAME" if self.same else self.kernel // 2,
       feature_group_count=x.shape[-1] if self.depthwise else 1,
-      kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"), name="conv")(x)
-    x = nn.BatchNorm(not batch_statistics, momentum=0.9, epsilon=1e-3, dtype=self.dtype, name="bn")(x)
+      kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+      name="conv",
+    )(x)
+    x = nn.BatchNorm(not batch_statistics, momentum=0.9, epsilon=1e-3, dtype=self.dtype, name="bn")(
+      x
+    )
     return nn.silu(x) if self.activate else x
 
 
 class Block(nn.Module):
-  """(Fused) inverted bottleneck with a residual where shapes agree; `drop` is the chance to skip it in training."""
+  """(Fused) inverted bottleneck with a residual where shapes agree; `drop` is the chance to skip it
+  in training.
+  """
 
   stage: Stage
   stride: int
@@ -79,7 +115,9 @@ class Block(nn.Module):
       x = conv(stage.channels, activate=False, name="project")(x, batch_statistics=statistics)
     else:
       x = conv(hidden, name="expand")(x, batch_statistics=statistics)
-      x = conv(hidden, 3, self.stride, depthwise=True, name="depthwise")(x, batch_statistics=statistics)
+      x = conv(hidden, 3, self.stride, depthwise=True, name="depthwise")(
+        x, batch_statistics=statistics
+      )
       gate = x.mean((1, 2), keepdims=True)
       gate = nn.silu(nn.Conv(max(1, inputs // 4), (1, 1), dtype=self.dtype, name="squeeze")(gate))
       x = x * nn.sigmoid(nn.Conv(hidden, (1, 1), dtype=self.dtype, name="excite")(gate))
@@ -91,21 +129,25 @@ class Block(nn.Module):
 
 
 class EfficientNetV2(nn.Module):
-  """EfficientNetV2 without its classifier: the last 1x1 convolution averaged over the grid, 1280 values per image.
+  """EfficientNetV2 without its classifier: the last 1x1 convolution averaged over the grid, 1280
+  values per image.
 
   Args:
-    stages: one of STAGES.  same: TensorFlow's padding (weights of the original release) instead of PyTorch's.
+    stages: one of STAGES.  same: TensorFlow's padding (weights of the original release) instead of
+      PyTorch's.
     drop: chance to skip the last block in training; block i of n has drop * i / n.
     batch_norm: "frozen" (running statistics always) or "released" (batch statistics in training).
-    dtype: of the computation; parameters stay float32.  remat: recompute each block in the backward pass.
+    dtype: of the computation; parameters stay float32.  remat: recompute each block in the backward
+      pass.
   Call:
-    images: [B, H, W, 3] float, normalised as the weights expect: ImageNet mean and deviation for torchvision's,
-      x / 127.5 - 1 for the TensorFlow release.
+    images: [B, H, W, 3] float, normalised as the weights expect: ImageNet mean and deviation for
+      torchvision's, x / 127.5 - 1 for the TensorFlow release.
     train: skip blocks at random (rng "dropout").  grid: return the [B, H/32, W/32, 1280] map.
   Returns:
     [B, 1280] features.
   References:
-    Tan and Le, EfficientNetV2, ICML 2021, table 4; torchvision's efficientnet_v2_{s,m,l} layer by layer.
+    Tan and Le, EfficientNetV2, ICML 2021, table 4; torchvision's efficientnet_v2_{s,m,l} layer by
+    layer.
   """
 
   stages: tuple = STAGES["s"]
@@ -130,19 +172,33 @@ class EfficientNetV2(nn.Module):
     block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     conv = functools.partial(ConvNorm, same=self.same, dtype=self.dtype)
     # The stem is as wide as the first stage.
-    x = conv(self.stages[0].channels, 3, 2, name="stem")(images.astype(self.dtype), batch_statistics=statistics)
+    x = conv(self.stages[0].channels, 3, 2, name="stem")(
+      images.astype(self.dtype), batch_statistics=statistics
+    )
     total, done = sum(stage.depth for stage in self.stages), 0
     for number, stage in enumerate(self.stages):
       for i in range(stage.depth):
         x = block(
-          stage, stage.stride if i == 0 else 1, self.drop * done / total, self.same, self.batch_norm, self.dtype,
-          name=f"stage{number}_block{i}")(x, train)
+          stage,
+          stage.stride if i == 0 else 1,
+          self.drop * done / total,
+          self.same,
+          self.batch_norm,
+          self.dtype,
+          name=f"stage{number}_block{i}",
+        )(x, train)
         done += 1
     x = conv(self.head, name="head")(x, batch_statistics=statistics)
     return x if grid else x.mean((1, 2))
 
 
-_LEAF = {"kernel": "weight", "bias": "bias", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_LEAF = {
+  "kernel": "weight",
+  "bias": "bias",
+  "scale": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
+}
 
 
 def _place(path):
@@ -151,11 +207,19 @@ def _place(path):
   if not modules[0].startswith("stage"):
     return None, None, modules[0], modules[1], _LEAF[leaf]
   stage, block = modules[0].removeprefix("stage").split("_block")
-  return int(stage), int(block), modules[1], modules[2] if len(modules) == 3 else "conv", _LEAF[leaf]
+  return (
+    int(stage),
+    int(block),
+    modules[1],
+    modules[2] if len(modules) == 3 else "conv",
+    _LEAF[leaf],
+  )
 
 
 def torchvision_name(path, *, stages):
-  """Name of one of our variables, a path of modules and a leaf, in torchvision's efficientnet_v2_*."""
+  """Name of one of our variables, a path of modules and a leaf, in torchvision's
+  efficientnet_v2_*.
+  """
   stage, block, layer, part, leaf = _place(path)
   part = {"conv": "0", "bn": "1"}[part]
   if stage is None:
@@ -177,7 +241,14 @@ def timm_name(path, *, stages):
   if layer in ("squeeze", "excite"):
     return f"{prefix}.se.{'conv_reduce' if layer == 'squeeze' else 'conv_expand'}.{leaf}"
   if stages[stage].fused:
-    names = {"expand": ("conv" if stages[stage].expand == 1 else "conv_exp", "bn1"), "project": ("conv_pwl", "bn2")}
+    names = {
+      "expand": ("conv" if stages[stage].expand == 1 else "conv_exp", "bn1"),
+      "project": ("conv_pwl", "bn2"),
+    }
   else:
-    names = {"expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3")}
+    names = {
+      "expand": ("conv_pw", "bn1"),
+      "depthwise": ("conv_dw", "bn2"),
+      "project": ("conv_pwl", "bn3"),
+    }
   return f"{prefix}.{names[layer][part == 'bn']}.{leaf}"

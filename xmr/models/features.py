@@ -1,4 +1,6 @@
-"""Encoders of precomputed features, of images or of texts: a linear projection and a small network."""
+"""Encoders of precomputed features, of images or of texts: a linear projection and a small
+network.
+"""
 
 from typing import Any
 
@@ -11,14 +13,20 @@ ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": nn.tanh, "none": lambda
 
 
 def dense(width, *, bias=True, dtype=jnp.float32, name=None):
-  """Returns a linen layer x W + b with W ~ U(-r, r), r = sqrt(6 / (inputs + width)), and b = 0, as IMC releases it."""
-  return nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+  """Returns a linen layer x W + b with W ~ U(-r, r), r = sqrt(6 / (inputs + width)), and b = 0, as
+  IMC releases it.
+  """
+  return nn.Dense(
+    width, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name
+  )
 
 
 def check_features(x):
   """Raises ValueError unless x is [B, F] float."""
   if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f"features have shape {tuple(x.shape)} and type {x.dtype}; expected [B, F] of a float type")
+    raise ValueError(
+      f"features have shape {tuple(x.shape)} and type {x.dtype}; expected [B, F] of a float type"
+    )
 
 
 class Linear(nn.Module):
@@ -29,7 +37,8 @@ class Linear(nn.Module):
   Attributes:
     dim: width D of the joint space.
     bias: False leaves b out (Full-HN).
-    input_norm: unit rows before W: True for raw CNN features (IMC), False for features that are normalised already.
+    input_norm: unit rows before W: True for raw CNN features (IMC), False for features that are
+      normalised already.
     normalize: "l2", "abs" or "none", see `normalize.normalize`.
     dtype: of the product; parameters and norms are float32.
   References:
@@ -45,24 +54,32 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train=False):
-    """Encodes x: [B, F] float into [B, D] float32; `train` changes nothing.  ValueError: x is not [B, F] float."""
+    """Encodes x: [B, F] float into [B, D] float32; `train` changes nothing.  ValueError: x is not
+    [B, F] float.
+    """
     del train
     check_features(x)
     if self.input_norm:
       x = normalize(x, "l2")
-    return normalize(dense(self.dim, bias=self.bias, dtype=self.dtype, name="projection")(x), self.normalize)
+    return normalize(
+      dense(self.dim, bias=self.bias, dtype=self.dtype, name="projection")(x), self.normalize
+    )
 
 
 class MLP(nn.Module):
-  """Encodes features with a few dense layers; dropout acts in training (declared in the released code, but inactive).
+  """Encodes features with a few dense layers; dropout acts in training (declared in the released
+  code, but inactive).
 
-  hidden = 0 is the released network: widths go from F to D in `depth` equal steps (for depth 2: F, (F + D) / 2, D),
-  every layer is followed by the activation, the last one too, and the first by dropout. hidden > 0 has `depth` layers
-  of so many units, each with activation and dropout, and a linear projection to D.
+  hidden = 0 is the released network: widths go from F to D in `depth` equal steps (for depth 2: F,
+  (F + D) / 2, D), every layer is followed by the activation, the last one too, and the first by
+  dropout. hidden > 0 has `depth` layers of so many units, each with activation and dropout, and a
+  linear projection to D.
 
   Attributes:
-    dim: width D of the joint space.  hidden: units of a hidden layer, or 0.  depth: number of hidden layers.
-    activation: "relu", "gelu", "tanh" or "none".  dropout: share of units set to zero in training (rng "dropout").
+    dim: width D of the joint space.  hidden: units of a hidden layer, or 0.  depth: number of
+      hidden layers.
+    activation: "relu", "gelu", "tanh" or "none".  dropout: share of units set to zero in training
+      (rng "dropout").
     bias, input_norm, normalize, dtype: as in `Linear`.
   References:
     Mallea et al., Full-HN, DS 2023, 'net' as released.
@@ -80,7 +97,9 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train=False):
-    """Encodes x: [B, F] float into [B, D] float32; train=True drops units.  ValueError: x is not [B, F] float."""
+    """Encodes x: [B, F] float into [B, D] float32; train=True drops units.  ValueError: x is not
+    [B, F] float.
+    """
     check_features(x)
     if self.input_norm:
       x = normalize(x, "l2")

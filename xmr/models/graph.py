@@ -1,4 +1,6 @@
-"""Texts as signals on one graph of words: Chebyshev graph convolutions, then a fully connected layer."""
+"""Texts as signals on one graph of words: Chebyshev graph convolutions, then a fully connected
+layer.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +16,8 @@ ACTIVATIONS = {"none": lambda x: x, "relu": nn.relu, "tanh": jnp.tanh}
 
 
 class Laplacian(NamedTuple):
-  """Rescaled Laplacian L~ = 2 L / lmax - I of N nodes, symmetric, in compressed rows with E stored entries.
+  """Rescaled Laplacian L~ = 2 L / lmax - I of N nodes, symmetric, in compressed rows with E stored
+  entries.
 
   values: [E] float32.  columns: [E] int32.  starts: [N + 1] int32, first entry of each row.
   """
@@ -24,8 +27,9 @@ class Laplacian(NamedTuple):
   starts: jax.Array
 
 
-# Measured, product and gradient of two layers' inner product on two CPU cores, 6,876 nodes, 101,828 entries, 256 texts:
-# BCSR 0.12 s · BCOO 0.96 s · gather and segment_sum 0.82 s · padded neighbours 0.93 s · dense 3.2 s.
+# Measured, product and gradient of two layers' inner product on two CPU cores, 6,876 nodes, 101,828
+# entries, 256 texts: BCSR 0.12 s · BCOO 0.96 s · gather and segment_sum 0.82 s · padded neighbours
+# 0.93 s · dense 3.2 s.
 @jax.custom_vjp
 def product(laplacian, x):
   """L~ x of a symmetric L~; its gradient is the same product, without a scatter.
@@ -69,16 +73,20 @@ def chebyshev(laplacian, x, theta):
 
 
 class GraphEncoder(nn.Module):
-  """Text encoder: `layers` Chebyshev convolutions of one filter with ReLU, flattened, then a linear layer to `dim`.
+  """Text encoder: `layers` Chebyshev convolutions of one filter with ReLU, flattened, then a linear
+  layer to `dim`.
 
   h = a(W relu(conv(... relu(conv(x) + b) ...)) + c)
 
   Attributes:
-    dim: D of the result.  order: K, terms of a convolution.  layers: number of convolutions; 0 is a linear bag of words.
-    activation: a: "none" (SCKR), "relu" (keras_gcn) or "tanh".  dropout: rate on the convolved signal in training.
+    dim: D of the result.  order: K, terms of a convolution.  layers: number of convolutions; 0 is a
+      linear bag of words.
+    activation: a: "none" (SCKR), "relu" (keras_gcn) or "tanh".  dropout: rate on the convolved
+      signal in training.
     bias: "node" (one per word, SCKR), "shared" (one per layer) or "none", of a convolution.
-    start: "identity": theta = (1, 0, 0), so that a layer starts as the signal itself; "xavier" (released): a filter that
-      starts negative leaves a ReLU of one filter without gradient, and nothing is learned.
+    start: "identity": theta = (1, 0, 0), so that a layer starts as the signal itself; "xavier"
+      (released): a filter that starts negative leaves a ReLU of one filter without gradient, and
+      nothing is learned.
 
   References:
     Yu et al., GIN / SCKR: K = 3, two layers, one filter each, FC 1024, as released.
@@ -103,12 +111,19 @@ class GraphEncoder(nn.Module):
     Returns:
       [B, D] float32.
     Raises:
-      ValueError: the signal's width is not the number of nodes, or an unknown bias, start or activation.
+      ValueError: the signal's width is not the number of nodes, or an unknown bias, start or
+        activation.
     """
     nodes = laplacian.starts.shape[0] - 1
     if signal.ndim != 2 or signal.shape[1] != nodes:
-      raise ValueError(f"signal has shape {signal.shape}; expected (texts, {nodes}) for a graph of {nodes} words")
-    choices = (("bias", self.bias, BIASES), ("start", self.start, STARTS), ("activation", self.activation, ACTIVATIONS))
+      raise ValueError(
+        f"signal has shape {signal.shape}; expected (texts, {nodes}) for a graph of {nodes} words"
+      )
+    choices = (
+      ("bias", self.bias, BIASES),
+      ("start", self.start, STARTS),
+      ("activation", self.activation, ACTIVATIONS),
+    )
     for name, value, known in choices:
       if value not in known:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
@@ -120,7 +135,9 @@ class GraphEncoder(nn.Module):
         x = x + self.param(f"bias_{layer}", nn.initializers.zeros, (size,))[:, None]
       x = nn.relu(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x.T)
-    return ACTIVATIONS[self.activation](nn.Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="fc")(x))
+    return ACTIVATIONS[self.activation](
+      nn.Dense(self.dim, kernel_init=nn.initializers.xavier_uniform(), name="fc")(x)
+    )
 
   def _theta(self, key):
     if self.start == "identity":

@@ -1,4 +1,6 @@
-"""Encoders of pixels: a small network to train from scratch, and pretrained backbones with a projection."""
+"""Encoders of pixels: a small network to train from scratch, and pretrained backbones with a
+projection.
+"""
 
 import functools
 import inspect
@@ -30,7 +32,8 @@ BACKBONES = {
 
 
 def backbone(name, *, batch_norm="frozen", remat=False, dtype=jnp.float32):
-  """Builds a network of `BACKBONES`: (images [B, H, W, 3] float, *, train, grid) -> [B, features], or its grid.
+  """Builds a network of `BACKBONES`: (images [B, H, W, 3] float, *, train, grid) -> [B, features],
+  or its grid.
 
   Args:
     name: a key of BACKBONES.
@@ -55,16 +58,21 @@ def standardize(image, *, dtype=jnp.float32):
     ValueError: another shape or type.
   """
   if image.ndim != 4 or image.shape[-1] != 3 or image.dtype != jnp.uint8:
-    raise ValueError(f"image has shape {tuple(image.shape)} and type {image.dtype}; expected [B, H, W, 3] uint8 pixels")
+    raise ValueError(
+      f"image has shape {tuple(image.shape)} and type {image.dtype}; expected [B, H, W, 3] uint8 "
+      "pixels"
+    )
   mean, std = jnp.asarray(MEAN), jnp.asarray(STD)
   return ((image.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
 
 
 class ConvNet(nn.Module):
-  """A small network for rendered scenes of 64 to 96 pixels, trained from scratch in minutes on a CPU.
+  """A small network for rendered scenes of 64 to 96 pixels, trained from scratch in minutes on a
+  CPU.
 
-  Patches of 4 x 4 pixels -> 32 -> 3 x 3 stride 2 -> 64 -> 3 x 3 stride 2 -> 128, each with GroupNorm and ReLU; the
-  readout is one linear map of the whole grid beside its mean, so that where something is counts as well as what it is.
+  Patches of 4 x 4 pixels -> 32 -> 3 x 3 stride 2 -> 64 -> 3 x 3 stride 2 -> 128, each with
+  GroupNorm and ReLU; the readout is one linear map of the whole grid beside its mean, so that where
+  something is counts as well as what it is.
 
   Attributes:
     dim: width D of the joint space.  bias: of the projection.  normalize: "l2", "abs" or "none".
@@ -78,7 +86,8 @@ class ConvNet(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train=False):
-    """Encodes image: [B, H, W, 3] uint8, H and W multiples of 4, into [B, D] float32; `train` changes nothing.
+    """Encodes image: [B, H, W, 3] uint8, H and W multiples of 4, into [B, D] float32; `train`
+    changes nothing.
 
     Raises:
       ValueError: another shape or type.  The projection's parameters fit one image size.
@@ -88,7 +97,8 @@ class ConvNet(nn.Module):
     batch, height, width, _ = x.shape
     if height % 4 or width % 4:
       raise ValueError(f"image has {height} x {width} pixels; convnet expects multiples of 4")
-    # Patches by reshape: a product of matrices is several times as fast on a CPU as the same strided convolution.
+    # Patches by reshape: a product of matrices is several times as fast on a CPU as the same
+    # strided convolution.
     x = x.reshape(batch, height // 4, 4, width // 4, 4, 3).transpose(0, 1, 3, 2, 4, 5)
     x = nn.Dense(32, dtype=self.dtype, name="patch")(x.reshape(batch, height // 4, width // 4, 48))
     x = nn.relu(nn.GroupNorm(8, dtype=self.dtype, name="norm_0")(x))
@@ -96,22 +106,28 @@ class ConvNet(nn.Module):
       x = nn.Conv(channels, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"conv_{i}")(x)
       x = nn.relu(nn.GroupNorm(8, dtype=self.dtype, name=f"norm_{i}")(x))
     x = jnp.concatenate([x.reshape(batch, -1), x.mean((1, 2))], axis=-1)
-    return normalize(dense(self.dim, bias=self.bias, dtype=self.dtype, name="projection")(x), self.normalize)
+    return normalize(
+      dense(self.dim, bias=self.bias, dtype=self.dtype, name="projection")(x), self.normalize
+    )
 
 
 class PretrainedEncoder(nn.Module):
-  """Projects the feature of a pretrained backbone to the joint space: f(x) = n(u(backbone(x)) W + b).
+  """Projects the feature of a pretrained backbone to the joint space: f(x) = n(u(backbone(x)) W +
+  b).
 
-  u(x) = x / (||x|| + 1e-12) with `input_norm`, else x; n is `normalize`. The backbone's variables are under "backbone",
-  W and b under "projection".
+  u(x) = x / (||x|| + 1e-12) with `input_norm`, else x; n is `normalize`. The backbone's variables
+  are under "backbone", W and b under "projection".
 
   Attributes:
     arch: a key of `BACKBONES`.  dim: width D of the joint space.  bias: of the projection.
     input_norm: unit rows before the projection.  normalize: "l2", "abs" or "none".
-    trainable: False stops the gradient at the backbone's output, so that no backward pass through it is computed.
-    batch_norm, remat: see `ResNet`.  dtype: of the computation; parameters, statistics and norms are float32.
+    trainable: False stops the gradient at the backbone's output, so that no backward pass through
+      it is computed.
+    batch_norm, remat: see `ResNet`.  dtype: of the computation; parameters, statistics and norms
+      are float32.
   References:
-    Faghri et al., VSE++, BMVC 2018, and Chen et al., IMC, ICIP 2022, as released (`EncoderImageFull`).
+    Faghri et al., VSE++, BMVC 2018, and Chen et al., IMC, ICIP 2022, as released
+    (`EncoderImageFull`).
   """
 
   arch: str
@@ -125,12 +141,17 @@ class PretrainedEncoder(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    self.backbone = backbone(self.arch, batch_norm=self.batch_norm, remat=self.remat, dtype=self.dtype)
+    self.backbone = backbone(
+      self.arch, batch_norm=self.batch_norm, remat=self.remat, dtype=self.dtype
+    )
     self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype)
 
   def features(self, image, *, train=False, grid=False):
-    """Returns the backbone's features of image [B, H, W, 3] uint8: [B, F] float, or its grid [B, H', W', F]."""
-    # A frozen network gives the same feature every time, unless the released statistics are asked for.
+    """Returns the backbone's features of image [B, H, W, 3] uint8: [B, F] float, or its grid [B,
+    H', W', F].
+    """
+    # A frozen network gives the same feature every time, unless the released statistics are asked
+    # for.
     train = train and (self.trainable or self.batch_norm == "released")
     return self.backbone(standardize(image, dtype=self.dtype), train=train, grid=grid)
 

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Blocks of the four stages, and whether a block is a bottleneck (1x1, 3x3, 1x1 with four times the channels).
+# Blocks of the four stages, and whether a block is a bottleneck (1x1, 3x3, 1x1 with four times the
+# channels).
 RESNETS = {
   "resnet18": ((2, 2, 2, 2), False),
   "resnet34": ((3, 4, 6, 3), False),
@@ -21,10 +22,12 @@ KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Pointwise(nn.Module):
-  """A convolution of one pixel as a product of matrices, on CPUs up to a third faster than the same convolution.
+  """A convolution of one pixel as a product of matrices, on CPUs up to a third faster than the same
+  convolution.
 
   Attributes:
-    channels: of the result.  stride: of both sides.  dtype: of the product; the kernel [1, 1, C, channels] is float32.
+    channels: of the result.  stride: of both sides.  dtype: of the product; the kernel [1, 1, C,
+      channels] is float32.
   """
 
   channels: int
@@ -44,17 +47,25 @@ def _conv(channels, kernel, stride=1, *, dtype, name):
     return Pointwise(channels, stride, dtype, name=name)
   # Explicit padding: SAME pads a stride of 2 on the other side than PyTorch.
   return nn.Conv(
-    channels, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False, dtype=dtype, kernel_init=KERNEL,
+    channels,
+    (kernel, kernel),
+    (stride, stride),
+    padding=kernel // 2,
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=KERNEL,
     name=name,
-  )  # fmt: skip
+  )
 
 
 class Block(nn.Module):
-  """Residual block: relu(f(x) + shortcut(x)), the shortcut a strided 1x1 convolution where the shape changes.
+  """Residual block: relu(f(x) + shortcut(x)), the shortcut a strided 1x1 convolution where the
+  shape changes.
 
   Attributes:
     width: channels inside; the output has 4 * width in a bottleneck, else width.
-    stride: of the first 3x3 convolution (v1.5: the second one of a bottleneck).  bottleneck: which of the two kinds.
+    stride: of the first 3x3 convolution (v1.5: the second one of a bottleneck).  bottleneck: which
+      of the two kinds.
     norm: makes the BatchNorm layer of a name.  dtype: of the convolutions.
   """
 
@@ -84,8 +95,9 @@ class Block(nn.Module):
 def repeat(module, block, names, x, *, remat=False):
   """Applies equal residual blocks in a loop.
 
-  A loop, because where XLA on CPUs sees all blocks it computes the sums before a block once more in each later one, a third
-  of the network's time, and merges what remat recomputes with what it had; it also compiles one block instead of all.
+  A loop, because where XLA on CPUs sees all blocks it computes the sums before a block once more in
+  each later one, a third of the network's time, and merges what remat recomputes with what it had;
+  it also compiles one block instead of all.
 
   Args:
     module: bound module whose variables hold those of each block under its name.
@@ -95,7 +107,10 @@ def repeat(module, block, names, x, *, remat=False):
     [B, H, W, C]; statistics that moved are put into the module's variables.
   """
   collections = [name for name in ("params", "batch_stats") if module.has_variable(name, names[0])]
-  each = [{collection: module.get_variable(collection, name) for collection in collections} for name in names]
+  each = [
+    {collection: module.get_variable(collection, name) for collection in collections}
+    for name in names
+  ]
   mutable = ["batch_stats"] if module.is_mutable_collection("batch_stats") else []
 
   def step(x, variables):
@@ -110,21 +125,24 @@ def repeat(module, block, names, x, *, remat=False):
 
 
 class ResNet(nn.Module):
-  """ResNet v1.5 without its classifier: the last map averaged over the grid, 512 or 2048 values per image.
+  """ResNet v1.5 without its classifier: the last map averaged over the grid, 512 or 2048 values per
+  image.
 
-  Parameters and statistics carry torchvision's names with `_` before a number: layer1_0/conv1, layer2_0/downsample_0.
-  BatchNorm has eps 1e-5 and keeps 0.9 of its running statistics; torch's running variance is n / (n - 1) times the one
-  used for normalising, ours is the same one: n is B H W, so they differ by less than 1e-3 from B = 32 on.
+  Parameters and statistics carry torchvision's names with `_` before a number: layer1_0/conv1,
+  layer2_0/downsample_0. BatchNorm has eps 1e-5 and keeps 0.9 of its running statistics; torch's
+  running variance is n / (n - 1) times the one used for normalising, ours is the same one: n is B H
+  W, so they differ by less than 1e-3 from B = 32 on.
 
   Attributes:
     blocks: number of blocks of the four stages.  bottleneck: the kind of block, see `RESNETS`.
     width: channels of the stem, 64 as published.
-    batch_norm: "frozen": running statistics always. "released": batch statistics in training, and the running ones
-      move, whether or not the parameters are trained (VSE++ and IMC as released).
+    batch_norm: "frozen": running statistics always. "released": batch statistics in training, and
+      the running ones move, whether or not the parameters are trained (VSE++ and IMC as released).
     dtype: of the computation; parameters and statistics stay float32.
     remat: keep the inputs of blocks alone and recompute the rest in the backward pass.
   References:
-    He et al., CVPR 2016, table 1; torchvision's resnet{18,34,50,101,152}, stride on the 3x3 convolution.
+    He et al., CVPR 2016, table 1; torchvision's resnet{18,34,50,101,152}, stride on the 3x3
+    convolution.
   """
 
   blocks: tuple
@@ -144,10 +162,12 @@ class ResNet(nn.Module):
 
     Args:
       images: [B, H, W, 3] float, ImageNet mean and deviation taken off.
-      train: batch statistics where batch_norm is "released" (update them with mutable=["batch_stats"]).
+      train: batch statistics where batch_norm is "released" (update them with
+        mutable=["batch_stats"]).
       grid: return the map before the average.
     Returns:
-      [B, features] float of `dtype`, or with grid [B, H / 32, W / 32, features] (7 x 7 for 224 pixels).
+      [B, features] float of `dtype`, or with grid [B, H / 32, W / 32, features] (7 x 7 for 224
+      pixels).
     Raises:
       ValueError: another shape, or an unknown batch_norm.
     """
@@ -156,19 +176,25 @@ class ResNet(nn.Module):
     if self.batch_norm not in ("frozen", "released"):
       raise ValueError(f"batch_norm is {self.batch_norm!r}; expected frozen or released")
     norm = functools.partial(
-      nn.BatchNorm, use_running_average=not (train and self.batch_norm == "released"),
-      momentum=0.9, epsilon=1e-5, dtype=self.dtype,
-    )  # fmt: skip
+      nn.BatchNorm,
+      use_running_average=not (train and self.batch_norm == "released"),
+      momentum=0.9,
+      epsilon=1e-5,
+      dtype=self.dtype,
+    )
     x = _conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
     x = nn.relu(norm(name="bn1")(x))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     for stage, count in enumerate(self.blocks):
-      block = functools.partial(Block, self.width * 2**stage, bottleneck=self.bottleneck, norm=norm, dtype=self.dtype)
+      block = functools.partial(
+        Block, self.width * 2**stage, bottleneck=self.bottleneck, norm=norm, dtype=self.dtype
+      )
       names = [f"layer{stage + 1}_{i}" for i in range(count)]
       first = nn.remat(Block) if self.remat else Block
       first = functools.partial(first, *block.args, **block.keywords)
       x = first(stride=2 if stage else 1, name=names[0])(x)
-      # Plainly in training: in a loop XLA on CPUs computes the gradients of convolutions six times slower.
+      # Plainly in training: in a loop XLA on CPUs computes the gradients of convolutions six times
+      # slower.
       if count > 1 and (self.remat or not train) and not self.is_initializing():
         x = repeat(self, block(stride=1, parent=None), names[1:], x, remat=self.remat)
         continue
@@ -180,5 +206,7 @@ class ResNet(nn.Module):
 def torchvision_name(path):
   """Name of one of our variables, a path of modules and a leaf, in torchvision's state dict."""
   *modules, leaf = path
-  leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+  leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(
+    leaf, leaf
+  )
   return ".".join([*(module.replace("_", ".") for module in modules), leaf])

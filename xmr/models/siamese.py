@@ -1,4 +1,6 @@
-"""Scores of pairs: two texts (the siamese network that labels) and a text with an image (the retrieval network)."""
+"""Scores of pairs: two texts (the siamese network that labels) and a text with an image (the
+retrieval network).
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,10 +11,11 @@ NORMALIZED = ("none", "text", "both")
 
 
 class Siamese(nn.Module):
-  """Similarity of two texts: q(t, t') = sigmoid(z), z = w . (g(t) * g(t')) + b, with one encoder g for both sides.
+  """Similarity of two texts: q(t, t') = sigmoid(z), z = w . (g(t) * g(t')) + b, with one encoder g
+  for both sides.
 
-  A reconstruction: the paper names a siamese network of semantic similarity but its form could not be read; this is the
-  group's two-channel text network (yul_gcn) with shared weights.
+  A reconstruction: the paper names a siamese network of semantic similarity but its form could not
+  be read; this is the group's two-channel text network (yul_gcn) with shared weights.
 
   Attributes:
     encoder: GraphEncoder of dim D.  dropout: rate on the product, of D numbers, in training.
@@ -47,19 +50,23 @@ class Siamese(nn.Module):
 
 
 class PairScore(nn.Module):
-  """Score of a text and an image: s = w . (h_t * h_i) + b, h_t from the graph, h_i a linear layer of the image's features.
+  """Score of a text and an image: s = w . (h_t * h_i) + b, h_t from the graph, h_i a linear layer
+  of the image's features.
 
-  Linear, without a sigmoid, as the loss on means and variances wants it. At retrieval s = (w * h_t) . h_i + b: a dot
-  product of two embeddings and a constant, so similarity, top-k and MAP of kind "dot" apply.
+  Linear, without a sigmoid, as the loss on means and variances wants it. At retrieval s = (w * h_t)
+  . h_i + b: a dot product of two embeddings and a constant, so similarity, top-k and MAP of kind
+  "dot" apply.
 
   Attributes:
-    text: GraphEncoder of dim D; its activation is that of h_i too.  dropout: rate on h_t * h_i in training.
-    unit_dropout: rate on the units of h_t in training, drawn for a text and not for a pair: a grid of pairs stays one
-      product of matrices.  image_dropout: rate on the image's features in training.
-    head_start: factor on the drawn w. The global loss wants scores of about 0.1 (means m apart cost too much variance), and
-      a network that starts at 1 spends its training on getting smaller.
-    normalize: whose rows are scaled to a mean square of 1 before the product: "none" (the group), "text" or "both". Without
-      it a text with many known words scores high with every image.
+    text: GraphEncoder of dim D; its activation is that of h_i too.  dropout: rate on h_t * h_i in
+      training.
+    unit_dropout: rate on the units of h_t in training, drawn for a text and not for a pair: a grid
+      of pairs stays one product of matrices.  image_dropout: rate on the image's features in
+      training.
+    head_start: factor on the drawn w. The global loss wants scores of about 0.1 (means m apart cost
+      too much variance), and a network that starts at 1 spends its training on getting smaller.
+    normalize: whose rows are scaled to a mean square of 1 before the product: "none" (the group),
+      "text" or "both". Without it a text with many known words scores high with every image.
 
   References:
     GIN / SCKR, as released: FC 1024 on both sides, dropout 0.2 (yul_gcn) or 0.4 (SCKR).
@@ -83,7 +90,8 @@ class PairScore(nn.Module):
     """Scores of M pairs.
 
     Args:
-      signal: [U, N] float32 texts.  laplacian: Laplacian of N words.  image: [V, F] float32 features.
+      signal: [U, N] float32 texts.  laplacian: Laplacian of N words.  image: [V, F] float32
+        features.
       text_of_pair, image_of_pair: [M] int32, rows of `signal` and `image`.
       train: True drops out, with rng "dropout".
     Returns:
@@ -124,8 +132,11 @@ class Head(nn.Module):
   start: float = 1.0
 
   def setup(self):
-    # One-dimensional, as biases: config.optimizer.l2 leaves it alone, for a penalty here would shrink every score.
-    self.kernel = self.param("kernel", lambda key: self.start * nn.initializers.xavier_uniform()(key, (self.dim, 1))[:, 0])
+    # One-dimensional, as biases: config.optimizer.l2 leaves it alone, for a penalty here would
+    # shrink every score.
+    self.kernel = self.param(
+      "kernel", lambda key: self.start * nn.initializers.xavier_uniform()(key, (self.dim, 1))[:, 0]
+    )
     self.bias = self.param("bias", nn.initializers.zeros, ())
     self.drop = nn.Dropout(self.dropout)
 

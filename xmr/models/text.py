@@ -1,4 +1,6 @@
-"""Encoders of word sequences: word vectors, an LSTM or GRU in one or two directions, and a readout."""
+"""Encoders of word sequences: word vectors, an LSTM or GRU in one or two directions, and a
+readout.
+"""
 
 import dataclasses
 import functools
@@ -29,10 +31,12 @@ WORD_INITS = {
 
 
 class Direction(nn.Module):
-  """Parameters of one direction, all U(-1/sqrt(H), 1/sqrt(H)) as PyTorch starts them; called without arguments.
+  """Parameters of one direction, all U(-1/sqrt(H), 1/sqrt(H)) as PyTorch starts them; called
+  without arguments.
 
   Attributes:
-    features: of a word vector.  hidden: units H.  cell: "lstm" (gates i, f, g, o) or "gru" (r, z, n).
+    features: of a word vector.  hidden: units H.  cell: "lstm" (gates i, f, g, o) or "gru" (r, z,
+      n).
   """
 
   features: int
@@ -55,21 +59,26 @@ class Recurrent(nn.Module):
   """Encodes words: f(w) = n(readout(RNN(dropout(E[w])))).
 
   With two directions a step's state is (forward + backward) / 2. Readouts, for a text of n words:
-  last: step n - 1 as released; there the backward state has read the last word alone, so one cell computes it.
-  ends: forward at step n - 1 and backward at step 0, averaged (the paper).  mean, max: over the n steps, per unit.
-  With one direction `last` and `ends` are the same. A text of no words is a row of zeros where there is no projection.
+  last: step n - 1 as released; there the backward state has read the last word alone, so one cell
+  computes it.
+  ends: forward at step n - 1 and backward at step 0, averaged (the paper).  mean, max: over the n
+  steps, per unit. With one direction `last` and `ends` are the same. A text of no words is a row of
+  zeros where there is no projection.
 
   Attributes:
     dim: width D of the joint space.
     vocabulary_size: rows of the word embedding.
     cell: "lstm" or "gru".  bidirectional: read in both directions, with separate parameters.
     word_dim: of a word vector.
-    hidden: units per direction; 0 is dim. Another number than dim adds a linear projection to dim (not in the papers).
-    dropout: share of the word vectors' entries set to zero in training (0.4 as released, 0.5 in the paper, 0 in VSE++).
+    hidden: units per direction; 0 is dim. Another number than dim adds a linear projection to dim
+      (not in the papers).
+    dropout: share of the word vectors' entries set to zero in training (0.4 as released, 0.5 in the
+      paper, 0 in VSE++).
     readout: "last", "ends", "mean" or "max".
-    word_init: without word_vectors: "xavier" (IMC 'bow'), "uniform" in [-0.1, 0.1] (VSE++) or "normal" N(0, 1).
-    word_vectors: [vocabulary_size, word_dim] float, initial word embedding (GloVe); it does not count in comparisons of
-      modules, which jit hashes.
+    word_init: without word_vectors: "xavier" (IMC 'bow'), "uniform" in [-0.1, 0.1] (VSE++) or
+      "normal" N(0, 1).
+    word_vectors: [vocabulary_size, word_dim] float, initial word embedding (GloVe); it does not
+      count in comparisons of modules, which jit hashes.
     normalize: "l2", "abs" or "none", see `normalize.normalize`.
     dtype: of products; parameters, cell state and readout are float32.
   References:
@@ -116,7 +125,10 @@ class Recurrent(nn.Module):
 
   def _check(self, text, text_length):
     if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
-      raise ValueError(f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an integer type")
+      raise ValueError(
+        f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an "
+        "integer type"
+      )
     if text_length.shape != text.shape[:1] or not jnp.issubdtype(text_length.dtype, jnp.integer):
       found = f"text_length has shape {tuple(text_length.shape)} and type {text_length.dtype}"
       raise ValueError(f"{found}; expected {tuple(text.shape[:1])} of an integer type")
@@ -146,7 +158,9 @@ class Recurrent(nn.Module):
       elif self.bidirectional:
         last = jnp.maximum(length - 1, 0)[:, None, None]
         word = jnp.take_along_axis(vectors, last, axis=1)[:, 0]
-        states.append(jnp.where(length[:, None] > 0, rnn.single_step(word, weights[1], **options), 0))
+        states.append(
+          jnp.where(length[:, None] > 0, rnn.single_step(word, weights[1], **options), 0)
+        )
       return sum(state.astype(jnp.float32) for state in states) / len(states)
     steps = [
       rnn.recurrent(vectors, length, w, reverse=reverse, **options)[0].astype(jnp.float32)

@@ -5,12 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 
 # Channels of the 3x3 convolutions; "pool" halves height and width.
-VGG19 = (64, 64, "pool", 128, 128, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4, "pool")
+VGG19 = (
+  64,
+  64,
+  "pool",
+  128,
+  128,
+  "pool",
+  *[256] * 4,
+  "pool",
+  *[512] * 4,
+  "pool",
+  *[512] * 4,
+  "pool",
+)
 GRID = 7
 
 
 def _bins(size):
-  """Averaging matrix [7, size] of PyTorch's adaptive pooling: bin i covers floor(i s / 7) to ceil((i + 1) s / 7)."""
+  """Averaging matrix [7, size] of PyTorch's adaptive pooling: bin i covers floor(i s / 7) to
+  ceil((i + 1) s / 7).
+  """
   weights = np.zeros((GRID, size), np.float32)
   for i in range(GRID):
     start, stop = i * size // GRID, -(-(i + 1) * size // GRID)
@@ -21,11 +36,14 @@ def _bins(size):
 class VGG(nn.Module):
   """VGG19 without its classifier: relu7, 4096 values per image.
 
-  relu(fc7(relu(fc6(flatten(pool_7x7(convolutions(x))))))), dropout 0.5 after fc6 and fc7 in training.
+  relu(fc7(relu(fc6(flatten(pool_7x7(convolutions(x))))))), dropout 0.5 after fc6 and fc7 in
+  training.
 
   Args:
-    layers: channels of each convolution and "pool".  hidden: width of fc6 and fc7, 4096 as released.
-    dtype: of the computation; parameters stay float32.  remat: recompute each block in the backward pass.
+    layers: channels of each convolution and "pool".  hidden: width of fc6 and fc7, 4096 as
+      released.
+    dtype: of the computation; parameters stay float32.  remat: recompute each block in the backward
+      pass.
   Call:
     images: [B, H, W, 3] float, ImageNet mean and deviation taken off; H and W at least 32.
     train: dropout on (rng "dropout").  grid: return the [B, 7, 7, 512] map before fc6 instead.
@@ -47,7 +65,9 @@ class VGG(nn.Module):
   @nn.compact
   def __call__(self, images, *, train=False, grid=False):
     if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < 32:
-      raise ValueError(f"images have shape {images.shape}; expected [B, H, W, 3] with H and W at least 32")
+      raise ValueError(
+        f"images have shape {images.shape}; expected [B, H, W, 3] with H and W at least 32"
+      )
     he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     conv = nn.remat(nn.Conv) if self.remat else nn.Conv
     x = images.astype(self.dtype)
@@ -58,7 +78,11 @@ class VGG(nn.Module):
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         index += 1
       else:
-        x = nn.relu(conv(layer, (3, 3), padding=1, kernel_init=he, dtype=self.dtype, name=f"features_{index}")(x))
+        x = nn.relu(
+          conv(
+            layer, (3, 3), padding=1, kernel_init=he, dtype=self.dtype, name=f"features_{index}"
+          )(x)
+        )
         index += 2
     if x.shape[1:3] != (GRID, GRID):
       x = jnp.einsum("ih,jw,bhwc->bijc", _bins(x.shape[1]), _bins(x.shape[2]), x).astype(self.dtype)
@@ -67,7 +91,11 @@ class VGG(nn.Module):
     # PyTorch flattens channels first.
     x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
     for name in ("fc6", "fc7"):
-      x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name=name)(x))
+      x = nn.relu(
+        nn.Dense(
+          self.hidden, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name=name
+        )(x)
+      )
       x = nn.Dropout(0.5, deterministic=not train)(x)
     return x
 
@@ -82,4 +110,8 @@ def torchvision_name(path):
 
 def timm_name(path):
   """Name of one of our parameters in timm's vgg19, which holds fc6 and fc7 as convolutions."""
-  return torchvision_name(path).replace("classifier.0", "pre_logits.fc1").replace("classifier.3", "pre_logits.fc2")
+  return (
+    torchvision_name(path)
+    .replace("classifier.0", "pre_logits.fc1")
+    .replace("classifier.3", "pre_logits.fc2")
+  )

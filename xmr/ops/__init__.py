@@ -1,1 +1,3 @@
-"""Primitives that know no loss and no model: similarity, distances, recurrent layers, tiles, memory."""
+"""Primitives that know no loss and no model: similarity, distances, recurrent layers, tiles,
+memory.
+"""

@@ -1,4 +1,6 @@
-"""Sums over features of a function of x - y for all pairs of rows, without the [N, M, D] array, and their gradients."""
+"""Sums over features of a function of x - y for all pairs of rows, without the [N, M, D] array, and
+their gradients.
+"""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from xmr.ops.memory import zeros_after
 
 
 class Term(NamedTuple):
-  """A function f of the difference u = x - y, w f'(u) as a function of (w, x, y), and the name of u -> f(-u)."""
+  """A function f of the difference u = x - y, w f'(u) as a function of (w, x, y), and the name of u
+  -> f(-u).
+  """
 
   value: Callable
   weighted_slope: Callable
@@ -22,19 +26,29 @@ class Term(NamedTuple):
 
 
 TERMS = {
-  # Compared, not subtracted: exactly 0 between equal features. Two masks, not one inside the other: a third faster.
-  "absolute": Term(jnp.abs, lambda w, x, y: jnp.where(x > y, w, 0) - jnp.where(x < y, w, 0), "absolute"),
+  # Compared, not subtracted: exactly 0 between equal features. Two masks, not one inside the other:
+  # a third faster.
+  "absolute": Term(
+    jnp.abs, lambda w, x, y: jnp.where(x > y, w, 0) - jnp.where(x < y, w, 0), "absolute"
+  ),
   "shortfall_squared": Term(
-    lambda u: jnp.square(jnp.minimum(u, 0)), lambda w, x, y: 2 * w * jnp.minimum(x - y, 0), "excess_squared"
+    lambda u: jnp.square(jnp.minimum(u, 0)),
+    lambda w, x, y: 2 * w * jnp.minimum(x - y, 0),
+    "excess_squared",
   ),
   "excess_squared": Term(
-    lambda u: jnp.square(jnp.maximum(u, 0)), lambda w, x, y: 2 * w * jnp.maximum(x - y, 0), "shortfall_squared"
+    lambda u: jnp.square(jnp.maximum(u, 0)),
+    lambda w, x, y: 2 * w * jnp.maximum(x - y, 0),
+    "shortfall_squared",
   ),
 }
-# Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8 XLA's CPU backend does not
-# vectorise the pass, which is then six times slower; the bench `losses` would show it.
+# Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8
+# XLA's CPU backend does not vectorise the pass, which is then six times slower; the bench `losses`
+# would show it.
 UNROLL = 16
-WHOLE = 512  # rows up to which one tile takes them all: each pass over a tile starts and joins the cores
+WHOLE = (
+  512  # rows up to which one tile takes them all: each pass over a tile starts and joins the cores
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -44,7 +58,8 @@ def sum_over_features(term, x, y, tiled=None):
   Args:
     term: key of TERMS: "absolute" (L1 distance) or "shortfall_squared" (max(0, y - x)^2).
     x: [N, D] float.  y: [M, D] float.
-    tiled: compute tiles one after another, or all at once; None: tiles where one CPU device has all rows.
+    tiled: compute tiles one after another, or all at once; None: tiles where one CPU device has all
+      rows.
   Returns:
     [N, M]; temporaries of the forward and backward pass are of this size or of the inputs'.
   """
@@ -52,7 +67,10 @@ def sum_over_features(term, x, y, tiled=None):
     return _sum_over_features(term, x, y)
   rows, columns = _tile(len(x)), _tile(len(y))
   x_padded, y_padded = _padded(x, rows), _padded(y, columns)
-  places = np.array([(i, j) for i in range(0, len(x_padded), rows) for j in range(0, len(y_padded), columns)], np.int32)
+  places = np.array(
+    [(i, j) for i in range(0, len(x_padded), rows) for j in range(0, len(y_padded), columns)],
+    np.int32,
+  )
   places = jnp.asarray(places)
 
   def one(place, out):
@@ -65,7 +83,8 @@ def sum_over_features(term, x, y, tiled=None):
 
 
 def sum_over_pairs(term, x, *, after=None, tiled=None):
-  """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): in tiles, half of them are mirrored.
+  """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): in tiles, half of
+  them are mirrored.
 
   `after`: [] float, computed before the tiles are; None: nothing. Not differentiable.
   """
@@ -86,7 +105,9 @@ def sum_over_pairs(term, x, *, after=None, tiled=None):
 
 
 def weighted_slopes(term, weight, x, y, *, tiled=None):
-  """out[n, d] = sum over m of weight[m, n] f'(x[n, d] - y[m, d]); [M, N], [N, D], [M, D] -> [N, D]; tiled as above."""
+  """out[n, d] = sum over m of weight[m, n] f'(x[n, d] - y[m, d]); [M, N], [N, D], [M, D] -> [N, D];
+  tiled as above.
+  """
   steps = -(-len(y) // UNROLL)
   y, weight = (_padded(array, UNROLL) for array in (y, weight))
 
@@ -109,9 +130,10 @@ def weighted_slopes(term, weight, x, y, *, tiled=None):
   def one(place, out):
     i, j = place // across * rows, place % across * columns
     part = slopes(
-      lax.dynamic_slice_in_dim(weight, i, rows, 1), lax.dynamic_slice(x_padded, (i, j), (rows, columns)),
+      lax.dynamic_slice_in_dim(weight, i, rows, 1),
+      lax.dynamic_slice(x_padded, (i, j), (rows, columns)),
       lax.dynamic_slice_in_dim(y, j, columns, 1),
-    )  # fmt: skip
+    )
     return lax.dynamic_update_slice(out, part, (i, j))
 
   out = lax.fori_loop(0, len(x_padded) // rows * across, one, jnp.zeros_like(x_padded))

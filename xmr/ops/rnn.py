@@ -2,13 +2,17 @@
 
 The work follows the words that are there, not the padding:
 
-- Rows are sorted by length, and the time loop runs in phases, each on the prefix of rows that is still active, for as many
+- Rows are sorted by length, and the time loop runs in phases, each on the prefix of rows that is
+still active, for as many
   steps as the batch needs. One compilation serves every batch.
-- The loop backward computes the gates' gradients and one product per step; gradients of weights, biases and inputs are
-  products over all steps after it. (Automatic differentiation of a scan adds to the weights' gradient in every step.)
+- The loop backward computes the gates' gradients and one product per step; gradients of weights,
+biases and inputs are
+  products over all steps after it. (Automatic differentiation of a scan adds to the weights'
+  gradient in every step.)
 
-Steps lie behind one another in "slots": slot = first slot of the step + row. Rows are sorted within each of D shards of
-the batch, and all shards run the same phases, so that a batch sharded over D devices stays where it is.
+Steps lie behind one another in "slots": slot = first slot of the step + row. Rows are sorted within
+each of D shards of the batch, and all shards run the same phases, so that a batch sharded over D
+devices stays where it is.
 """
 
 import functools
@@ -22,14 +26,16 @@ from jax import lax
 from xmr.ops.memory import zeros_after
 from xmr.ops.rnn_cells import CELLS
 
-# Phases of the time loop; lengths for which the products after it are compiled, and the least number of slots between two.
+# Phases of the time loop; lengths for which the products after it are compiled, and the least
+# number of slots between two.
 PHASES = 4
 LEVELS = 16
 MIN_SLOTS = 256
 
 
 class Weights(NamedTuple):
-  """Parameters of one direction, G = 4 (LSTM) or 3 (GRU) gates of H units; two biases, as in PyTorch.
+  """Parameters of one direction, G = 4 (LSTM) or 3 (GRU) gates of H units; two biases, as in
+  PyTorch.
 
   input_kernel: W [F, G H].  hidden_kernel: U [H, G H].  input_bias: b [G H].  hidden_bias: d [G H].
   """
@@ -43,7 +49,8 @@ class Weights(NamedTuple):
 def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
   """Runs a recurrent layer over each row's first `length` steps, from a zero state.
 
-  A row's result depends on that row's own steps alone, neither on padding nor on other rows; length 0 gives zeros.
+  A row's result depends on that row's own steps alone, neither on padding nor on other rows; length
+  0 gives zeros.
 
   Args:
     x: [B, L, F] float.
@@ -52,29 +59,38 @@ def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float
     cell: "lstm" or "gru".
     reverse: True reads from step length - 1 down to 0.
     dtype: of products and stored gates; sums, cell state and gradients of weights are float32.
-    shards: number of equal parts of the batch that are sorted separately; None is the number of devices where it divides
-      B. It moves results by rounding alone.
+    shards: number of equal parts of the batch that are sorted separately; None is the number of
+      devices where it divides B. It moves results by rounding alone.
   Returns:
     steps: [B, L, H] of dtype, step t at t in both directions, zero from `length` on.
-    final: [B, H] of dtype, the state after the last step read: step length - 1, or step 0 if `reverse`.
+    final: [B, H] of dtype, the state after the last step read: step length - 1, or step 0 if
+      `reverse`.
   Raises:
     ValueError: shapes that do not fit, an unknown cell.
   """
-  return _run(x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=True)
+  return _run(
+    x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=True
+  )
 
 
 def final_state(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
   """Returns `final` of `recurrent` alone, [B, H], which stores no step."""
-  return _run(x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=False)[1]
+  return _run(
+    x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=False
+  )[1]
 
 
 def single_step(x, weights, *, cell="lstm", dtype=jnp.float32):
-  """Runs one step from a zero state: x [B, F] into [B, H] of dtype; `weights`, `cell`, `dtype` as in `recurrent`."""
+  """Runs one step from a zero state: x [B, F] into [B, H] of dtype; `weights`, `cell`, `dtype` as
+  in `recurrent`.
+  """
   kind = _check(x[:, None], jnp.ones(len(x), jnp.int32), weights, cell)
   width = len(weights.hidden_kernel)
   z_x = _dot(x.astype(dtype), weights.input_kernel.astype(dtype)) + weights.input_bias
   h = jnp.zeros((len(x), width), jnp.float32)
-  _, h, _ = kind.forward(z_x, weights.hidden_bias + jnp.zeros_like(z_x), h, h if kind.has_cell else h[:, :0])
+  _, h, _ = kind.forward(
+    z_x, weights.hidden_bias + jnp.zeros_like(z_x), h, h if kind.has_cell else h[:, :0]
+  )
   return h.astype(dtype)
 
 
@@ -110,19 +126,25 @@ def _run(x, length, weights, *, cell, reverse, dtype, shards, sequence):
 
 def _dot(a, b):
   """a [.., K] times b [K, N] in float32 sums."""
-  return lax.dot_general(a, b, (((a.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+  return lax.dot_general(
+    a, b, (((a.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+  )
 
 
 def _dot_transposed(a, b):
   """a [.., N] times the transpose of b [K, N], in float32 sums."""
-  return lax.dot_general(a, b, (((a.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+  return lax.dot_general(
+    a, b, (((a.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+  )
 
 
 class _Plan(NamedTuple):
   """Where each step of each row lies.  D shards of N rows, S slots per shard.
 
-  order: [D, N] row of the shard at each sorted place.  place: [D, N] its inverse.  length: [D, N] in sorted order.
-  end: [phases] step at which each phase ends.  base: [phases + 1] first slot of each phase; the last is the slots in use.
+  order: [D, N] row of the shard at each sorted place.  place: [D, N] its inverse.  length: [D, N]
+  in sorted order.
+  end: [phases] step at which each phase ends.  base: [phases + 1] first slot of each phase; the
+  last is the slots in use.
   """
 
   order: jax.Array
@@ -133,8 +155,14 @@ class _Plan(NamedTuple):
 
 
 def _sizes(rows):
-  """Returns the number of rows in each phase, all of them first; multiples of 8 suit vector units."""
-  return tuple(sorted({min(rows, -(-rows * i // (8 * PHASES)) * 8) for i in range(1, PHASES + 1)}, reverse=True))
+  """Returns the number of rows in each phase, all of them first; multiples of 8 suit vector
+  units.
+  """
+  return tuple(
+    sorted(
+      {min(rows, -(-rows * i // (8 * PHASES)) * 8) for i in range(1, PHASES + 1)}, reverse=True
+    )
+  )
 
 
 def _levels(rows, steps):
@@ -177,8 +205,8 @@ def _pack(x, plan, sizes, slots, reverse):
 
 
 def _unpack(packed, plan, sizes, steps, reverse, after=None):
-  """The inverse of _pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after` [D, N, F], a step
-  holds what the slot of the next one holds, and the last step `after`."""
+  """The inverse of _pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after`
+  [D, N, F], a step holds what the slot of the next one holds, and the last step `after`."""
   length = jnp.take_along_axis(plan.length, plan.place, axis=1)[..., None]
   step = jnp.arange(steps)
   valid = step < length
@@ -187,7 +215,9 @@ def _unpack(packed, plan, sizes, steps, reverse, after=None):
     last = step == length - 1
     step = jnp.where(last, 0, step + 1)
   slot = _first_slot(plan, sizes, step) + plan.place[..., None]
-  rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1).reshape(*valid.shape, -1)
+  rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1).reshape(
+    *valid.shape, -1
+  )
   if after is not None:
     rows = jnp.where(last[..., None], after[..., None, :], rows)
   return jnp.where(valid[..., None], rows, 0)
@@ -202,9 +232,12 @@ def _write(buffer, value, slot):
 
 
 def _read_before_write(buffer, slot, rows, there):
-  """Returns `_read` of a buffer that the same step of a loop writes afterwards; `there` is True, unknown to XLA, which on
-  CPUs copies the whole buffer in every step unless the read stands in a computation of its own."""
-  return lax.cond(there, lambda b: _read(b, slot, rows), lambda b: jnp.zeros_like(b[:, :rows]), buffer)
+  """Returns `_read` of a buffer that the same step of a loop writes afterwards; `there` is True,
+  unknown to XLA, which on CPUs copies the whole buffer in every step unless the read stands in a
+  computation of its own."""
+  return lax.cond(
+    there, lambda b: _read(b, slot, rows), lambda b: jnp.zeros_like(b[:, :rows]), buffer
+  )
 
 
 def _forward(static, x, length, weights, save):
@@ -223,10 +256,18 @@ def _forward(static, x, length, weights, save):
   def buffer(features, wanted, dtype=dtype):
     return zeros_after(weights.input_bias[0], (shards, slots if wanted else 0, features), dtype)
 
-  buffers = buffer(4 * width, save), buffer(width, save or sequence), buffer(cell_width, save, jnp.float32)
-  h, c = jnp.zeros((shards, rows, width), jnp.float32), jnp.zeros((shards, rows, cell_width), jnp.float32)
+  buffers = (
+    buffer(4 * width, save),
+    buffer(width, save or sequence),
+    buffer(cell_width, save, jnp.float32),
+  )
+  h, c = (
+    jnp.zeros((shards, rows, width), jnp.float32),
+    jnp.zeros((shards, rows, cell_width), jnp.float32),
+  )
   finished, begin = [], 0
   for phase, size in enumerate(sizes):
+
     def step(t, carry, *, size=size, phase=phase, begin=begin):
       h, c, (gates, states, cells) = carry
       slot = plan.base[phase] + (t - begin) * size
@@ -251,7 +292,14 @@ def _forward(static, x, length, weights, save):
   if sequence:
     # The state after a step is the one before the next.
     result = _unpack(states, plan, sizes, steps, reverse, after=final).reshape(batch, steps, width)
-  return (result, final.reshape(batch, width)), (plan, packed, gates, states, cells, weights) if save else None
+  return (result, final.reshape(batch, width)), (
+    plan,
+    packed,
+    gates,
+    states,
+    cells,
+    weights,
+  ) if save else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -274,7 +322,9 @@ def _core_backward(static, residuals, gradients):
   sizes, slots = _sizes(rows), gates.shape[1]
   # Turned once: a product that contracts the columns takes a quarter longer, in every step.
   hidden = weights.hidden_kernel.astype(dtype).T
-  d_final = jnp.take_along_axis(d_final.reshape(shards, rows, width), plan.order[..., None], axis=1).astype(jnp.float32)
+  d_final = jnp.take_along_axis(
+    d_final.reshape(shards, rows, width), plan.order[..., None], axis=1
+  ).astype(jnp.float32)
   if sequence:
     d_steps = _pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
 
@@ -282,7 +332,10 @@ def _core_backward(static, residuals, gradients):
   # Written over the gates on CPUs, where a fresh buffer costs a page fault for every 4 KB of it.
   in_place = jax.default_backend() == "cpu"
   d_gates = gates if in_place else jnp.zeros_like(gates)
-  dh, dc = jnp.zeros((shards, 0, width), jnp.float32), jnp.zeros((shards, 0, cells.shape[-1]), jnp.float32)
+  dh, dc = (
+    jnp.zeros((shards, 0, width), jnp.float32),
+    jnp.zeros((shards, 0, cells.shape[-1]), jnp.float32),
+  )
   for phase in reversed(range(len(sizes))):
     size = sizes[phase]
     begin, end = plan.end[phase - 1] if phase else 0, plan.end[phase]
@@ -296,7 +349,11 @@ def _core_backward(static, residuals, gradients):
       slot = plan.base[phase] + (t - begin) * size
       if sequence:
         dh = dh + _read(d_steps, slot, size).astype(jnp.float32)
-      saved = _read_before_write(d_gates, slot, size, t >= begin) if in_place else _read(gates, slot, size)
+      saved = (
+        _read_before_write(d_gates, slot, size, t >= begin)
+        if in_place
+        else _read(gates, slot, size)
+      )
       h, c = _read(states, slot, size).astype(jnp.float32), _read(cells, slot, size)
       dz, passed, dc_next = kind.backward(saved.astype(jnp.float32), h, c, dh, dc)
       active = (t < plan.length[:, :size])[..., None]
@@ -304,17 +361,25 @@ def _core_backward(static, residuals, gradients):
       dh_next = _dot(kind.to_hidden(dz), hidden)
       if passed is not None:
         dh_next = dh_next + passed
-      return jnp.where(active, dh_next, dh), jnp.where(active, dc_next, dc), _write(d_gates, dz, slot)
+      return (
+        jnp.where(active, dh_next, dh),
+        jnp.where(active, dc_next, dc),
+        _write(d_gates, dz, slot),
+      )
 
     dh, dc, d_gates = lax.fori_loop(0, end - begin, step, (dh, dc, d_gates))
 
-  dx, d_weights = _products(kind, packed, states, d_gates, weights, plan.base[-1], *_levels(rows, steps))
+  dx, d_weights = _products(
+    kind, packed, states, d_gates, weights, plan.base[-1], *_levels(rows, steps)
+  )
   dx = _unpack(dx, plan, sizes, steps, reverse).reshape(shards * rows, steps, -1)
   return dx, None, d_weights
 
 
 def _products(kind, packed, states, dz, weights, used, levels, each):
-  """Returns the gradients of inputs [D, S, F] and weights from those of the gates, all of whose slots from `used` on are 0."""
+  """Returns the gradients of inputs [D, S, F] and weights from those of the gates, all of whose
+  slots from `used` on are 0.
+  """
   slots, kernel = dz.shape[1], weights.input_kernel.astype(dz.dtype)
 
   def level(slots_read):
@@ -323,10 +388,17 @@ def _products(kind, packed, states, dz, weights, used, levels, each):
       d_input, d_hidden = kind.to_input(dz), kind.to_hidden(dz)
       over = (((0, 1), (0, 1)), ((), ()))
       return (
-        jnp.pad(_dot_transposed(d_input, kernel).astype(dz.dtype), ((0, 0), (0, slots - slots_read), (0, 0))),
+        jnp.pad(
+          _dot_transposed(d_input, kernel).astype(dz.dtype),
+          ((0, 0), (0, slots - slots_read), (0, 0)),
+        ),
         Weights(
-          lax.dot_general(packed[:, :slots_read], d_input, over, preferred_element_type=jnp.float32),
-          lax.dot_general(states[:, :slots_read], d_hidden, over, preferred_element_type=jnp.float32),
+          lax.dot_general(
+            packed[:, :slots_read], d_input, over, preferred_element_type=jnp.float32
+          ),
+          lax.dot_general(
+            states[:, :slots_read], d_hidden, over, preferred_element_type=jnp.float32
+          ),
           jnp.sum(d_input, axis=(0, 1), dtype=jnp.float32),
           jnp.sum(d_hidden, axis=(0, 1), dtype=jnp.float32),
         ),

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 
 
 class LSTM:
-  """i, f, g, o = s(z_i), s(z_f), tanh(z_g), s(z_o) with z = x W + b + h U + d;  c' = f c + i g;  h' = o tanh(c').
+  """i, f, g, o = s(z_i), s(z_f), tanh(z_g), s(z_o) with z = x W + b + h U + d;  c' = f c + i g;  h'
+  = o tanh(c').
 
-  Gate order in the kernels' columns: i, f, g, o, as in PyTorch.  Hochreiter & Schmidhuber 1997, with forget gate.
+  Gate order in the kernels' columns: i, f, g, o, as in PyTorch.  Hochreiter & Schmidhuber 1997,
+  with forget gate.
   """
 
   gates = 4
@@ -28,12 +30,19 @@ class LSTM:
 
   @staticmethod
   def backward(saved, h, c, dh, dc):
-    """Returns (gradient of z [.., 4H], the part of h's gradient that passes no product (None: 0), gradient of c)."""
+    """Returns (gradient of z [.., 4H], the part of h's gradient that passes no product (None: 0),
+    gradient of c).
+    """
     del h
     i, f, g, o = jnp.split(saved, 4, axis=-1)
     tanh_c = jnp.tanh(f * c + i * g)
     dc = dc + dh * o * (1 - tanh_c * tanh_c)
-    dz = (dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g * g), dh * tanh_c * o * (1 - o))
+    dz = (
+      dc * g * i * (1 - i),
+      dc * c * f * (1 - f),
+      dc * i * (1 - g * g),
+      dh * tanh_c * o * (1 - o),
+    )
     return jnp.concatenate(dz, axis=-1), None, dc * f
 
   @staticmethod
@@ -48,9 +57,11 @@ class LSTM:
 
 
 class GRU:
-  """r, z = s(x_r + h_r), s(x_z + h_z);  n = tanh(x_n + r h_n);  h' = (1 - z) n + z h, with x_ = x W + b, h_ = h U + d.
+  """r, z = s(x_r + h_r), s(x_z + h_z);  n = tanh(x_n + r h_n);  h' = (1 - z) n + z h, with x_ = x W
+  + b, h_ = h U + d.
 
-  Gate order in the kernels' columns: r, z, n, as in PyTorch.  Cho et al. 2014, reset after the product.
+  Gate order in the kernels' columns: r, z, n, as in PyTorch.  Cho et al. 2014, reset after the
+  product.
   """
 
   gates = 3
@@ -58,7 +69,9 @@ class GRU:
 
   @staticmethod
   def forward(z_x, z_h, h, c):
-    """Returns (saved [.., 4H] = r, z, n, h_n, h', c) of one step from x W + b, h U + d and h; c has width 0."""
+    """Returns (saved [.., 4H] = r, z, n, h_n, h', c) of one step from x W + b, h U + d and h; c has
+    width 0.
+    """
     width = h.shape[-1]
     r, z = jnp.split(jax.nn.sigmoid(z_x[..., : 2 * width] + z_h[..., : 2 * width]), 2, axis=-1)
     h_n = z_h[..., 2 * width :]
@@ -67,7 +80,9 @@ class GRU:
 
   @staticmethod
   def backward(saved, h, c, dh, dc):
-    """Returns (gradients of r, z, x_n, h_n before their functions [.., 4H], what passes no product, gradient of c)."""
+    """Returns (gradients of r, z, x_n, h_n before their functions [.., 4H], what passes no product,
+    gradient of c).
+    """
     del c
     r, z, n, h_n = jnp.split(saved, 4, axis=-1)
     dx_n = dh * (1 - z) * (1 - n * n)

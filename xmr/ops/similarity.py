@@ -1,4 +1,6 @@
-"""How alike two embeddings are: cosine, dot product, order; all pairs or row by row. Training and evaluation share it."""
+"""How alike two embeddings are: cosine, dot product, order; all pairs or row by row. Training and
+evaluation share it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ from xmr.errors import choice
 from xmr.ops import cdist
 
 KINDS = ("cosine", "dot", "order")
-# On TPU and recent GPU a float32 product is rounded to fewer bits unless asked otherwise; ranks and thresholds see it.
+# On TPU and recent GPU a float32 product is rounded to fewer bits unless asked otherwise; ranks and
+# thresholds see it.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -15,7 +18,8 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
   """Similarity of every query with every gallery item.
 
   cosine: q.g / (|q| |g|), 0 where a row is all zeros.   dot: q.g.
-  order: -|max(0, text - image)|_2, 0 where the image entails the text; not symmetric, so it must know which side is the
+  order: -|max(0, text - image)|_2, 0 where the image entails the text; not symmetric, so it must
+  know which side is the
   image: the query, unless `text_query`.
 
   Args:
@@ -27,12 +31,16 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
   Raises:
     ValueError: not two-dimensional, or different D; names both.  UserError: unknown kind.
   References:
-    order: Vendrov et al., Order-embeddings, ICLR 2016, eq. 1-3; VSE++ `order_sim`, as released (the root of the sum).
+    order: Vendrov et al., Order-embeddings, ICLR 2016, eq. 1-3; VSE++ `order_sim`, as released (the
+      root of the sum).
   """
   choice("kind", kind, KINDS)
   query, gallery = _wide(query), _wide(gallery)
   if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-    raise ValueError(f"query has shape {query.shape} and gallery {gallery.shape}; expected [Q, D] and [G, D] of one D")
+    raise ValueError(
+      f"query has shape {query.shape} and gallery {gallery.shape}; expected [Q, D] and [G, D] of "
+      "one D"
+    )
   if kind == "order":
     if text_query:
       return similarity(gallery, query, kind=kind).T
@@ -43,7 +51,9 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
 
 
 def rowwise(image, text, *, kind="cosine"):
-  """Similarity of image i with text i, [..., D] and [..., D] -> [...]; the kinds of `similarity`."""
+  """Similarity of image i with text i, [..., D] and [..., D] -> [...]; the kinds of
+  `similarity`.
+  """
   choice("kind", kind, KINDS)
   image, text = _wide(image), _wide(text)
   if kind == "order":

@@ -1,12 +1,14 @@
 """Trains a grid of settings over several seeds, and says which differences are real.
 
-  python -m xmr.sweep --config=configs/fullhn_flickr.py:flickr8k_hn --config.data.dir=DIR --workdir=runs/sweep \\
+  python -m xmr.sweep --config=configs/fullhn_flickr.py:flickr8k_hn --config.data.dir=DIR
+  --workdir=runs/sweep \\
     --grid 'loss.name=hard_negative,full_hard_negative' --grid 'mining.scope=batch,train' --seeds 5
 
-Every --grid names a field of xmr/config.py and its values; all combinations are trained, each with seeds 0 to --seeds - 1 and
-in a folder of its own. `variant` stands for the config's variant: --grid 'variant=flickr8k_hn,flickr8k_m_hn'. Other fields
-are set for all runs as in xmr.main: --config.epochs=10. The same command goes on where it stopped; more values or seeds may
-be added. Ends with table.md, table.csv, differences.csv and a plot for every --grid in the workdir.
+Every --grid names a field of xmr/config.py and its values; all combinations are trained, each with
+seeds 0 to --seeds - 1 and in a folder of its own. `variant` stands for the config's variant: --grid
+'variant=flickr8k_hn,flickr8k_m_hn'. Other fields are set for all runs as in xmr.main:
+--config.epochs=10. The same command goes on where it stopped; more values or seeds may be added.
+Ends with table.md, table.csv, differences.csv and a plot for every --grid in the workdir.
 """
 
 import concurrent.futures
@@ -26,8 +28,16 @@ from absl import flags
 from xmr import command_line
 from xmr.errors import UserError, reported
 
-# What may differ between a finished run and the run that is asked for: where it runs, not what it computes.
-ELSEWHERE = ("data.dir", "data.cache_dir", "data.workers", "data.prefetch", "eval_batch_size", "mining.block")
+# What may differ between a finished run and the run that is asked for: where it runs, not what it
+# computes.
+ELSEWHERE = (
+  "data.dir",
+  "data.cache_dir",
+  "data.workers",
+  "data.prefetch",
+  "eval_batch_size",
+  "mining.block",
+)
 ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture")
 # A time or a large seed in place of a number of seeds would plan runs until the memory is full.
 MOST_SEEDS = 1000
@@ -48,13 +58,18 @@ class Cell:
   @property
   def name(self):
     """The setting and the seed in one line."""
-    return " ".join([*(f"{key}={value}" for key, value in self.setting.items()), f"seed={self.seed}"])
+    return " ".join(
+      [*(f"{key}={value}" for key, value in self.setting.items()), f"seed={self.seed}"]
+    )
 
   def finished(self):
     """True where the folder holds the results of just this config."""
     if not (self.folder / "results.json").is_file():
       return False
-    old, new = json.loads((self.folder / "config.json").read_text()), json.loads(json.dumps(flat(self.config)))
+    old, new = (
+      json.loads((self.folder / "config.json").read_text()),
+      json.loads(json.dumps(flat(self.config))),
+    )
     differing = {key for key in {**old, **new} if old.get(key) != new.get(key)}
     return all(key in ELSEWHERE or key.startswith(ELSEWHERE_SECTIONS) for key in differing)
 
@@ -63,9 +78,16 @@ def define():
   """Returns the flags of this command, in a set of their own."""
   own = flags.FlagValues()
   flags.DEFINE_string("config", None, "file of a config, or file:variant", flag_values=own)
-  flags.DEFINE_multi_string("grid", [], "field=value,value,...; may be given several times", flag_values=own)
+  flags.DEFINE_multi_string(
+    "grid", [], "field=value,value,...; may be given several times", flag_values=own
+  )
   flags.DEFINE_integer(
-    "seeds", 1, "how many seeds of every setting", lower_bound=1, upper_bound=MOST_SEEDS, flag_values=own
+    "seeds",
+    1,
+    "how many seeds of every setting",
+    lower_bound=1,
+    upper_bound=MOST_SEEDS,
+    flag_values=own,
   )
   flags.DEFINE_string("workdir", None, "folder of the sweep", flag_values=own)
   flags.DEFINE_integer("jobs", 1, "runs side by side", lower_bound=1, flag_values=own)
@@ -80,7 +102,9 @@ def usage(own):
 
 
 def read_flags(own, argv):
-  """Returns ({field: text} for all runs, {field: [texts]} of the grid); a mistake becomes a UserError."""
+  """Returns ({field: text} for all runs, {field: [texts]} of the grid); a mistake becomes a
+  UserError.
+  """
   ours, changes = [argv[0]], {}
   for argument in argv[1:]:
     key, equals, value = argument.lstrip("-").partition("=")
@@ -91,15 +115,23 @@ def read_flags(own, argv):
     else:
       ours.append(argument)
   command_line.read_flags(
-    ours, needed=("config", "workdir"), values=own,
+    ours,
+    needed=("config", "workdir"),
+    values=own,
     usage="python -m xmr.sweep --config=FILE[:variant] --grid 'field=a,b' --workdir=DIR",
-  )  # fmt: skip
+  )
   grid = {}
   for item in own.grid:
     key, equals, values = item.partition("=")
-    key, values = key.strip().removeprefix("config."), [value.strip() for value in values.split(",")]
+    key, values = (
+      key.strip().removeprefix("config."),
+      [value.strip() for value in values.split(",")],
+    )
     if not equals or not all(values) or len(set(values)) < len(values):
-      raise UserError(f"--grid {item!r} is not a field and its values; expected 'field=value,value', each value once")
+      raise UserError(
+        f"--grid {item!r} is not a field and its values; expected 'field=value,value', each "
+        "value once"
+      )
     if key in grid or key in changes:
       raise UserError(f"{key} is given twice; expected it once, in --grid or as --config.{key}")
     if key == "seed":
@@ -123,7 +155,9 @@ def load(path, variant):
 
 
 def put(config, key, text):
-  """Sets a field from the text of its value; UserError for an unknown field or a value of another type."""
+  """Sets a field from the text of its value; UserError for an unknown field or a value of another
+  type.
+  """
   import difflib
 
   known = flat(config)
@@ -136,9 +170,16 @@ def put(config, key, text):
     section = section[parent]
   kind = section.get_type(name)
   if kind not in (bool, int, float, str):
-    raise UserError(f"config.{key} is a {kind.__name__}, which cannot be set here; expected a number, a word or true/false")
+    raise UserError(
+      f"config.{key} is a {kind.__name__}, which cannot be set here; expected a number, a word "
+      "or true/false"
+    )
   try:
-    section[name] = {"true": True, "false": False, "1": True, "0": False}[text.lower()] if kind is bool else kind(text)
+    section[name] = (
+      {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+      if kind is bool
+      else kind(text)
+    )
   except (ValueError, KeyError):
     raise UserError(f"config.{key} is {text!r}; expected a value of type {kind.__name__}") from None
 
@@ -159,7 +200,8 @@ def cells(source, changes, grid, seeds, workdir):
   Returns:
     list of Cell; the runs of a setting follow one another.
   Raises:
-    UserError: an unknown field, value or combination (named), or a folder that holds another config.
+    UserError: an unknown field, value or combination (named), or a folder that holds another
+      config.
   """
   from xmr import config as config_lib
 
@@ -175,9 +217,13 @@ def cells(source, changes, grid, seeds, workdir):
         for key, value in given.items():
           put(config, key, value)
         config_lib.validate(config)
-        name = ",".join(f"{key}={value}" for key, value in setting.items()).replace("/", "_") or "all"
+        name = (
+          ",".join(f"{key}={value}" for key, value in setting.items()).replace("/", "_") or "all"
+        )
         folder = pathlib.Path(workdir) / name / f"seed={seed}"
-        found.append(Cell(setting, seed, config, f"{path}:{variant}" if variant else path, given, folder))
+        found.append(
+          Cell(setting, seed, config, f"{path}:{variant}" if variant else path, given, folder)
+        )
       check_parts(config)
     except UserError as error:
       where = ", ".join(f"{key}={value}" for key, value in setting.items())
@@ -192,7 +238,9 @@ def check_parts(config):
   from xmr import losses
 
   if config.task == "retrieval":
-    losses.get(config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"})
+    losses.get(
+      config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"}
+    )
 
 
 def check_folder(cell):
@@ -208,23 +256,35 @@ def check_folder(cell):
     raise UserError(f"{path} is not JSON: {error}") from None
   different = config_lib.differences(old, json.loads(json.dumps(flat(cell.config))))
   if different:
-    raise UserError(f"{cell.folder} holds a run of another config ({'; '.join(different)}); give another --workdir")
+    raise UserError(
+      f"{cell.folder} holds a run of another config ({'; '.join(different)}); give another "
+      "--workdir"
+    )
 
 
 def train(cell, running, stopping):
   """Runs one cell in a process of its own; returns "done", "stopped" or its error in a line.
 
   Args:
-    cell: Cell.  running: list that holds the process while it lives.  stopping: list, not empty once all is to stop.
+    cell: Cell.  running: list that holds the process while it lives.  stopping: list, not empty
+      once all is to stop.
   """
   cell.folder.mkdir(parents=True, exist_ok=True)
   # Results of fewer epochs would pass for those of the run that now begins.
   (cell.folder / "results.json").unlink(missing_ok=True)
-  command = [sys.executable, "-m", "xmr.main", f"--config={cell.source}", f"--workdir={cell.folder}"]
+  command = [
+    sys.executable,
+    "-m",
+    "xmr.main",
+    f"--config={cell.source}",
+    f"--workdir={cell.folder}",
+  ]
   command += [f"--config.{key}={value}" for key, value in cell.changes.items()]
   with (cell.folder / "log.txt").open("a") as log:
     # Out of reach of Ctrl-C, which would come twice: from the terminal and from here.
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+      command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
     running.append(process)
     if stopping:
       process.terminate()
@@ -240,7 +300,9 @@ def train(cell, running, stopping):
 
 
 def train_all(todo, jobs, say=print):
-  """Trains cells, `jobs` at a time; returns {cell name: error} of those that failed, and True where a signal stopped it."""
+  """Trains cells, `jobs` at a time; returns {cell name: error} of those that failed, and True where
+  a signal stopped it.
+  """
   running, failed, begun, stopping = [], {}, time.perf_counter(), []
 
   def stop(number, _):
@@ -267,7 +329,11 @@ def train_all(todo, jobs, say=print):
           outcome = f"rsum {metrics['rsum']:.1f}" if "rsum" in metrics else "done"
         else:
           failed[cell.name] = outcome
-        say(f"[{done}/{len(todo)}] {cell.name}: {outcome}; {seconds / 60:.1f} min, {left}", file=sys.stderr, flush=True)
+        say(
+          f"[{done}/{len(todo)}] {cell.name}: {outcome}; {seconds / 60:.1f} min, {left}",
+          file=sys.stderr,
+          flush=True,
+        )
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
@@ -275,7 +341,9 @@ def train_all(todo, jobs, say=print):
 
 
 def main(argv):
-  """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake, 1 where runs failed."""
+  """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake, 1 where runs
+  failed.
+  """
   own = define()
   if command_line.asks_for_help(argv):
     print(usage(own))
@@ -284,7 +352,9 @@ def main(argv):
     changes, grid = read_flags(own, argv)
     every = cells(own.config, changes, grid, own.seeds, own.workdir)
     todo = [cell for cell in every if not cell.finished()]
-    print(f"{len(every)} runs, {len(every) - len(todo)} of them finished", file=sys.stderr, flush=True)
+    print(
+      f"{len(every)} runs, {len(every) - len(todo)} of them finished", file=sys.stderr, flush=True
+    )
     failed, stopped = train_all(todo, own.jobs)
     if stopped:
       print("stopped: the same command goes on from there", file=sys.stderr)
@@ -295,7 +365,10 @@ def main(argv):
     if done:
       print(table.write(done, grid, own.workdir))
     if failed:
-      print("\n".join(f"xmr: failed: {name}: {error}" for name, error in failed.items()), file=sys.stderr)
+      print(
+        "\n".join(f"xmr: failed: {name}: {error}" for name, error in failed.items()),
+        file=sys.stderr,
+      )
       raise SystemExit(1)
 
 

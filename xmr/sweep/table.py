@@ -1,4 +1,6 @@
-"""What a sweep found: means and deviations over seeds, the differences that survive, and plots of each field's influence."""
+"""What a sweep found: means and deviations over seeds, the differences that survive, and plots of
+each field's influence.
+"""
 
 import csv
 import itertools
@@ -11,11 +13,21 @@ from xmr.eval import significance
 from xmr.inspect import influence
 
 LEVEL = 0.05
-# Shown in the table, where the runs have them. Those of one query are compared over queries too: (array, k or None).
+# Shown in the table, where the runs have them. Those of one query are compared over queries too:
+# (array, k or None).
 SHOWN = (
-  "rsum", "i2t/r1", "i2t/r5", "i2t/r10", "t2i/r1", "t2i/r5", "t2i/r10", "rouge_l/i2t/ndcg", "rouge_l/t2i/ndcg",
-  "rouge_l/i2i/ndcg", "rouge_l/t2t/ndcg",
-)  # fmt: skip
+  "rsum",
+  "i2t/r1",
+  "i2t/r5",
+  "i2t/r10",
+  "t2i/r1",
+  "t2i/r5",
+  "t2i/r10",
+  "rouge_l/i2t/ndcg",
+  "rouge_l/t2i/ndcg",
+  "rouge_l/i2i/ndcg",
+  "rouge_l/t2t/ndcg",
+)
 COMPARED = ("rsum", "i2t/r1", "t2i/r1", "rouge_l/i2i/ndcg", "rouge_l/t2t/ndcg")
 
 
@@ -31,16 +43,25 @@ def write(cells, grid, workdir):
   settings = by_setting(cells)
   found = [(name, read(runs)) for name, runs in settings.items()]
   metrics = [name for name in SHOWN if all(name in values for _, (values, _) in found)]
-  summary = {name: {m: significance.over_seeds(x) for m, x in values.items()} for name, (values, _) in found}
-  _write_csv(workdir / "table.csv", [
-    {"setting": name, "metric": metric, **figures} for name, stats in summary.items() for metric, figures in stats.items()
-  ])  # fmt: skip
+  summary = {
+    name: {m: significance.over_seeds(x) for m, x in values.items()} for name, (values, _) in found
+  }
+  _write_csv(
+    workdir / "table.csv",
+    [
+      {"setting": name, "metric": metric, **figures}
+      for name, stats in summary.items()
+      for metric, figures in stats.items()
+    ],
+  )
   compared = differences(found, [m for m in COMPARED if m in metrics])
   _write_csv(workdir / "differences.csv", compared)
   for field, values in grid.items():
     if len(values) > 1 and "rsum" in metrics:
       setting_of = {name: runs[0].setting for name, runs in settings.items()}
-      figure = influence.figure(field, values, setting_of, {name: stats["rsum"] for name, stats in summary.items()})
+      figure = influence.figure(
+        field, values, setting_of, {name: stats["rsum"] for name, stats in summary.items()}
+      )
       figure.savefig(workdir / f"influence_{field.replace('.', '_')}.png")
   text = markdown(summary, compared, metrics)
   (workdir / "table.md").write_text(text)
@@ -57,10 +78,14 @@ def by_setting(cells):
 
 
 def read(runs):
-  """Returns ({metric: [S] over seeds}, {metric: [Q] per query, averaged over seeds; "group/METRIC": [Q]}) of a setting."""
+  """Returns ({metric: [S] over seeds}, {metric: [Q] per query, averaged over seeds; "group/METRIC":
+  [Q]}) of a setting.
+  """
   results = [json.loads((cell.folder / "results.json").read_text())["metrics"] for cell in runs]
   shared = set.intersection(*(set(metrics) for metrics in results))
-  values = {name: np.array([metrics[name] for metrics in results]) for name in results[0] if name in shared}
+  values = {
+    name: np.array([metrics[name] for metrics in results]) for name in results[0] if name in shared
+  }
   queries = {}
   for cell in runs:
     path = cell.folder / "queries.npz"
@@ -87,19 +112,30 @@ def differences(found, metrics, *, samples=10000):
   """Compares every two settings, over queries (each its mean over seeds) and over seeds.
 
   Returns:
-    rows of {"metric", "a", "b", "difference", "p_queries", "p_seeds", "survives"}: p of the sign-flip test with the captions
-    of an image together, and of Welch's test over seeds, each adjusted by Holm among the comparisons of a metric; NaN
-    where a test cannot be made. A difference survives where every test that can be made gives less than 0.05; with one
-    seed that is the test over queries alone, and survives is None where that cannot be made either (rsum).
+    rows of {"metric", "a", "b", "difference", "p_queries", "p_seeds", "survives"}: p of the
+    sign-flip test with the captions of an image together, and of Welch's test over seeds, each
+    adjusted by Holm among the comparisons of a metric; NaN where a test cannot be made. A
+    difference survives where every test that can be made gives less than 0.05; with one seed that
+    is the test over queries alone, and survives is None where that cannot be made either (rsum).
   """
   rows = []
   for metric in metrics:
     family = []
     for (a, (values_a, queries_a)), (b, (values_b, queries_b)) in itertools.combinations(found, 2):
       x, y = values_a[metric], values_b[metric]
-      row = {"metric": metric, "a": a, "b": b, "difference": float(x.mean() - y.mean()), "p_queries": np.nan}
+      row = {
+        "metric": metric,
+        "a": a,
+        "b": b,
+        "difference": float(x.mean() - y.mean()),
+        "p_queries": np.nan,
+      }
       row["p_seeds"] = significance.seed_difference(x, y)["p"]
-      if metric in queries_a and metric in queries_b and len(queries_a[metric]) == len(queries_b[metric]):
+      if (
+        metric in queries_a
+        and metric in queries_b
+        and len(queries_a[metric]) == len(queries_b[metric])
+      ):
         row["p_queries"] = significance.paired_permutation(
           queries_a[metric], queries_b[metric], group=queries_a[f"group/{metric}"], samples=samples
         )["p"]
@@ -124,18 +160,25 @@ def markdown(summary, compared, metrics):
   if not compared:
     return "\n".join(lines)
   tested = [row for row in compared if row["survives"] is not None]
-  over = "queries and over seeds" if any(not np.isnan(row["p_seeds"]) for row in compared) else "queries alone: one seed"
+  over = (
+    "queries and over seeds"
+    if any(not np.isnan(row["p_seeds"]) for row in compared)
+    else "queries alone: one seed"
+  )
   survive = f"{sum(row['survives'] for row in tested)} of {len(tested)} differences"
   lines += [
-    f"{survive} survive (p < {LEVEL} over {over}; adjusted by Holm):", "",
-    "| metric | a | b | a - b | p over queries | p over seeds | survives |", "|---|---|---|---|---|---|---|",
-  ]  # fmt: skip
+    f"{survive} survive (p < {LEVEL} over {over}; adjusted by Holm):",
+    "",
+    "| metric | a | b | a - b | p over queries | p over seeds | survives |",
+    "|---|---|---|---|---|---|---|",
+  ]
   words = {True: "yes", False: "no", None: "not tested"}
   for row in compared:
     p = [f"{row[key]:.4f}" if not np.isnan(row[key]) else "-" for key in ("p_queries", "p_seeds")]
     digits = 3 if row["metric"].endswith("ndcg") else 1
     lines.append(
-      f"| {row['metric']} | {row['a']} | {row['b']} | {row['difference']:+.{digits}f} | {p[0]} | {p[1]} | "
+      f"| {row['metric']} | {row['a']} | {row['b']} | {row['difference']:+.{digits}f} | {p[0]} | "
+      f"{p[1]} | "
       f"{words[row['survives']]} |"
     )
   return "\n".join([*lines, ""])

@@ -2,13 +2,17 @@
 
 
 class Alarm:
-  """Says once that a run has collapsed: one item is the hardest negative of most queries, log after log.
+  """Says once that a run has collapsed: one item is the hardest negative of most queries, log after
+  log.
 
-  A collapsed model scores every pair alike, the loss stands at 2 * margin * batch, and no gradient leads out.
+  A collapsed model scores every pair alike, the loss stands at 2 * margin * batch, and no gradient
+  leads out.
   """
 
   def __init__(self, *, share=0.5, patience=5):
-    """share: of queries with the same hardest negative that counts as collapsed.  patience: logs in a row."""
+    """share: of queries with the same hardest negative that counts as collapsed.  patience: logs in
+    a row.
+    """
     self.share, self.patience, self.seen = share, patience, 0
 
   def check(self, step, terms):
@@ -17,6 +21,8 @@ class Alarm:
     if self.seen != self.patience:
       return None
     return (
-      f"warning: step {step}: one item is the hardest negative of {terms['same_hardest']:.0%} of the queries; the model has "
-      "collapsed. Warm up with all negatives (config.warmup.epochs=2), lower the learning rate, or enlarge the batch."
+      f"warning: step {step}: one item is the hardest negative of {terms['same_hardest']:.0%} of "
+      "the queries; the model has "
+      "collapsed. Warm up with all negatives (config.warmup.epochs=2), lower the learning rate, "
+      "or enlarge the batch."
     )

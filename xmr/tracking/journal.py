@@ -1,4 +1,6 @@
-"""The running account of a training loop: terms of the steps, where the seconds go, the progress line."""
+"""The running account of a training loop: terms of the steps, where the seconds go, the progress
+line.
+"""
 
 import time
 
@@ -10,21 +12,34 @@ from xmr.tracking.alarm import Alarm
 
 
 class Journal:
-  """Collects steps without waiting for the device, and every few steps reads, checks and writes them."""
+  """Collects steps without waiting for the device, and every few steps reads, checks and writes
+  them.
+  """
 
   def __init__(self, writer, *, batch_size, steps_per_epoch, rates):
-    """writer: Writer.  batch_size: captions per step.  steps_per_epoch: int.  rates: learning rate of a step."""
-    self.writer, self.batch_size, self.steps_per_epoch, self.rates = writer, batch_size, steps_per_epoch, rates
+    """writer: Writer.  batch_size: captions per step.  steps_per_epoch: int.  rates: learning rate
+    of a step.
+    """
+    self.writer, self.batch_size, self.steps_per_epoch, self.rates = (
+      writer,
+      batch_size,
+      steps_per_epoch,
+      rates,
+    )
     self.alarm = Alarm()
     self.scores = {}  # shown on the progress line: the last validation, the best so far
     self.restart()
 
   def restart(self):
-    """Forgets what has been written and starts the clock: after a flush, a validation, a checkpoint."""
+    """Forgets what has been written and starts the clock: after a flush, a validation, a
+    checkpoint.
+    """
     self.pending, self.waited, self.clock = [], 0.0, time.perf_counter()
 
   def record(self, step, ids, terms, *, waited):
-    """Notes a step in flight: text_id [B] of its batch, terms on the device, seconds waited for the batch."""
+    """Notes a step in flight: text_id [B] of its batch, terms on the device, seconds waited for the
+    batch.
+    """
     self.pending.append((step, ids, terms))
     self.waited += waited
 
@@ -42,17 +57,27 @@ class Journal:
     step, count, seconds = self.pending[-1][0], len(self.pending), time.perf_counter() - self.clock
     terms = {name: float(value) for name, value in values[-1].items()}
     epoch, rate = step / self.steps_per_epoch, count * self.batch_size / seconds
-    self.writer.scalars(step, {
-      "epoch": epoch, **{f"train/{name}": value for name, value in terms.items()},
-      "learning_rate": float(self.rates(step - 1)), "examples_per_second": rate,
-      "seconds/data": self.waited / count, "seconds/step": (seconds - self.waited) / count,
-    })  # fmt: skip
+    self.writer.scalars(
+      step,
+      {
+        "epoch": epoch,
+        **{f"train/{name}": value for name, value in terms.items()},
+        "learning_rate": float(self.rates(step - 1)),
+        "examples_per_second": rate,
+        "seconds/data": self.waited / count,
+        "seconds/step": (seconds - self.waited) / count,
+      },
+    )
     warning = self.alarm.check(step, terms)
     if warning:
       self.writer.say(warning)
     shown = [("epoch", f"{epoch:.1f}")]
     # Loss first, whatever the names of its terms.
-    shown += [(name, f"{terms[name]:.4g}") for name in sorted(terms, key=lambda x: x != "loss") if not name.endswith("_norm")]
+    shown += [
+      (name, f"{terms[name]:.4g}")
+      for name in sorted(terms, key=lambda x: x != "loss")
+      if not name.endswith("_norm")
+    ]
     shown += [(name, f"{value:.4g}") for name, value in self.scores.items()]
     self.writer.progress(step, " ".join(" ".join(pair) for pair in shown) + f" {rate:.0f}/s")
     self.restart()
@@ -64,5 +89,6 @@ def check_finite(step, ids, terms):
     return
   named = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
   raise UserError(
-    f"step {step} is not finite ({named}); text_id of its batch: {np.asarray(ids).tolist()}; earlier checkpoints are intact"
+    f"step {step} is not finite ({named}); text_id of its batch: {np.asarray(ids).tolist()}; "
+    "earlier checkpoints are intact"
   )

@@ -16,7 +16,9 @@ class Profiler:
     self.active = False
 
   def step(self, done, state):
-    """Starts or ends the trace; called with the number of steps done and what the last one returned."""
+    """Starts or ends the trace; called with the number of steps done and what the last one
+    returned.
+    """
     if self.first < self.last and done == self.first:
       jax.profiler.start_trace(str(self.folder))
       self.active = True

@@ -1,6 +1,8 @@
-"""TensorBoard's event files, written by the thread that logs, so that a full disk is an error where it happens.
+"""TensorBoard's event files, written by the thread that logs, so that a full disk is an error where
+it happens.
 
-tensorboardX makes the messages. Its own writer hands them to a thread: where that dies, training waits for it for ever.
+tensorboardX makes the messages. Its own writer hands them to a thread: where that dies, training
+waits for it for ever.
 """
 
 import pathlib
@@ -17,18 +19,27 @@ class Board:
   """One event file of a run."""
 
   def __init__(self, folder, *, step=0):
-    """Opens a file in a folder; TensorBoard hides what files of earlier starts hold after `step`."""
+    """Opens a file in a folder; TensorBoard hides what files of earlier starts hold after
+    `step`.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Unbuffered: nothing is left to write when the file is closed.
-    self.file = (folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}").open("ab", buffering=0)
+    self.file = (folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}").open(
+      "ab", buffering=0
+    )
     self._write(step=0, file_version="brain.Event:2")
     self._write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
   def _write(self, **fields):
     message = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack("<Q", len(message))
-    record = length + struct.pack("<I", masked_crc32c(length)) + message + struct.pack("<I", masked_crc32c(message))
+    record = (
+      length
+      + struct.pack("<I", masked_crc32c(length))
+      + message
+      + struct.pack("<I", masked_crc32c(message))
+    )
     while record:
       record = record[self.file.write(record) :]
 
@@ -47,7 +58,10 @@ class Board:
 
   def hparams(self, flat, metrics):
     """Writes {field: value} for the HPARAMS tab, beside scalars of these names."""
-    shown = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in flat.items()}
+    shown = {
+      key: value if isinstance(value, bool | int | float | str) else str(value)
+      for key, value in flat.items()
+    }
     begin, session, _ = summaries.hparams(shown, dict.fromkeys(metrics, 0))
     self._write(step=0, summary=begin)
     self._write(step=0, summary=session)

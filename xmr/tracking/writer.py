@@ -1,4 +1,6 @@
-"""Where a run's numbers go: metrics.jsonl (the truth), TensorBoard, the progress line, JSON files."""
+"""Where a run's numbers go: metrics.jsonl (the truth), TensorBoard, the progress line, JSON
+files.
+"""
 
 import json
 import os
@@ -27,7 +29,9 @@ def write_arrays(path, arrays):
 
 
 def kept_lines(path, last_step):
-  """Returns the lines of a metrics.jsonl up to a step: later ones are trained again, half lines were cut by a kill."""
+  """Returns the lines of a metrics.jsonl up to a step: later ones are trained again, half lines
+  were cut by a kill.
+  """
   lines = []
   for line in path.read_text().splitlines():
     try:
@@ -46,7 +50,8 @@ class Writer:
 
     Args:
       workdir: folder of the run.
-      step: steps done by the checkpoint that this start continues from; what was logged after it is dropped.
+      step: steps done by the checkpoint that this start continues from; what was logged after it is
+        dropped.
       total: steps of the whole run, for the progress line.
       tensorboard, progress: write event files, show a line on standard error.
       active: True in the process that writes.
@@ -67,9 +72,16 @@ class Writer:
       self.board = Board(pathlib.Path(workdir) / "tensorboard", step=step)
     if progress:
       self.bar = tqdm(
-        total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, file=sys.stderr,
-        bar_format="{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}",
-      )  # fmt: skip
+        total=total,
+        initial=step,
+        unit="step",
+        dynamic_ncols=True,
+        smoothing=0.1,
+        mininterval=0.5,
+        file=sys.stderr,
+        bar_format="{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] "
+        "{desc}",
+      )
 
   def scalars(self, step, values):
     """Writes one line of named numbers at a step."""
@@ -84,7 +96,9 @@ class Writer:
       self.board.scalars(step, values)
 
   def hparams(self, flat):
-    """Shows the config in TensorBoard: as a text, and beside the validation scores of other runs."""
+    """Shows the config in TensorBoard: as a text, and beside the validation scores of other
+    runs.
+    """
     if self.active and self.board:
       rows = "\n".join(f"|{key}|`{value}`|" for key, value in flat.items())
       self.board.text(0, "config", f"|field|value|\n|-|-|\n{rows}")

@@ -19,6 +19,7 @@ ALLOWED = {
   "losses": {"errors", "ops", "losses"},
   "models": {"errors", "ops", "models"},
   "models.convert": {"errors", "command_line", "interop", "models"},
+  "models.transformer": {"errors", "ops", "models", "interop.torch_files"},
   "interop": {"errors", "models", "interop"},
   "eval.metrics": {"errors"},
   "data": {"errors", "data"},

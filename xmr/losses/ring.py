@@ -9,8 +9,6 @@ recomputes each [b, b] block, so that neither pass holds more than one block.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,8 @@ import jax.numpy as jnp
 from xmr.errors import choice
 from xmr.losses import band, shapes
 from xmr.losses.intra import setting as intra_setting
-from xmr.ops import tiles
-from xmr.ops.similarity import PRECISION, rowwise
+from xmr.ops import ring
+from xmr.ops.similarity import rowwise
 
 
 def ring_sum_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, reduce="sum"):
@@ -36,7 +34,7 @@ def ring_sum_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, red
   scale = shapes.reduction(reduce, batch)
   positive = rowwise(image, text, kind="dot")
   # The margin rides on the positive: rules know scores and one number per query.
-  rows, columns = _reduce(_HINGES, axis_name, image, text, positive - margin, image_id)
+  rows, columns = ring.reduce(ring.HINGES, axis_name, image, text, positive - margin, image_id)
   i2t, t2i, active, count = _sums(
     axis_name,
     rows.value,
@@ -55,7 +53,7 @@ def ring_max_of_hinges(image, text, image_id=None, *, axis_name, margin=0.2, red
   image, text, image_id, batch = _local(image, text, image_id, axis_name)
   scale = shapes.reduction(reduce, batch)
   positive = rowwise(image, text, kind="dot")
-  rows, columns = _reduce(_HARDEST, axis_name, image, text, positive, image_id)
+  rows, columns = ring.reduce(ring.HARDEST, axis_name, image, text, positive, image_id)
   hinges, shares = [], []
   for side in (rows, columns):
     found = side.extra[0] < batch
@@ -82,7 +80,7 @@ def ring_info_nce(image, text, image_id=None, *, axis_name, temperature=0.07, bi
   image, text, image_id, batch = _local(image, text, image_id, axis_name)
   image, text = _with_scalars(image, text, temperature, bias)
   positive = rowwise(image, text, kind="dot")
-  rows, columns = _reduce(_LOG_SUM_EXP, axis_name, image, text, positive, image_id)
+  rows, columns = ring.reduce(ring.LOG_SUM_EXP, axis_name, image, text, positive, image_id)
   missed = (rows.extra[0] >= positive) * 0.5 + (columns.extra[0] >= positive) * 0.5
   costs = [jnp.logaddexp(side.value, positive) - positive for side in (rows, columns)]
   i2t, t2i, active = _sums(axis_name, *costs, missed)
@@ -95,7 +93,7 @@ def ring_sigmoid(image, text, image_id=None, *, axis_name, temperature=0.1, bias
   image, text, image_id, batch = _local(image, text, image_id, axis_name)
   image, text = _with_scalars(image, text, temperature, bias)
   positive = rowwise(image, text, kind="dot")
-  rows, _ = _reduce(_SOFTPLUS, axis_name, image, text, positive, image_id)
+  rows, _ = ring.reduce(ring.SOFTPLUS, axis_name, image, text, positive, image_id)
   paired, others, wrong, count = _sums(
     axis_name,
     jax.nn.softplus(-positive),
@@ -127,8 +125,10 @@ def ring_imc(
   `imc`.
   """
   choice("inter", inter, ("max_of_hinges", "sum_of_hinges"))
-  ring = ring_max_of_hinges if inter == "max_of_hinges" else ring_sum_of_hinges
-  loss, terms = ring(image, text, image_id, axis_name=axis_name, margin=margin, reduce=reduce)
+  form_of_ring = ring_max_of_hinges if inter == "max_of_hinges" else ring_sum_of_hinges
+  loss, terms = form_of_ring(
+    image, text, image_id, axis_name=axis_name, margin=margin, reduce=reduce
+  )
   options = {
     "axis_name": axis_name,
     "distance": distance,
@@ -154,186 +154,11 @@ def ring_intra_modal_constraint(
   return jax.lax.psum(total, axis_name) / (x.shape[0] * jax.lax.axis_size(axis_name))
 
 
-class Reduced(NamedTuple):
-  """What one query keeps of the scores it met: a value with gradient, and a tuple of extras
-  without; all [b].
-  """
-
-  value: jax.Array
-  extra: tuple
-
-
-class Rule(NamedTuple):
-  """How scores [b, b] (queries in rows) become one number per query.
-
-  start(positive) -> Reduced.  update(kept, scores, negative, positive, index) -> Reduced, with
-  index [1, b] the global rows. slope(kept, scores, negative, positive, index) -> d value / d
-  scores, [b, b]. positive_slope(kept) -> d value / d positive, [b].
-  """
-
-  start: Callable
-  update: Callable
-  slope: Callable
-  positive_slope: Callable = lambda kept: jnp.zeros_like(kept.value)
-
-
-def _around(visit, kept, moving, axis_name):
-  """kept, moving = visit(kept, moving, source) once per device; moving goes around and is home
-  again at the end.
-  """
-  size, here = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
-  forward = [(i, (i + 1) % size) for i in range(size)]
-
-  def step(turn, carried):
-    kept, moving = visit(*carried, (here - turn) % size)
-    return kept, jax.tree.map(lambda x: jax.lax.ppermute(x, axis_name, forward), moving)
-
-  return jax.lax.fori_loop(0, size, step, (kept, moving))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _reduce(rule, axis_name, image, text, positive, image_id):
-  """Reduced scores of this device's images over all texts, and of its texts over all images."""
-  return _reduce_forward(rule, axis_name, image, text, positive, image_id)[0]
-
-
-def _block(image, text, image_id, text_id):
-  return jnp.matmul(image, text.T, precision=PRECISION), image_id[:, None] != text_id[None, :]
-
-
-def _index(block, size):
-  return (block * size + jnp.arange(size))[None, :]
-
-
-def _reduce_forward(rule, axis_name, image, text, positive, image_id):
-  here, size = jax.lax.axis_index(axis_name), image.shape[0]
-
-  def visit(rows, moving, source):
-    text, text_id, text_positive, columns = moving
-    scores, negative = _block(image, text, image_id, text_id)
-    rows = rule.update(rows, scores, negative, positive, _index(source, size))
-    columns = rule.update(columns, scores.T, negative.T, text_positive, _index(here, size))
-    return rows, (text, text_id, text_positive, columns)
-
-  start = rule.start(positive)
-  rows, moving = _around(visit, start, (text, image_id, positive, start), axis_name)
-  return (rows, moving[-1]), (image, text, positive, image_id, rows, moving[-1])
-
-
-def _reduce_backward(rule, axis_name, residuals, cotangents):
-  image, text, positive, image_id, rows, columns = residuals
-  row_weight, column_weight = (cotangent.value for cotangent in cotangents)
-  here, size = jax.lax.axis_index(axis_name), image.shape[0]
-
-  def visit(image_gradient, moving, source):
-    text, text_id, text_positive, columns, column_weight, text_gradient = moving
-    scores, negative = _block(image, text, image_id, text_id)
-    slopes = row_weight[:, None] * rule.slope(
-      rows, scores, negative, positive, _index(source, size)
-    )
-    mirrored = rule.slope(columns, scores.T, negative.T, text_positive, _index(here, size))
-    slopes += (column_weight[:, None] * mirrored).T
-    image_gradient += jnp.matmul(slopes, text, precision=PRECISION)
-    text_gradient += jnp.matmul(slopes.T, image, precision=PRECISION)
-    return image_gradient, (text, text_id, text_positive, columns, column_weight, text_gradient)
-
-  moving = (text, image_id, positive, columns, column_weight, jnp.zeros_like(text))
-  image_gradient, moving = _around(visit, jnp.zeros_like(image), moving, axis_name)
-  positive_gradient = row_weight * rule.positive_slope(rows) + column_weight * rule.positive_slope(
-    columns
-  )
-  return image_gradient, moving[-1], positive_gradient, None
-
-
-_reduce.defvjp(_reduce_forward, _reduce_backward)
-
-
-def _count(mask):
-  return jnp.sum(mask, axis=1, dtype=jnp.int32)
-
-
-def _no_count(positive):
-  return jnp.zeros_like(positive, dtype=jnp.int32)
-
-
-def _totals(value, wrong):
-  """A rule whose value is a sum over negatives, counting those that are wrong and all of them."""
-
-  def update(kept, scores, negative, positive, index):
-    total = jnp.sum(jnp.where(negative, value(scores, positive[:, None]), 0), axis=1)
-    counts = _count(negative & wrong(scores, positive[:, None])), _count(negative)
-    return Reduced(
-      kept.value + total, tuple(a + b for a, b in zip(kept.extra, counts, strict=True))
-    )
-
-  return lambda positive: Reduced(jnp.zeros_like(positive), (_no_count(positive),) * 2), update
-
-
-_HINGES = Rule(
-  *_totals(lambda scores, floor: jax.nn.relu(scores - floor), lambda scores, floor: scores > floor),
-  slope=lambda kept, scores, negative, floor, index: (negative & (scores > floor[:, None])).astype(
-    scores.dtype
-  ),
-  positive_slope=lambda kept: -kept.extra[0].astype(kept.value.dtype),
-)
-
-_SOFTPLUS = Rule(
-  *_totals(lambda scores, _: jax.nn.softplus(scores), lambda scores, _: scores >= 0),
-  slope=lambda kept, scores, negative, positive, index: jnp.where(
-    negative, jax.nn.sigmoid(scores), 0
-  ),
-)
-
-
-def _hardest_start(positive):
-  return Reduced(
-    jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, 2**31 - 1, dtype=jnp.int32),)
-  )
-
-
-def _hardest_update(kept, scores, negative, positive, index):
-  scores = jnp.where(negative, scores, -jnp.inf)
-  best, place = tiles.largest(scores, axis=1)
-  place = index[0, place].astype(jnp.int32)
-  # Blocks do not come in order of index: ties go to the lowest.
-  better = (best > kept.value) | (
-    (best == kept.value) & (best > -jnp.inf) & (place < kept.extra[0])
-  )
-  return Reduced(jnp.where(better, best, kept.value), (jnp.where(better, place, kept.extra[0]),))
-
-
-_HARDEST = Rule(
-  _hardest_start,
-  _hardest_update,
-  slope=lambda kept, scores, negative, positive, index: (index == kept.extra[0][:, None]).astype(
-    scores.dtype
-  ),
-)
-
-
-def _log_sum_exp_update(kept, scores, negative, positive, index):
-  scores = jnp.where(negative, scores, -jnp.inf)
-  value = jnp.logaddexp(kept.value, jax.nn.logsumexp(scores, axis=1))
-  return Reduced(value, (jnp.maximum(kept.extra[0], jnp.max(scores, axis=1)),))
-
-
-def _log_sum_exp_slope(kept, scores, negative, positive, index):
-  value = jnp.where(kept.value > -jnp.inf, kept.value, 0)
-  return jnp.where(negative, jnp.exp(scores - value[:, None]), 0)
-
-
-_LOG_SUM_EXP = Rule(
-  lambda positive: Reduced(jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, -jnp.inf),)),
-  _log_sum_exp_update,
-  _log_sum_exp_slope,
-)
-
-
 def _local(image, text, image_id, axis_name):
   image, text = shapes.matrices(image=image, text=text)
   size = image.shape[0]
   if image_id is None:
-    image_id = _index(jax.lax.axis_index(axis_name), size)[0]
+    image_id = ring.index_of(jax.lax.axis_index(axis_name), size)[0]
   if jnp.shape(image_id) != (size,):
     raise ValueError(
       f"image_id has shape {jnp.shape(image_id)}; expected {(size,)} for {size} images"
@@ -369,14 +194,14 @@ def _constraint_forward(setting, axis_name, x):
       )
       return total + jnp.sum(values), moving
 
-    total, _ = _around(add_fixed, jnp.zeros_like(x, shape=()), (x, squares), axis_name)
+    total, _ = ring.around(add_fixed, jnp.zeros_like(x, shape=()), (x, squares), axis_name)
     return total, (x, squares, None)
 
   def add_squares(total, moving, source):
     block = _distances(setting, axis_name, x, squares, *moving, source)
     return total + jnp.sum(jnp.square(block), axis=1), moving
 
-  row_squares, _ = _around(add_squares, jnp.zeros_like(squares), (x, squares), axis_name)
+  row_squares, _ = ring.around(add_squares, jnp.zeros_like(squares), (x, squares), axis_name)
   scale = band.row_scale(row_squares)
   here = jax.lax.axis_index(axis_name)
   row0, square0, scale0 = (
@@ -395,7 +220,7 @@ def _constraint_forward(setting, axis_name, x):
     )
     return total + jnp.sum(band.quantile_values(bounds, block, rows), axis=1), moving
 
-  total, _ = _around(add_values, jnp.zeros_like(scale), (x, squares), axis_name)
+  total, _ = ring.around(add_values, jnp.zeros_like(scale), (x, squares), axis_name)
   return jnp.sum(total), (x, squares, (scale, total, is_first, bounds))
 
 
@@ -408,7 +233,7 @@ def _constraint_backward(setting, axis_name, residuals, cotangent):
       slopes = band.fixed_slopes(setting, block)
       return gradient + band.pull_back(setting.measure, slopes.T, block.T, x, moving[0]), moving
 
-    gradient, _ = _around(add_fixed, jnp.zeros_like(x), (x, squares), axis_name)
+    gradient, _ = ring.around(add_fixed, jnp.zeros_like(x), (x, squares), axis_name)
     return (cotangent * gradient,)
   scale, total, is_first, bounds = statistics
   here_first = _part(bounds.first, jax.lax.axis_index(axis_name), x)
@@ -426,7 +251,7 @@ def _constraint_backward(setting, axis_name, residuals, cotangent):
     )
     return gradient + band.pull_back(setting.measure, slopes.T, block.T, x, y), moving
 
-  gradient, _ = _around(add, jnp.zeros_like(x), (x, squares, scale, total, is_first), axis_name)
+  gradient, _ = ring.around(add, jnp.zeros_like(x), (x, squares, scale, total, is_first), axis_name)
   return (cotangent * gradient,)
 
 

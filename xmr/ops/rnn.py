@@ -25,12 +25,7 @@ from jax import lax
 
 from xmr.ops.memory import zeros_after
 from xmr.ops.rnn_cells import CELLS
-
-# Phases of the time loop; lengths for which the products after it are compiled, and the least
-# number of slots between two.
-PHASES = 4
-LEVELS = 16
-MIN_SLOTS = 256
+from xmr.ops.rnn_slots import levels_of, pack, plan_of, sizes_of, unpack
 
 
 class Weights(NamedTuple):
@@ -138,91 +133,6 @@ def _dot_transposed(a, b):
   )
 
 
-class _Plan(NamedTuple):
-  """Where each step of each row lies.  D shards of N rows, S slots per shard.
-
-  order: [D, N] row of the shard at each sorted place.  place: [D, N] its inverse.  length: [D, N]
-  in sorted order.
-  end: [phases] step at which each phase ends.  base: [phases + 1] first slot of each phase; the
-  last is the slots in use.
-  """
-
-  order: jax.Array
-  place: jax.Array
-  length: jax.Array
-  end: jax.Array
-  base: jax.Array
-
-
-def _sizes(rows):
-  """Returns the number of rows in each phase, all of them first; multiples of 8 suit vector
-  units.
-  """
-  return tuple(
-    sorted(
-      {min(rows, -(-rows * i // (8 * PHASES)) * 8) for i in range(1, PHASES + 1)}, reverse=True
-    )
-  )
-
-
-def _levels(rows, steps):
-  """Returns (levels, slots per level), together at least rows x steps slots."""
-  each = max(MIN_SLOTS, -(-rows * steps // LEVELS))
-  return -(-rows * steps // each), each
-
-
-def _plan(length, sizes):
-  order = jnp.argsort(-length, axis=1, stable=True)
-  length = jnp.take_along_axis(length, order, axis=1)
-  # A phase ends where the longest of the rows that leave after it ends, in any shard.
-  longest = jnp.max(length, axis=0)
-  end = jnp.stack([longest[n] for n in (*sizes[1:], 0)])
-  slots = jnp.diff(end, prepend=0) * jnp.array(sizes)
-  base = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(slots, dtype=jnp.int32)])
-  return _Plan(order, jnp.argsort(order, axis=1), length, end, base)
-
-
-def _first_slot(plan, sizes, step):
-  """Returns the first slot of each step, same shape as `step`."""
-  phase = jnp.sum(step[..., None] >= plan.end[:-1], axis=-1)
-  begin = jnp.concatenate([jnp.zeros(1, jnp.int32), plan.end[:-1]])
-  return plan.base[phase] + (step - begin[phase]) * jnp.array(sizes)[phase]
-
-
-def _pack(x, plan, sizes, slots, reverse):
-  """x [D, N, L, F] in rows and steps -> [D, S, F] in slots, zero where a slot holds no step."""
-  slot = jnp.arange(slots)
-  phase = jnp.sum(slot[:, None] >= plan.base[1:-1], axis=-1)
-  begin = jnp.concatenate([jnp.zeros(1, jnp.int32), plan.end[:-1]])
-  inside, size = slot - plan.base[phase], jnp.array(sizes)[phase]
-  step, row = begin[phase] + inside // size, inside % size
-  length = plan.length[:, row]
-  valid = (step < length) & (slot < plan.base[-1])
-  step = jnp.where(valid, length - 1 - step if reverse else step, 0)
-  flat = x.reshape(x.shape[0], -1, x.shape[-1])
-  packed = jnp.take_along_axis(flat, (plan.order[:, row] * x.shape[2] + step)[..., None], axis=1)
-  return jnp.where(valid[..., None], packed, 0)
-
-
-def _unpack(packed, plan, sizes, steps, reverse, after=None):
-  """The inverse of _pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after`
-  [D, N, F], a step holds what the slot of the next one holds, and the last step `after`."""
-  length = jnp.take_along_axis(plan.length, plan.place, axis=1)[..., None]
-  step = jnp.arange(steps)
-  valid = step < length
-  step = jnp.where(valid, length - 1 - step if reverse else step, 0)
-  if after is not None:
-    last = step == length - 1
-    step = jnp.where(last, 0, step + 1)
-  slot = _first_slot(plan, sizes, step) + plan.place[..., None]
-  rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1).reshape(
-    *valid.shape, -1
-  )
-  if after is not None:
-    rows = jnp.where(last[..., None], after[..., None, :], rows)
-  return jnp.where(valid[..., None], rows, 0)
-
-
 def _read(buffer, slot, rows):
   return lax.dynamic_slice_in_dim(buffer, slot, rows, axis=1)
 
@@ -247,10 +157,10 @@ def _forward(static, x, length, weights, save):
   batch, steps, features = x.shape
   rows, width = batch // shards, len(weights.hidden_kernel)
   cell_width = width if kind.has_cell else 0
-  sizes = _sizes(rows)
-  slots = math.prod(_levels(rows, steps))
-  plan = _plan(length.reshape(shards, rows), sizes)
-  packed = _pack(x.reshape(shards, rows, steps, features), plan, sizes, slots, reverse)
+  sizes = sizes_of(rows)
+  slots = math.prod(levels_of(rows, steps))
+  plan = plan_of(length.reshape(shards, rows), sizes)
+  packed = pack(x.reshape(shards, rows, steps, features), plan, sizes, slots, reverse)
   kernel, hidden = weights.input_kernel.astype(dtype), weights.hidden_kernel.astype(dtype)
 
   def buffer(features, wanted, dtype=dtype):
@@ -291,7 +201,7 @@ def _forward(static, x, length, weights, save):
   result = None
   if sequence:
     # The state after a step is the one before the next.
-    result = _unpack(states, plan, sizes, steps, reverse, after=final).reshape(batch, steps, width)
+    result = unpack(states, plan, sizes, steps, reverse, after=final).reshape(batch, steps, width)
   return (result, final.reshape(batch, width)), (
     plan,
     packed,
@@ -319,14 +229,14 @@ def _core_backward(static, residuals, gradients):
   kind, steps = CELLS[cell], len(steps)
   d_steps, d_final = gradients
   rows, width = plan.order.shape[1], states.shape[-1]
-  sizes, slots = _sizes(rows), gates.shape[1]
+  sizes, slots = sizes_of(rows), gates.shape[1]
   # Turned once: a product that contracts the columns takes a quarter longer, in every step.
   hidden = weights.hidden_kernel.astype(dtype).T
   d_final = jnp.take_along_axis(
     d_final.reshape(shards, rows, width), plan.order[..., None], axis=1
   ).astype(jnp.float32)
   if sequence:
-    d_steps = _pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
+    d_steps = pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
 
   done = 0
   # Written over the gates on CPUs, where a fresh buffer costs a page fault for every 4 KB of it.
@@ -370,9 +280,9 @@ def _core_backward(static, residuals, gradients):
     dh, dc, d_gates = lax.fori_loop(0, end - begin, step, (dh, dc, d_gates))
 
   dx, d_weights = _products(
-    kind, packed, states, d_gates, weights, plan.base[-1], *_levels(rows, steps)
+    kind, packed, states, d_gates, weights, plan.base[-1], *levels_of(rows, steps)
   )
-  dx = _unpack(dx, plan, sizes, steps, reverse).reshape(shards * rows, steps, -1)
+  dx = unpack(dx, plan, sizes, steps, reverse).reshape(shards * rows, steps, -1)
   return dx, None, d_weights
 
 

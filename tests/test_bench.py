@@ -10,9 +10,8 @@ import sys
 import pytest
 
 from xmr.bench import __main__ as command
-from xmr.bench import others, report, runner, scaling
+from xmr.bench import others, probes, report, runner, scaling
 from xmr.bench.cases import Case, Goal
-from xmr.bench.runner import PROBES
 
 TOY = """
 def ours(n):
@@ -38,8 +37,8 @@ def ended(n):
   import os
   os._exit(3)
 
-def probe():
-  return {"run": lambda: 0.5, "facts": {"amount": 10.0}}
+def probe(seconds=0.5):
+  return {"run": lambda: seconds, "facts": {"amount": 10.0}}
 """
 
 
@@ -50,7 +49,13 @@ def toy(tmp_path, monkeypatch):
   """
   (tmp_path / "toy_contenders.py").write_text(TOY)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-  monkeypatch.setattr(runner, "PROBES", {name: "toy_contenders:probe" for name in PROBES})
+  found = [(kind, "toy_contenders:probe", {}) for kind in runner.KINDS]
+  # A slower one and one that is not installed change nothing.
+  found += [
+    ("gemm", "toy_contenders:probe", {"seconds": 2.0}),
+    ("gemm", "toy_contenders:absent", {"n": 1}),
+  ]
+  monkeypatch.setattr(probes, "probes", lambda quick: found)
 
   def run(*, goals=(), **contenders):
     functions = {name: f"toy_contenders:{function}" for name, function in contenders.items()}
@@ -96,6 +101,20 @@ def test_ratio_share_rate_and_goals_are_those_of_the_times(toy):
     and "met    toy: share >= 0.5, found 0.5" in lines
   )
   assert "without absent: No module named 'torch'; pip install -e '.[bench]'" in lines
+
+
+def test_a_share_above_the_limit_says_that_the_limit_is_wrong(toy):
+  (result,) = toy(xmr="ours")
+  for share, said in ((1.01, False), (1.2, True)):
+    document = report.document("toy", [result | {"share": share}], quick=False, rounds=2)
+    assert ("WRONG LIMIT toy: 120% of it" in report.table(document)) == said
+
+
+def test_every_probe_says_how_much_it_does():
+  for kind, function, arguments in probes.probes(quick=True):
+    found = getattr(probes, function.partition(":")[2])(**arguments)
+    found["run"]()
+    assert kind in runner.KINDS and found["facts"]["amount"] > 0
 
 
 def test_time_that_went_elsewhere_is_what_neither_the_bench_nor_idling_took(monkeypatch):

@@ -94,7 +94,7 @@ def main(argv):
       cases,
       rounds=rounds,
       cores=arguments.cores,
-      probe_arguments={"size": 256} if arguments.quick else None,
+      quick=arguments.quick,
       say=lambda line: print(f"xmr.bench: {line}", file=sys.stderr, flush=True),
     )
     summary = bench.summary(results) if hasattr(bench, "summary") else []

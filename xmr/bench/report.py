@@ -6,6 +6,7 @@ import os
 import platform
 
 BUSY = 0.1  # share of the machine that may go elsewhere
+BEST = 1.02  # a share of the limit above this one says that the limit is wrong
 PACKAGES = (
   "xmr",
   "jax",
@@ -105,6 +106,11 @@ def table(document):
           f"{'met   ' if goal['met'] else 'MISSED'} {result['name']}: {goal['goal']}, found "
           f"{goal['found']:.3g}"
         )
+    if result["share"] is not None and result["share"] > BEST and not document["quick"]:
+      lines.append(
+        f"WRONG LIMIT {result['name']}: {result['share']:.0%} of it; the probes did not find the "
+        "machine's best, so shares of the limit are too high"
+      )
   for name, why in sorted(
     {item for result in document["cases"] for item in result["missing"].items()}
   ):

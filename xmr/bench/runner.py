@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 
+from xmr.bench import probes
 from xmr.bench.cases import OURS
 
-PROBES = {"gemm": "xmr.bench.probes:gemm", "copy": "xmr.bench.probes:copy"}
-# of which the fastest counts: after a contender of one thread the other cores take some to wake up
+KINDS = ("gemm", "copy")
+# Of which the fastest counts: after a contender of one thread the other cores take some to wake.
 PROBE_CALLS = 12
 
 
@@ -85,7 +86,7 @@ def workers(cores=None):
       worker.close()
 
 
-def run(cases, *, rounds, cores=None, probe_arguments=None, say=lambda line: None):
+def run(cases, *, rounds, cores=None, quick=False, say=lambda line: None):
   """Runs cases one after another.
 
   Args:
@@ -93,7 +94,7 @@ def run(cases, *, rounds, cores=None, probe_arguments=None, say=lambda line: Non
     rounds: int, how often every contender of a case takes its turn.
     cores: int, that every process may use; None: all. With one core, times are those of the
       processor.
-    probe_arguments: of the probes; {"size": n} for small ones.
+    quick: small probes.
     say: function of a line of progress.
   Returns:
     list of dicts, one per case, as in the JSON; see `measured`.
@@ -102,16 +103,40 @@ def run(cases, *, rounds, cores=None, probe_arguments=None, say=lambda line: Non
   """
   results = []
   with workers(cores) as worker:
-    amounts = {}
-    for probe, function in PROBES.items():
-      amounts[probe] = worker(probe).open(function, probe_arguments or {})["facts"]["amount"]
+    rates = open_probes(worker, quick)
     for case in cases:
       say(case.name)
-      results.append(run_case(case, worker, amounts, rounds))
+      results.append(run_case(case, worker, rates, rounds))
   return results
 
 
-def run_case(case, worker, amounts, rounds):
+def open_probes(worker, quick):
+  """Opens the probes, each in a process of its own; returns a function of the rates right now.
+
+  Args:
+    worker: function of a name to a process.  quick: small probes.
+  Returns:
+    function of nothing -> {"gemm": operations per second, "copy": bytes per second}, each the best
+    of its probes.
+  """
+  opened = []
+  for kind, function, arguments in probes.probes(quick=quick):
+    name = f"{function} {arguments}"
+    reply = worker(name).open(function, arguments)
+    if "missing" not in reply:
+      opened.append((kind, name, reply["facts"]["amount"]))
+
+  def rates():
+    found = dict.fromkeys(KINDS, 0.0)
+    for kind, name, amount in opened:
+      rate = amount / min(worker(name).ask(calls=PROBE_CALLS)["seconds"])
+      found[kind] = max(found[kind], rate)
+    return found
+
+  return rates
+
+
+def run_case(case, worker, rates_now, rounds):
   """Opens a case in every contender's process, lets them take turns, and returns the figures."""
   opened, missing = {}, {}
   for name, function in case.contenders.items():
@@ -122,10 +147,10 @@ def run_case(case, worker, amounts, rounds):
       opened[name] = reply
   check_answers(case, opened)
   times = {name: [] for name in opened}
-  rates = {probe: [] for probe in amounts}
+  rates = {kind: [] for kind in KINDS}
   for _ in range(rounds):
-    for probe, amount in amounts.items():
-      rates[probe].append(amount / min(worker(probe).ask(calls=PROBE_CALLS)["seconds"]))
+    for kind, rate in rates_now().items():
+      rates[kind].append(rate)
     for name, reply in opened.items():
       taken = statistics.median(worker(name).ask(calls=reply["calls"])["seconds"])
       times[name].append(taken / case.part.get(name, 1.0))

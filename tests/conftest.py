@@ -13,24 +13,27 @@ os.environ["XLA_FLAGS"] = (
 
 import pytest
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+# Photographs, captions and features belong to their owners and are not part of the repository:
+# docs/contributing.md tells where each comes from and how the folder is laid out.
 SHARED = pathlib.Path(os.environ.get("XMR_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")
 def shared():
-  """The folder with golden files and real data; tests that need it skip where it is absent."""
-  if not SHARED.is_dir():
-    pytest.skip(f"no shared data at {SHARED}; set XMR_SHARED")
+  """The folder with real data; tests that need it skip where it is absent."""
+  if not (SHARED / "data").is_dir():
+    pytest.skip(f"no real data at {SHARED}; set XMR_SHARED (docs/contributing.md)")
   return SHARED
 
 
 @pytest.fixture(scope="session")
-def golden(shared):
+def golden():
   """Loads one golden file by name, as a dict of arrays."""
   import numpy as np
 
   def load(name):
-    with np.load(shared / "golden" / f"{name}.npz", allow_pickle=False) as arrays:
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
       return dict(arrays)
 
   return load

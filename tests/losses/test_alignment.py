@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from xmr.losses import aligned_full_hard_negative
-from xmr.losses.alignment import aligned_similarity, trim_tokens
+from xmr.losses.alignment import trim_tokens
 
 
 def sequences(seed, batch=5, regions=4, words=6, dim=3):
@@ -42,19 +42,6 @@ def best_sum(table):
 
 def both(table):
   return best_sum(table) + best_sum(table.T)
-
-
-@pytest.mark.parametrize("padding", ["zero", "ignored"])
-def test_similarity_equals_loops(padding):
-  image, text, image_mask, text_mask = sequences(0)
-  text, text_mask = text[:3], text_mask[:3]
-  found = aligned_similarity(
-    image, text, image_mask=image_mask, text_mask=text_mask, padding=padding
-  )
-  for n in range(5):
-    for m in range(3):
-      table = cell_table(image[n], text[m], image_mask[n], text_mask[m], padding)
-      np.testing.assert_allclose(found[n, m], both(table), rtol=1e-5, atol=1e-5)
 
 
 def loss_by_loops(
@@ -176,8 +163,8 @@ def test_errors_name_what_was_found():
   with pytest.raises(
     ValueError, match=r"text_mask has shape \(5, 4\); expected \(5, 6\) as text has tokens"
   ):
-    aligned_similarity(image, text, text_mask=image_mask)
+    aligned_full_hard_negative(image, text, text_mask=image_mask)
   with pytest.raises(ValueError, match=r"image has shape \(5, 3\); expected \[B, tokens, D\]"):
-    aligned_similarity(image[:, 0], text)
+    aligned_full_hard_negative(image[:, 0], text)
   with pytest.raises(ValueError, match="diagonal is 'kept'; expected one of masked, released"):
     aligned_full_hard_negative(image, text, diagonal="kept")

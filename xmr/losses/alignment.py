@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from xmr.errors import choice
 from xmr.losses import shapes
 from xmr.ops import tiles
-from xmr.ops.similarity import PRECISION
+from xmr.ops.alignment import Tokens, aligned, aligned_rows
 
-PADDINGS = ("zero", "ignored")
 DIAGONALS = ("masked", "released")
 PAIR_RULES = ("different", "same")
 
@@ -33,36 +32,6 @@ def trim_tokens(tokens, length, *, first, last):
   return tokens[:, first : first + kept], jnp.arange(kept) < (jnp.asarray(length) - first - last)[
     :, None
   ]
-
-
-def aligned_similarity(image, text, *, image_mask=None, text_mask=None, padding="zero"):
-  """Symmetric alignment score of every image with every text (MrSw and its mirror).
-
-  S_nm = sum_w max_r a_rw + sum_r max_w a_rw with a_rw = (region r of image n) . (word w of text m).
-
-  Args:
-    image: [N, R, D] float.  text: [M, W, D] float.  image_mask: [N, R] bool, text_mask: [M, W]
-      bool, True for tokens; None is all.
-    padding: "zero" (as released: a_rw of padding is 0, and takes part in the maxima) or "ignored".
-  Returns:
-    [N, M] float32 or wider. Memory: one image's [M, R, W] at a time, in the gradient too.
-  Raises:
-    ValueError: shapes do not fit; names both.  UserError: unknown padding.
-  References:
-    Messina et al., TERAN, TOMM 2021, eq. 4-6; FullHN F-TERAN/loss.py, both sides added.
-  """
-  image, image_mask = _sequence("image", image, image_mask)
-  text, text_mask = _sequence("text", text, text_mask)
-  choice("padding", padding, PADDINGS)
-  if image.shape[2] != text.shape[2]:
-    raise ValueError(f"image has shape {image.shape} and text {text.shape}; expected one D")
-
-  @jax.checkpoint
-  def row(tokens_and_mask):
-    tokens, mask = tokens_and_mask
-    return sum(_alignment(tokens[None], text, mask[None], text_mask, padding))
-
-  return jax.lax.map(row, (image, image_mask))
 
 
 def aligned_full_hard_negative(
@@ -89,13 +58,13 @@ def aligned_full_hard_negative(
 
   Args:
     image: [B, R, D] float.  text: [B, W, D] float; row i describes image i.  image_mask: [B, R],
-      text_mask: [B, W] bool.
+      text_mask: [B, W] bool, True for tokens; None is all. Or Tokens, which hold both.
     match: [B, B] bool, True where text j describes image i; None is the identity. Unused with
       diagonal "released".
     margin: a.  weight: lambda, 1 as released.
     diagonal: "masked" (a positive is no negative) or "released" (it can be: a query whose positive
       is the best then costs a constant margin without gradient).
-    pair_rule: "different" (as released) or "same".  padding: as in `aligned_similarity`.
+    pair_rule: "different" (as released) or "same".  padding: as in `ops.alignment.aligned`.
   Returns:
     loss: [] float, a sum over the batch.  terms: {"i2t", "t2i", "image_constraint",
       "text_constraint",
@@ -108,11 +77,8 @@ def aligned_full_hard_negative(
   """
   choice("diagonal", diagonal, DIAGONALS)
   choice("pair_rule", pair_rule, PAIR_RULES)
-  scores = aligned_similarity(
-    image, text, image_mask=image_mask, text_mask=text_mask, padding=padding
-  )
-  image, image_mask = _sequence("image", image, image_mask)
-  text, text_mask = _sequence("text", text, text_mask)
+  image, text = _tokens("image", image, image_mask), _tokens("text", text, text_mask)
+  scores = aligned(image, text, form="symmetric", padding=padding)
   batch = image.shape[0]
   if text.shape[0] != batch:
     raise ValueError(f"text has shape {text.shape}; expected {batch} texts for {batch} images")
@@ -126,12 +92,8 @@ def aligned_full_hard_negative(
   hardest_text, hardest_image = (tiles.largest(candidates, axis=axis)[1] for axis in (1, 0))
   has_text, has_image = jnp.any(negative, axis=1), jnp.any(negative, axis=0)
   rows = jnp.arange(batch)
-  image_image = _alignment(
-    image, image[hardest_text], image_mask, image_mask[hardest_text], padding
-  )[1]
-  text_text = sum(
-    _alignment(text, text[hardest_image], text_mask, text_mask[hardest_image], padding)
-  )
+  image_image = aligned_rows(image, image[hardest_text], form="MwSr", padding=padding)
+  text_text = aligned_rows(text, text[hardest_image], form="symmetric", padding=padding)
   differs = hardest_text != hardest_image
 
   def hinge(score, counted):
@@ -157,34 +119,11 @@ def aligned_full_hard_negative(
   return terms["i2t"] + terms["t2i"] + weight * constraints, terms
 
 
-def _sequence(name, tokens, mask):
+def _tokens(name, tokens, mask):
+  """Tokens of an array and its mask."""
+  if isinstance(tokens, Tokens):
+    return tokens
   tokens = jnp.asarray(tokens)
   if tokens.ndim != 3:
     raise ValueError(f"{name} has shape {tokens.shape}; expected [B, tokens, D]")
-  if mask is None:
-    mask = jnp.ones(tokens.shape[:2], bool)
-  if jnp.shape(mask) != tokens.shape[:2]:
-    raise ValueError(
-      f"{name}_mask has shape {jnp.shape(mask)}; expected {tokens.shape[:2]} as {name} has tokens"
-    )
-  return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)), jnp.asarray(mask).astype(bool)
-
-
-def _alignment(a, b, a_mask, b_mask, padding):
-  """Sum over b of the best of a, and sum over a of the best of b; [P or 1, R, D] with [P, W, D] ->
-  two [P].
-  """
-  cells = jnp.einsum(
-    "prd,pwd->prw", jnp.broadcast_to(a, b.shape[:1] + a.shape[1:]), b, precision=PRECISION
-  )
-  valid = a_mask[:, :, None] & b_mask[:, None, :]
-  if padding == "zero":
-    cells = jnp.where(valid, cells, 0)
-    return jnp.sum(jnp.max(cells, axis=1), axis=1), jnp.sum(jnp.max(cells, axis=2), axis=1)
-  cells = jnp.where(valid, cells, -jnp.inf)
-  totals = []
-  for axis in (1, 2):
-    some = jnp.any(valid, axis=axis)
-    best = jnp.max(jnp.where(jnp.expand_dims(some, axis), cells, 0), axis=axis)
-    totals.append(jnp.sum(jnp.where(some, best, 0), axis=1))
-  return tuple(totals)
+  return Tokens(tokens, jnp.ones(tokens.shape[:2], bool) if mask is None else jnp.asarray(mask))

@@ -22,7 +22,9 @@ ALLOWED = {
   "models.transformer": {"errors", "ops", "models", "interop.torch_files"},
   "interop": {"errors", "models", "interop"},
   "eval.metrics": {"errors"},
-  "data": {"errors", "data"},
+  "locks": {"errors"},
+  "run_folder": {"errors", "config", "checkpoint", "locks", "tracking"},
+  "data": {"errors", "locks", "data"},
   "optim": {"errors"},
   "parallel": {"errors"},
   "checkpoint": {"errors"},
@@ -51,7 +53,7 @@ ALLOWED = {
     "optim",
     "parallel",
     "checkpoint",
-    "tracking",
+    "run_folder",
   },
 }
 

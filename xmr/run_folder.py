@@ -11,8 +11,8 @@ import jax
 from xmr import checkpoint
 from xmr import config as config_lib
 from xmr.errors import UserError
+from xmr.files import write_json
 from xmr.locks import locked
-from xmr.tracking.writer import write_json
 
 
 def begun(workdir):

@@ -15,11 +15,12 @@ from xmr.config import in_steps
 from xmr.errors import UserError
 from xmr.eval import configured, protocol
 from xmr.experiment import prepare
+from xmr.files import write_arrays
 from xmr.inspect import plots
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
-from xmr.tracking.writer import Writer, write_arrays
+from xmr.tracking.writer import Writer
 
 
 @flax.struct.dataclass

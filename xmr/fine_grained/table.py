@@ -15,12 +15,12 @@ from xmr.eval.significance import (
   paired_permutation,
   seed_difference,
 )
+from xmr.files import write_json
 from xmr.fine_grained import report, two_stage
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
 from xmr.fine_grained.variants import VARIANTS
 from xmr.run_folder import check_folder, held
-from xmr.tracking.writer import write_json
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {

@@ -18,6 +18,7 @@ from xmr import config as config_lib
 from xmr.data.pairs import SCHEMES, Pairs
 from xmr.data.text_graph import SIGNALS
 from xmr.errors import UserError
+from xmr.files import write_arrays, write_json
 from xmr.fine_grained import report
 from xmr.fine_grained.data import FEATURES, SCALES, Problem, load
 from xmr.fine_grained.loop import Stage, fit
@@ -26,7 +27,6 @@ from xmr.fine_grained.variants import BASE, CROSS_ENTROPY, FINE_GRAINED
 from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
 from xmr.models.siamese import NORMALIZED, PairScore, Siamese
 from xmr.run_folder import begun, check_folder, held
-from xmr.tracking.writer import write_arrays, write_json
 
 CHOICES = {
   "siamese.loss": (CROSS_ENTROPY, BASE),

@@ -13,6 +13,7 @@ import numpy as np
 
 from xmr.errors import UserError
 from xmr.interop.torch_files import compare, read_tensors, refuse, template
+from xmr.ops.unit import unit
 
 ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -166,7 +167,7 @@ class Transformer(nn.Module):
     x = x.astype(jnp.float32)
     mean = (x * mask[..., None]).sum(1) / jnp.maximum(text_length, 1)[:, None]
     if self.normalize:
-      mean = mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+      mean = unit(mean)
     return mean
 
 

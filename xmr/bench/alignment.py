@@ -1,4 +1,4 @@
-"""Recall by alignments of regions with words, beside the products of tokens that it cannot avoid."""
+"""Recall by alignments of regions with words, beside the products that it cannot do without."""
 
 from xmr.bench.cases import OURS, Case, Goal
 

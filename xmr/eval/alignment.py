@@ -174,8 +174,8 @@ def shortlist(image, text, pooled, image_of_text, *, k, form, padding="ignored")
     hit = right.any(axis=1)
     for at in metrics.AT:
       if at <= k:
-        found[f"{task}/r{at}"] = 100.0 * float(np.mean(hit & (rank < at)))
-    found[f"{task}/missed"] = 100.0 * float(np.mean(~hit))
+        found[f"{task}/r{at}"] = 100.0 * int(np.count_nonzero(hit & (rank < at))) / len(hit)
+    found[f"{task}/missed"] = 100.0 * int(np.count_nonzero(~hit)) / len(hit)
   return found
 
 

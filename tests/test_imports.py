@@ -13,7 +13,6 @@ COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
 # where it differs.
 ALLOWED = {
   "errors": set(),
-  "files": set(),
   "command_line": {"errors"},
   "config": {"errors"},
   "ops": {"errors", "ops"},
@@ -23,13 +22,11 @@ ALLOWED = {
   "models.transformer": {"errors", "ops", "models", "interop.torch_files"},
   "interop": {"errors", "models", "interop"},
   "eval.metrics": {"errors"},
-  "locks": {"errors"},
-  "run_folder": {"errors", "config", "checkpoint", "locks", "files"},
-  "data": {"errors", "files", "locks", "ops.unit", "data"},
+  "data": {"errors", "data"},
   "optim": {"errors"},
   "parallel": {"errors"},
   "checkpoint": {"errors"},
-  "tracking": {"errors", "files", "tracking"},
+  "tracking": {"errors", "tracking"},
   "preemption": set(),
   "encode": {"data", "parallel"},
   "mining": {"errors", "ops", "parallel", "mining", "eval.relevance", "data"},
@@ -37,12 +34,12 @@ ALLOWED = {
     "__version__",
     "errors",
     "command_line",
-    "files",
     "ops",
     "parallel",
     "eval",
     "data",
     "config",
+    "tracking",
   },
   "experiment": {
     "errors",
@@ -54,7 +51,7 @@ ALLOWED = {
     "optim",
     "parallel",
     "checkpoint",
-    "run_folder",
+    "tracking",
   },
 }
 

@@ -64,17 +64,16 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
   return result
 
 
-def over_devices(array):
-  """Puts host embeddings on the devices of this process, so that `xmr.eval` splits their scores
-  over them.
+def over_devices(array, mesh):
+  """Puts host embeddings on this process's devices of a mesh: `xmr.eval` splits their scores.
 
   Args:
-    array: [N, D].
+    array: [N, D].  mesh: of parallel.mesh().
   Returns:
     The array itself where there is one device; else a jax.Array, rows over the devices where they
     divide evenly.
   """
-  mesh = parallel.mesh(jax.local_devices())
+  mesh = mesh.local_mesh
   if mesh.size == 1:
     return array
   sharding = parallel.sharded(mesh) if len(array) % mesh.size == 0 else parallel.replicated(mesh)

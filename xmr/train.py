@@ -10,17 +10,16 @@ import jax
 import numpy as np
 import optax
 
-from xmr import checkpoint, encode, mining, parallel, run_folder
+from xmr import checkpoint, encode, mining, parallel
 from xmr.config import in_steps
 from xmr.errors import UserError
 from xmr.eval import configured, protocol
 from xmr.experiment import prepare
-from xmr.files import write_arrays
 from xmr.inspect import plots
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
-from xmr.tracking.writer import Writer
+from xmr.tracking.writer import Writer, write_arrays
 
 
 @flax.struct.dataclass
@@ -144,13 +143,9 @@ def train(experiment):
   """Trains up to the last step of the config; returns False where a signal stopped it, with a
   checkpoint.
   """
-  e = experiment
-  configured.check(e.config, e.splits[e.config.evaluate.split])
-  with (
-    Stop(every=e.config.log.steps) as stop,
-    run_folder.held(e.config, e.workdir, vocabulary=e.vocabulary),
-  ):
-    return fit(e, stop)
+  configured.check(experiment.config, experiment.splits[experiment.config.evaluate.split])
+  with Stop(every=experiment.config.log.steps) as stop, experiment.locked():
+    return fit(experiment, stop)
 
 
 def fit(experiment, stop):
@@ -189,7 +184,7 @@ def fit(experiment, stop):
     jax.jit(
       functools.partial(step_of, loss=loss),
       donate_argnums=0,
-      compiler_options=parallel.compiler_options(),
+      compiler_options=parallel.compiler_options(e.mesh),
     )
     for loss in (e.loss, e.warmup_loss)
   )
@@ -264,7 +259,10 @@ def validate(experiment, state, best, writer, journal):
   begun, step, split = time.perf_counter(), int(state.step), experiment.splits["val"]
   image, text = embeddings(experiment, state.variables, split)
   metrics = protocol.score(
-    encode.over_devices(image), text, split.image_of_text, kind=experiment.config.similarity
+    encode.over_devices(image, experiment.mesh),
+    text,
+    split.image_of_text,
+    kind=experiment.config.similarity,
   )
   score = metrics["rsum"]
   if best["score"] is None or score > best["score"]:
@@ -301,6 +299,12 @@ def score(experiment):
   if workdir:
     write_arrays(workdir / "queries.npz", queries)
   results = protocol.report(
-    encode.over_devices(image), text, split, config=config, step=step, workdir=workdir, extra=found
+    encode.over_devices(image, e.mesh),
+    text,
+    split,
+    config=config,
+    step=step,
+    workdir=workdir,
+    extra=found,
   )
   return results, image, text

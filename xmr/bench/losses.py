@@ -68,7 +68,7 @@ def ours(*, loss, batch, dim):
   image, text = jax.device_put(embeddings(batch, dim))
   gradient = jax.jit(
     jax.value_and_grad(lambda image, text: function(image, text)[0], argnums=(0, 1)),
-    compiler_options=parallel.compiler_options(),
+    compiler_options=parallel.compiler_options(parallel.mesh()),
   )
   compiled = gradient.lower(image, text).compile()
   memory = compiled.memory_analysis()

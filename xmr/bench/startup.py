@@ -123,7 +123,7 @@ def first_step(folder, batch, words, dim):
   step = jax.jit(
     functools.partial(train.train_step, model=model, transform=transform, loss=losses.get("imc")),
     donate_argnums=0,
-    compiler_options=parallel.compiler_options(),
+    compiler_options=parallel.compiler_options(mesh),
   )
   state = train.create_train_state(variables, transform, mesh=mesh)
   rows = parallel.shard(mesh, rows)

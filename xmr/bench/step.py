@@ -77,12 +77,9 @@ def built(rows, kernels, dim):
   step = functools.partial(
     train.train_step, model=model, transform=transform, loss=losses.get("max_of_hinges")
   )
-  return (
-    jax.jit(step, donate_argnums=0, compiler_options=parallel.compiler_options()),
-    variables,
-    transform,
-    parallel.mesh(),
-  )
+  mesh = parallel.mesh()
+  options = parallel.compiler_options(mesh)
+  return jax.jit(step, donate_argnums=0, compiler_options=options), variables, transform, mesh
 
 
 def ours(*, batch, image, text, dim):

@@ -28,11 +28,15 @@ def merge_of(placement):
   scores: [Q, C] float32 on the device, or [C, Q] with `by_column`.
   starts: the numbers of the first query and of the first item of this block.  ends: how many of
   each there are; scores beyond are padding.
-  Which of the items that equal the worst of the best are kept is not said.
+  Ties at the cut-off are broken arbitrarily.
   """
-  return (
-    _merge_on_host if placement is None and jax.default_backend() == "cpu" else _merge_on_device
-  )
+  return _merge_on_device if placement is not None else _merge
+
+
+def _merge(best, scores, starts, ends, *, by_column=False):
+  on_host = isinstance(scores, np.ndarray) or {x.platform for x in scores.devices()} == {"cpu"}
+  merge = _merge_on_host if on_host else _merge_on_device
+  return merge(best, scores, starts, ends, by_column=by_column)
 
 
 def in_order(best):

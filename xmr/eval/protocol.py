@@ -1,13 +1,15 @@
 """Embeddings and ground truth in, named figures and results.json out."""
 
 import importlib.metadata
+import json
+import os
 import pathlib
 import platform
 
 import jax
 import numpy as np
 
-from xmr import __version__, files
+from xmr import __version__
 from xmr.errors import UserError
 from xmr.eval import exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
@@ -174,19 +176,35 @@ def report(image, text, split, *, config, step, workdir=None, extra=None):
     extra=extra,
   )
   if workdir is not None:
-    files.write_json(pathlib.Path(workdir) / "results.json", found)
+    write(pathlib.Path(workdir) / "results.json", found)
   return found
+
+
+def write(path, found):
+  """Writes results as JSON, whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with temporary.open("w", encoding="utf-8") as file:
+      json.dump(found, file, indent=2, allow_nan=False)
+      file.write("\n")
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def versions():
   """Versions of what the figures depend on, and the device."""
-  device = jax.devices()[0]
+  devices = jax.devices()
   packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
   return {
     "xmr": __version__,
     **packages,
     "python": platform.python_version(),
-    "device": f"{device.platform} {device.device_kind} x {jax.device_count()}",
+    "device": f"{devices[0].platform} {devices[0].device_kind} x {len(devices)}",
   }
 
 

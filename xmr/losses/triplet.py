@@ -145,12 +145,15 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
 
 
 def _again(function):
-  """Takes the function again for its gradient, so that an index per query is kept and not a row of
-  D numbers.
+  """Computes the function again for its gradient: an index per query is kept, not its row of D.
 
   Over several devices the rows are kept: they would be sent a second time.
   """
-  return jax.checkpoint(function) if jax.device_count() == 1 else function
+
+  def called(x, y, index):
+    return (function if tiles.devices_of(x, y) > 1 else jax.checkpoint(function))(x, y, index)
+
+  return called
 
 
 def _largest_share(index):

@@ -58,50 +58,55 @@ def sum_over_features(term, x, y, tiled=None):
   Args:
     term: key of TERMS: "absolute" (L1 distance) or "shortfall_squared" (max(0, y - x)^2).
     x: [N, D] float.  y: [M, D] float.
-    tiled: compute tiles one after another, or all at once; None: tiles where one CPU device has all
-      rows.
+    tiled: compute tiles one after another, or all at once; None: as `tiles.by_tiles` decides.
   Returns:
     [N, M]; temporaries of the forward and backward pass are of this size or of the inputs'.
   """
-  if not tiles.in_tiles(tiled):
-    return _sum_over_features(term, x, y)
-  rows, columns = _tile(len(x)), _tile(len(y))
-  x_padded, y_padded = _padded(x, rows), _padded(y, columns)
-  places = np.array(
-    [(i, j) for i in range(0, len(x_padded), rows) for j in range(0, len(y_padded), columns)],
-    np.int32,
-  )
-  places = jnp.asarray(places)
 
-  def one(place, out):
-    i, j = places[place]
-    part = _sum_over_features(term, _rows(x_padded, i, rows), _rows(y_padded, j, columns))
-    return lax.dynamic_update_slice(out, part, (i, j))
+  def in_tiles(x, y):
+    rows, columns = _tile(len(x)), _tile(len(y))
+    x_padded, y_padded = _padded(x, rows), _padded(y, columns)
+    corners = [
+      (i, j) for i in range(0, len(x_padded), rows) for j in range(0, len(y_padded), columns)
+    ]
+    corners = jnp.asarray(np.array(corners, np.int32))
 
-  out = lax.fori_loop(0, len(places), one, jnp.zeros((len(x_padded), len(y_padded)), x.dtype))
-  return out[: len(x), : len(y)]
+    def one(tile, out):
+      i, j = corners[tile]
+      part = _sum_over_features(term, _rows(x_padded, i, rows), _rows(y_padded, j, columns))
+      return lax.dynamic_update_slice(out, part, (i, j))
+
+    out = jnp.zeros_like(x, shape=(len(x_padded), len(y_padded)))
+    return lax.fori_loop(0, len(corners), one, out)[: len(x), : len(y)]
+
+  return tiles.by_tiles(in_tiles, functools.partial(_sum_over_features, term), x, y, tiled=tiled)
 
 
 def sum_over_pairs(term, x, *, after=None, tiled=None):
-  """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): in tiles, half of
-  them are mirrored.
+  """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): half of the tiles
+  are mirrored.
 
   `after`: [] float, computed before the tiles are; None: nothing. Not differentiable.
   """
-  if not tiles.in_tiles(tiled):
-    return _sum_over_features(term, x, x)
-  rows = _tile(len(x))
-  padded = _padded(x, rows)
-  starts = range(0, len(padded), rows)
-  places = jnp.asarray(np.array([(i, j) for i in starts for j in starts if i <= j], np.int32))
+  after = x[0, 0] if after is None else after
 
-  def one(place, out):
-    i, j = places[place]
-    part = _sum_over_features(term, _rows(padded, i, rows), _rows(padded, j, rows))
-    return lax.dynamic_update_slice(lax.dynamic_update_slice(out, part, (i, j)), part.T, (j, i))
+  def in_tiles(x, after):
+    rows = _tile(len(x))
+    padded = _padded(x, rows)
+    starts = range(0, len(padded), rows)
+    corners = jnp.asarray(np.array([(i, j) for i in starts for j in starts if i <= j], np.int32))
 
-  out = zeros_after(x[0, 0] if after is None else after, (len(padded), len(padded)), x.dtype)
-  return lax.fori_loop(0, len(places), one, out)[: len(x), : len(x)]
+    def one(tile, out):
+      i, j = corners[tile]
+      part = _sum_over_features(term, _rows(padded, i, rows), _rows(padded, j, rows))
+      return lax.dynamic_update_slice(lax.dynamic_update_slice(out, part, (i, j)), part.T, (j, i))
+
+    out = zeros_after(after, (len(padded), len(padded)), x.dtype)
+    return lax.fori_loop(0, len(corners), one, out)[: len(x), : len(x)]
+
+  return tiles.by_tiles(
+    in_tiles, lambda x, after: _sum_over_features(term, x, x), x, after, tiled=tiled
+  )
 
 
 def weighted_slopes(term, weight, x, y, *, tiled=None):
@@ -120,24 +125,25 @@ def weighted_slopes(term, weight, x, y, *, tiled=None):
 
     return lax.fori_loop(0, steps, add, jnp.zeros_like(x))
 
-  if not tiles.in_tiles(tiled):
-    return slopes(weight, x, y)
-  rows, columns = _tile(x.shape[0]), _tile(x.shape[1])
-  x_padded = _padded(_padded(x, rows).T, columns).T
-  y, weight = _padded(y.T, columns).T, _padded(weight.T, rows).T
-  across = x_padded.shape[1] // columns
+  def in_tiles(weight, x, y):
+    rows, columns = _tile(x.shape[0]), _tile(x.shape[1])
+    x_padded = _padded(_padded(x, rows).T, columns).T
+    y, weight = _padded(y.T, columns).T, _padded(weight.T, rows).T
+    across = x_padded.shape[1] // columns
 
-  def one(place, out):
-    i, j = place // across * rows, place % across * columns
-    part = slopes(
-      lax.dynamic_slice_in_dim(weight, i, rows, 1),
-      lax.dynamic_slice(x_padded, (i, j), (rows, columns)),
-      lax.dynamic_slice_in_dim(y, j, columns, 1),
-    )
-    return lax.dynamic_update_slice(out, part, (i, j))
+    def one(tile, out):
+      i, j = tile // across * rows, tile % across * columns
+      part = slopes(
+        lax.dynamic_slice_in_dim(weight, i, rows, 1),
+        lax.dynamic_slice(x_padded, (i, j), (rows, columns)),
+        lax.dynamic_slice_in_dim(y, j, columns, 1),
+      )
+      return lax.dynamic_update_slice(out, part, (i, j))
 
-  out = lax.fori_loop(0, len(x_padded) // rows * across, one, jnp.zeros_like(x_padded))
-  return out[: x.shape[0], : x.shape[1]]
+    out = lax.fori_loop(0, len(x_padded) // rows * across, one, jnp.zeros_like(x_padded))
+    return out[: x.shape[0], : x.shape[1]]
+
+  return tiles.by_tiles(in_tiles, slopes, weight, x, y, tiled=tiled)
 
 
 def _sum_over_features(term, x, y):

@@ -26,6 +26,7 @@ from jax import lax
 from xmr.ops.memory import zeros_after
 from xmr.ops.rnn_cells import CELLS
 from xmr.ops.rnn_slots import levels_of, pack, plan_of, sizes_of, unpack
+from xmr.ops.tiles import devices_of
 
 
 class Weights(NamedTuple):
@@ -55,7 +56,8 @@ def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float
     reverse: True reads from step length - 1 down to 0.
     dtype: of products and stored gates; sums, cell state and gradients of weights are float32.
     shards: number of equal parts of the batch that are sorted separately; None is the number of
-      devices where it divides B. It moves results by rounding alone.
+      devices of the mesh of x or of the weights, as far as it divides B. It moves results by
+      rounding alone.
   Returns:
     steps: [B, L, H] of dtype, step t at t in both directions, zero from `length` on.
     final: [B, H] of dtype, the state after the last step read: step length - 1, or step 0 if
@@ -108,7 +110,7 @@ def _run(x, length, weights, *, cell, reverse, dtype, shards, sequence):
   _check(x, length, weights, cell)
   batch, steps, _ = x.shape
   if shards is None:
-    shards = math.gcd(batch, jax.device_count())
+    shards = math.gcd(batch, devices_of(x, weights))
   if batch % shards:
     raise ValueError(f"shards is {shards}; expected a divisor of the batch, {batch}")
   if batch * steps == 0:
@@ -240,8 +242,7 @@ def _core_backward(static, residuals, gradients):
 
   done = 0
   # Written over the gates on CPUs, where a fresh buffer costs a page fault for every 4 KB of it.
-  in_place = jax.default_backend() == "cpu"
-  d_gates = gates if in_place else jnp.zeros_like(gates)
+  d_gates = lax.platform_dependent(gates, cpu=lambda gates: gates, default=jnp.zeros_like)
   dh, dc = (
     jnp.zeros((shards, 0, width), jnp.float32),
     jnp.zeros((shards, 0, cells.shape[-1]), jnp.float32),
@@ -259,10 +260,9 @@ def _core_backward(static, residuals, gradients):
       slot = plan.base[phase] + (t - begin) * size
       if sequence:
         dh = dh + _read(d_steps, slot, size).astype(jnp.float32)
-      saved = (
-        _read_before_write(d_gates, slot, size, t >= begin)
-        if in_place
-        else _read(gates, slot, size)
+      saved = lax.platform_dependent(
+        cpu=lambda: _read_before_write(d_gates, slot, size, t >= begin),
+        default=lambda: _read(gates, slot, size),
       )
       h, c = _read(states, slot, size).astype(jnp.float32), _read(cells, slot, size)
       dz, passed, dc_next = kind.backward(saved.astype(jnp.float32), h, c, dh, dc)

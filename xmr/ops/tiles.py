@@ -5,20 +5,48 @@ the C library gives memory back after every step and gets it again page by page,
 costs as much as half a matrix product.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 ROWS = 256
 
 
-def in_tiles(tiled=None):
-  """Returns whether passes go by tiles: as asked, or where one CPU device has all rows.
+def devices_of(*arrays):
+  """Returns over how many devices the compiler may split the largest split of some arrays.
+
+  1 without a mesh and inside `jax.shard_map`, where a device sees its own rows alone. Known while
+  a program is traced, also for devices that are not there.
+  """
+  meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)]
+  return max(
+    math.prod(
+      size
+      for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+      if kind is not AxisType.Manual
+    )
+    for mesh in meshes
+  )
+
+
+def by_tiles(in_tiles, at_once, *arrays, tiled=None):
+  """Calls in_tiles(*arrays) where one CPU device has all rows, and at_once(*arrays) elsewhere.
 
   Over several devices the compiler splits the whole array, and would gather it for tiles. A GPU
-  wants all at once.
+  or a TPU wants all at once.
+
+  Args:
+    in_tiles, at_once: two forms of one function.
+    arrays: their arguments.
+    tiled: True or False takes one of the forms; None decides by the mesh of the arrays, and by the
+      platform that the program is lowered for.
   """
-  return jax.default_backend() == "cpu" and jax.device_count() == 1 if tiled is None else tiled
+  if tiled is None and devices_of(*arrays) == 1:
+    return lax.platform_dependent(*arrays, cpu=in_tiles, default=at_once)
+  return (in_tiles if tiled else at_once)(*arrays)
 
 
 def one_pass(function, *arrays, tiled=None):
@@ -28,24 +56,28 @@ def one_pass(function, *arrays, tiled=None):
     function: (row numbers [n], rows [n, M] of each array) -> (to_rows, to_columns, kept), three
       tuples of [n, M] arrays.
     arrays: [N, M] each.
-    tiled: as `in_tiles`.
+    tiled: as in `by_tiles`.
   Returns:
     (sums of the rows [N] of each of to_rows, sums of the columns [M] of each of to_columns, kept
     whole [N, M] each).
   """
-  if not in_tiles(tiled):
+
+  def at_once(*arrays):
     to_rows, to_columns, kept = function(jnp.arange(len(arrays[0])), *arrays)
     return (
       tuple(jnp.sum(x, axis=1) for x in to_rows),
       tuple(jnp.sum(x, axis=0) for x in to_columns),
       kept,
     )
-  count, width = arrays[0].shape
-  shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((count,), jnp.int32), *arrays)
-  none = [
-    tuple(jnp.zeros(size, x.dtype) for x in part)
-    for size, part in zip((count, width, (count, width)), shapes, strict=True)
-  ]
+
+  def in_tiles(*arrays):
+    count, width = arrays[0].shape
+    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((count,), jnp.int32), *arrays)
+    none = [
+      tuple(jnp.zeros_like(arrays[0], x.dtype, shape=size) for x in part)
+      for size, part in zip((count, width, (count, width)), shapes, strict=True)
+    ]
+    return tuple(over_tiles(one, count, arrays, none))
 
   def one(start, new, row, parts, out):
     of_rows, of_columns, whole = out
@@ -63,7 +95,7 @@ def one_pass(function, *arrays, tiled=None):
       tuple(lax.dynamic_update_slice(y, x, (start, 0)) for x, y in zip(kept, whole, strict=True)),
     ]
 
-  return over_tiles(one, count, arrays, none)
+  return by_tiles(in_tiles, at_once, *arrays, tiled=tiled)
 
 
 def sum_of_rows(function, *arrays, tiled=None):
@@ -74,16 +106,19 @@ def sum_of_rows(function, *arrays, tiled=None):
 
 
 def map_rows(function, x, *, tiled=None):
-  """`function` of what `sum_of_rows` takes of one array, [N, M], in its memory."""
-  if not in_tiles(tiled):
-    return function(jnp.arange(len(x)), x)
+  """Replaces rows of x by `function(row numbers [n], rows [n, M])`, in the memory of x: [N, M]."""
 
   def one(start, new, row, parts, x):
     part = lax.dynamic_slice_in_dim(x, start, len(row))
     part = jnp.where(new[:, None], function(row, part), part)
     return lax.dynamic_update_slice(x, part, (start, 0))
 
-  return over_tiles(one, len(x), (), x)
+  return by_tiles(
+    lambda x: over_tiles(one, len(x), (), x),
+    lambda x: function(jnp.arange(len(x)), x),
+    x,
+    tiled=tiled,
+  )
 
 
 def largest(x, *, axis):
@@ -105,7 +140,8 @@ def largest_of_both(function, *arrays, tiled=None):
 
   Of equal entries the one of lowest index.
   """
-  if not in_tiles(tiled):
+
+  def at_once(*arrays):
     x = function(jnp.arange(len(arrays[0])), *arrays)
     return largest(x, axis=1)[1], largest(x, axis=0)[1]
 
@@ -117,14 +153,17 @@ def largest_of_both(function, *arrays, tiled=None):
     better = value > top
     return of_row, jnp.where(better, value, top), jnp.where(better, start + place, of_column)
 
-  count, width = arrays[0].shape
-  none = (
-    jnp.zeros(count, jnp.int32),
-    jnp.full_like(arrays[0], -jnp.inf, shape=width),
-    jnp.zeros(width, jnp.int32),
-  )
-  of_row, _, of_column = over_tiles(one, count, arrays, none)
-  return of_row, of_column
+  def in_tiles(*arrays):
+    count, width = arrays[0].shape
+    none = (
+      jnp.zeros_like(arrays[0], jnp.int32, shape=count),
+      jnp.full_like(arrays[0], -jnp.inf, shape=width),
+      jnp.zeros_like(arrays[0], jnp.int32, shape=width),
+    )
+    of_row, _, of_column = over_tiles(one, count, arrays, none)
+    return of_row, of_column
+
+  return by_tiles(in_tiles, at_once, *arrays, tiled=tiled)
 
 
 def over_tiles(one, count, arrays, out):

@@ -172,8 +172,8 @@ def test_growth_of_memory_is_that_of_the_plan_where_there_is_one():
   [
     (
       ["nobody"],
-      "no bench 'nobody'; expected one of losses, step, mining, ranks, graded, rouge, startup, "
-      "data, encoders",
+      "no bench 'nobody'; expected one of losses, step, mining, ranks, graded, alignment, "
+      "rouge, startup, data, encoders",
     ),
     ([], "the following arguments are required: NAME"),
     (["rouge", "--rounds=0"], "--rounds is 0; expected at least 1"),

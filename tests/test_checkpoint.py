@@ -111,6 +111,14 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, run):
     checkpoint.load(run)
 
 
+@pytest.mark.parametrize("name", ["runs[lr=0.1]", "back\\slash"])
+def test_a_run_in_a_path_that_orbax_takes_for_a_pattern_is_refused(run, tmp_path, name):
+  moved = run.rename(tmp_path / name)
+  for use in (checkpoint.Checkpoints, checkpoint.load):
+    with pytest.raises(UserError, match="in its path; expected one without"):
+      use(moved)
+
+
 def test_flat_names_do_not_depend_on_optimiser_classes(trees):
   names = set(checkpoint.flatten(trees[1]))
   assert "opt_state.0.mu.encoder.kernel" in names and "batch_stats.norm.mean" in names

@@ -12,7 +12,7 @@ from xmr.errors import UserError, reported
 def test_a_reader_that_leaves_early_gets_no_traceback(lines, unbuffered):
   code = (
     "from xmr.errors import reported\nwith reported():\n  input()\n  for i in "
-    "range({lines}): print(i)"
+    f"range({lines}): print(i)"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", code],

@@ -13,6 +13,7 @@ COMMANDS = {"main", "run", "extract", "sweep", "search", "bench"}
 # where it differs.
 ALLOWED = {
   "errors": set(),
+  "files": set(),
   "command_line": {"errors"},
   "config": {"errors"},
   "ops": {"errors", "ops"},
@@ -22,11 +23,13 @@ ALLOWED = {
   "models.transformer": {"errors", "ops", "models", "interop.torch_files"},
   "interop": {"errors", "models", "interop"},
   "eval.metrics": {"errors"},
-  "data": {"errors", "data"},
+  "locks": {"errors"},
+  "run_folder": {"errors", "config", "checkpoint", "locks", "files"},
+  "data": {"errors", "files", "locks", "ops.unit", "data"},
   "optim": {"errors"},
   "parallel": {"errors"},
   "checkpoint": {"errors"},
-  "tracking": {"errors", "tracking"},
+  "tracking": {"errors", "files", "tracking"},
   "preemption": set(),
   "encode": {"data", "parallel"},
   "mining": {"errors", "ops", "parallel", "mining", "eval.relevance", "data"},
@@ -34,12 +37,12 @@ ALLOWED = {
     "__version__",
     "errors",
     "command_line",
+    "files",
     "ops",
     "parallel",
     "eval",
     "data",
     "config",
-    "tracking",
   },
   "experiment": {
     "errors",
@@ -51,7 +54,7 @@ ALLOWED = {
     "optim",
     "parallel",
     "checkpoint",
-    "tracking",
+    "run_folder",
   },
 }
 

@@ -25,7 +25,7 @@ def test_every_module_and_config_variant_of_a_command_exists():
     assert (ROOT / config).exists(), config
     assert (
       not variant
-      or variant in (ROOT / config).read_text() + (ROOT / "configs/flickr.py").read_text()
+      or variant in (ROOT / config).read_text() + (ROOT / "configs/common/flickr.py").read_text()
     ), (config, variant)
 
 

@@ -101,6 +101,19 @@ def rank(metrics):
   return metrics["score"], -metrics["step"]
 
 
+def check_path(workdir):
+  """Raises UserError where orbax cannot read back what it saves in a folder: it takes the whole
+  path for a pattern of names, and a backslash for a separator.
+  """
+  path = pathlib.Path(workdir).resolve()
+  found = sorted(set(str(path)) & set("[*?\\"))
+  if found:
+    raise UserError(
+      f"{path} has {' and '.join(found)} in its path; expected one without [ * ? and \\, which "
+      "checkpoints cannot be read back from"
+    )
+
+
 class Checkpoints:
   """The checkpoints of one run folder: the two newest and the best by validation score are kept.
 
@@ -108,6 +121,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, read_only=False):
+    check_path(workdir)
     self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
     keep = managers.AnyPreservationPolicy(
       [

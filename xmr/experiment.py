@@ -2,9 +2,7 @@
 compiled.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import inspect
 import json
 import os
@@ -21,7 +19,7 @@ from xmr.data import pipeline
 from xmr.data import text as words
 from xmr.errors import UserError
 from xmr.interop import weights
-from xmr.tracking.writer import write_json
+from xmr.run_folder import begun, check_folder
 
 
 @dataclasses.dataclass
@@ -76,70 +74,6 @@ class Experiment:
       prefetch=data_config.prefetch,
     )
 
-  @contextlib.contextmanager
-  def locked(self):
-    """Holds the run folder against a second process that would train in it."""
-    if jax.process_index():
-      yield
-      return
-    with (self.workdir / ".lock").open("w") as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise UserError(f"another process is training in {self.workdir}") from None
-      yield
-
-
-def begun(workdir):
-  """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or
-  to protect.
-  """
-  folder = pathlib.Path(workdir) / "checkpoints"
-  return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
-
-
-def imported(workdir):
-  """Returns whether a run folder was made of somebody else's checkpoint: it says of which."""
-  return (pathlib.Path(workdir) / "source.json").exists()
-
-
-def check_folder(config, workdir):
-  """Raises UserError where the folder holds a run of another config; every differing field is
-  named.
-  """
-  if not begun(workdir):
-    return
-  path = pathlib.Path(workdir) / "config.json"
-  if not path.exists():
-    raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
-  try:
-    old = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is not JSON: {error}") from None
-  different = config_lib.differences(old, json.loads(json.dumps(config_lib.flat(config))))
-  if different:
-    raise UserError(
-      f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"
-    )
-
-
-def claim(config, workdir, vocabulary):
-  """Makes the run folder with config.json and vocabulary.json.
-
-  Raises:
-    UserError: the folder cannot be written.
-  """
-  if jax.process_index():
-    return
-  folder = pathlib.Path(workdir)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config_lib.flat(config))
-    if vocabulary is not None:
-      write_json(folder / "vocabulary.json", json.loads(vocabulary.to_json()))
-  except OSError as error:
-    raise UserError(f"cannot write the run folder {workdir}: {error.strerror}") from None
-
 
 def prepare(config, workdir, *, eval_only=False):
   """Builds and checks all parts of a run: config, run folder, loss, data, vocabulary, model,
@@ -184,7 +118,6 @@ def prepare(config, workdir, *, eval_only=False):
     total_steps=total_steps,
     frozen=frozen,
   )
-  claim(config, workdir, vocabulary)
   return Experiment(
     config=config,
     workdir=pathlib.Path(workdir),

@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import functools
 import json
-import os
 import pathlib
 import sys
 import time
@@ -157,7 +156,7 @@ def claim(out, manifest):
   Raises:
     UserError: it holds other work; every field that differs is named.
   """
-  from xmr.tracking.writer import write_json
+  from xmr.files import write_json
 
   path = pathlib.Path(out) / "manifest.json"
   if path.exists():
@@ -181,18 +180,6 @@ def claim(out, manifest):
   except OSError as error:
     raise UserError(f"cannot write to {out}: {error.strerror}") from None
   return False
-
-
-def write_array(path, array):
-  """Saves an array under its name only when all of it is on the disk."""
-  import numpy as np
-
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "wb") as file:
-    np.save(file, array, allow_pickle=False)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
 
 
 def finished(path, shape):
@@ -251,8 +238,8 @@ def extract(
 
   from xmr import parallel
   from xmr.data import images
+  from xmr.files import write_array, write_json
   from xmr.models import convert
-  from xmr.tracking.writer import write_json
 
   if backbone not in convert.IMAGE_KINDS:
     raise UserError(f"--backbone is {backbone!r}; expected one of {', '.join(convert.IMAGE_KINDS)}")

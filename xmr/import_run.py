@@ -37,8 +37,8 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
   from xmr import checkpoint as checkpoints_lib
   from xmr import config as config_lib
   from xmr.data import Vocabulary
+  from xmr.files import write_json
   from xmr.interop.vsepp import authors_variables
-  from xmr.tracking.writer import write_json
 
   workdir = pathlib.Path(workdir)
   if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():

@@ -5,8 +5,9 @@ import jax
 from xmr import train
 from xmr.errors import UserError
 from xmr.eval import protocol
-from xmr.experiment import begun, imported, prepare
+from xmr.experiment import prepare
 from xmr.inspect import plots
+from xmr.run_folder import begun, imported
 
 
 def run(config, workdir, *, eval_only=False):

@@ -10,16 +10,17 @@ import jax
 import numpy as np
 import optax
 
-from xmr import checkpoint, encode, mining, parallel
+from xmr import checkpoint, encode, mining, parallel, run_folder
 from xmr.config import in_steps
 from xmr.errors import UserError
 from xmr.eval import configured, protocol
 from xmr.experiment import prepare
+from xmr.files import write_arrays
 from xmr.inspect import plots
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
-from xmr.tracking.writer import Writer, write_arrays
+from xmr.tracking.writer import Writer
 
 
 @flax.struct.dataclass
@@ -143,9 +144,13 @@ def train(experiment):
   """Trains up to the last step of the config; returns False where a signal stopped it, with a
   checkpoint.
   """
-  configured.check(experiment.config, experiment.splits[experiment.config.evaluate.split])
-  with Stop(every=experiment.config.log.steps) as stop, experiment.locked():
-    return fit(experiment, stop)
+  e = experiment
+  configured.check(e.config, e.splits[e.config.evaluate.split])
+  with (
+    Stop(every=e.config.log.steps) as stop,
+    run_folder.held(e.config, e.workdir, vocabulary=e.vocabulary),
+  ):
+    return fit(e, stop)
 
 
 def fit(experiment, stop):

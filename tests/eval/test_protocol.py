@@ -192,15 +192,6 @@ def test_results_say_which_figures_they_are(tmp_path):
   )
 
 
-def test_results_that_are_not_numbers_leave_the_old_file(tmp_path):
-  path = tmp_path / "results.json"
-  protocol.write(path, {"metrics": {"rsum": 1.0}})
-  with pytest.raises(ValueError):
-    protocol.write(path, {"metrics": {"rsum": float("nan")}})
-  assert json.loads(path.read_text()) == {"metrics": {"rsum": 1.0}}
-  assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
 def test_line_holds_the_six_recalls():
   figures = {f"{d}/r{k}": float(k) for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": 32.0}
   assert protocol.line(figures) == "i2t 1.0/5.0/10.0  t2i 1.0/5.0/10.0  rsum 32.0"

@@ -349,3 +349,18 @@ def test_bad_input_names_what_and_where():
     ranks(query, gallery, [0, 1, 2])
   with pytest.raises(UserError, match="positives is float64"):
     ranks(query, gallery, [0.0, 1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("factor", (1e-44, 1e-40, 1e-38, 1e38))
+def test_cosine_ranks_rows_whose_inverse_norm_float32_cannot_hold(factor):
+  query, gallery = unit_rows(40, 6), unit_rows(50, 6, seed=1)
+  # Half of the rows on each side: one block holds all sizes.
+  for x in (query, gallery):
+    x[::2] = (x[::2].astype(np.float64) * factor).astype(np.float32)
+  scores = exact_scores(query, gallery, kind="cosine")
+  assert np.unique(scores).size > 100  # the rows have kept what makes them different
+  own = np.arange(40)
+  np.testing.assert_array_equal(ranks(query, gallery, own), loop_ranks(scores, own))
+  np.testing.assert_array_equal(
+    top_k(query, gallery, 7)[1], np.argsort(-scores, axis=1, kind="stable")[:, :7]
+  )

@@ -166,8 +166,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(trained, tmp_path, capsy
 
 def test_help_needs_no_jax():
   code = (
-    "import sys; from xmr import sweep; sweep.main(['sweep', '--help']); assert 'jax' not in "
-    "sys.modules"
+    "import sys; from xmr.sweep import __main__ as sweep; sweep.main(['sweep', '--help']); "
+    "assert 'jax' not in sys.modules"
   )
   done = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

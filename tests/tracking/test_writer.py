@@ -1,6 +1,6 @@
 import json
 
-from xmr.tracking.writer import Writer, write_json
+from xmr.tracking.writer import Writer
 
 
 def lines(folder):
@@ -37,10 +37,3 @@ def test_an_inactive_writer_writes_nothing(tmp_path):
   writer.progress(1, "")
   writer.close()
   assert list(tmp_path.iterdir()) == []
-
-
-def test_json_is_replaced_whole(tmp_path):
-  write_json(tmp_path / "a.json", {"x": 1})
-  write_json(tmp_path / "a.json", {"x": 2})
-  assert json.loads((tmp_path / "a.json").read_text()) == {"x": 2}
-  assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

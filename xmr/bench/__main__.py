@@ -22,6 +22,7 @@ BENCHES = {
   "mining": "the hardest negatives of the whole training set",
   "ranks": "ranks of a gallery in both directions",
   "graded": "nDCG and alpha-nDCG in four tasks",
+  "alignment": "recall by regions and words in both directions",
   "rouge": "ROUGE-L of caption pairs",
   "startup": "--help, and the first step of a run",
   "data": "training batches of pixels and of words",
@@ -34,7 +35,7 @@ QUICK_ROUNDS = 2
 
 def parser():
   """Returns the parser of the command line."""
-  listed = "\n".join(f"  {name:9} {what}" for name, what in BENCHES.items())
+  listed = "\n".join(f"  {name:10} {what}" for name, what in BENCHES.items())
   made = command_line.parser("xmr.bench", f"{__doc__}\nbenches:\n{listed}")
   made.add_argument("name", metavar="NAME", help="one of the benches")
   made.add_argument(

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.ops.unit import unit
 
 _BLOCK_BYTES = 1 << 26
 
@@ -87,10 +88,7 @@ def scale(features, kind):
     )
     return features / np.maximum(norm, 1e-12).astype(np.float32)
   if kind == "row":
-    norm = np.concatenate(
-      [np.linalg.norm(np.asarray(block, np.float32), axis=1) for _, block in _blocks(features)]
-    )
-    return features / np.maximum(norm, 1e-12)[:, None]
+    return np.concatenate([unit(np.asarray(block, np.float32)) for _, block in _blocks(features)])
   raise UserError(f"config.data.image_features_scale is {kind!r}; expected none, column or row")
 
 

@@ -3,7 +3,6 @@
 import bisect
 import collections.abc
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -14,6 +13,7 @@ import sys
 import tempfile
 
 from xmr.errors import UserError
+from xmr.locks import locked
 
 
 def image_files(root, names):
@@ -91,10 +91,15 @@ def prepare(cache_dir, name, make_builder, *, key, counts):
   """
   cache = pathlib.Path(cache_dir).expanduser()
   place = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+  def waiting():
+    print(f"xmr: waiting for another process that prepares {place}", file=sys.stderr)
+
   if not place.is_dir():
     try:
       cache.mkdir(parents=True, exist_ok=True)
-      with _locked(f"{place}.lock") as alone:
+      # On a file system without locks the final move alone keeps order.
+      with locked(f"{place}.lock", busy=waiting) as alone:
         if not place.is_dir():
           if alone:
             for rest in cache.glob(f"{place.name}.tmp-*"):
@@ -106,27 +111,6 @@ def prepare(cache_dir, name, make_builder, *, key, counts):
         "folder with room for the images"
       ) from None
   return _open(place, make_builder, counts)
-
-
-@contextlib.contextmanager
-def _locked(path):
-  """Waits for the lock; gives False on a file system that has none, where the final move alone
-  keeps order.
-  """
-  with open(path, "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      alone = True
-    except BlockingIOError:
-      print(
-        f"xmr: waiting for another process that prepares {path.removesuffix('.lock')}",
-        file=sys.stderr,
-      )
-      fcntl.flock(file, fcntl.LOCK_EX)
-      alone = True
-    except OSError:
-      alone = False
-    yield alone
 
 
 def _build(place, make_builder):

@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 
 import numpy as np
 
+from xmr import files
 from xmr.data.text import SPECIAL, Vocabulary, load_glove
 from xmr.errors import UserError
+from xmr.ops.unit import unit
 
 BLOCK = 1024  # words whose similarities to all are held at a time
 SIGNALS = ("count", "log", "tfidf")
@@ -128,12 +129,11 @@ def nearest(vectors, k):
   Returns:
     [N, k] int32, -1 where a row has fewer; ties go to the lower row.
   """
-  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-  unit = np.divide(vectors, norm, out=np.zeros_like(vectors, dtype=np.float32), where=norm > 0)
-  empty = norm[:, 0] == 0
-  found = np.empty((len(unit), k), np.int32)
-  for start in range(0, len(unit), BLOCK):
-    scores = unit[start : start + BLOCK] @ unit.T
+  rows = unit(np.asarray(vectors, np.float32))
+  empty = ~rows.any(axis=1)
+  found = np.empty((len(rows), k), np.int32)
+  for start in range(0, len(rows), BLOCK):
+    scores = rows[start : start + BLOCK] @ rows.T
     scores[:, empty] = -np.inf
     scores[np.arange(len(scores)), np.arange(start, start + len(scores))] = -np.inf
     found[start : start + BLOCK] = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -278,11 +278,7 @@ def _read(path):
 def _write(path, arrays):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-      dir=path.parent, prefix=f"{path.stem}.tmp-", suffix=".npz", delete=False
-    ) as file:
-      np.savez(file, **arrays)
-    os.replace(file.name, path)
+    files.write_arrays(path, arrays, compressed=False)
   except OSError as error:
     raise UserError(
       f"config.data.cache_dir: cannot write {path}: {error.strerror}; expected a writable folder"

@@ -117,12 +117,12 @@ def main(argv):
     options = own.flag_values_dict()
     for name, found in command.scored(options):
       if options["out"]:
-        from xmr.eval import protocol
+        from xmr import files
 
         several = len(options["baseline"]) > 1
-        protocol.write(
-          pathlib.Path(options["out"]) / (name if several else "") / "results.json", found
-        )
+        folder = pathlib.Path(options["out"]) / (name if several else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / "results.json", found)
       print(command.shown(name, found), flush=True)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from scipy import linalg
 
 from xmr.errors import UserError
+from xmr.ops.unit import unit
 
 
 def check_raw(image, text):
@@ -79,7 +80,7 @@ def project(features, side):
   embedding = (np.asarray(features, np.float32) - mean.astype(np.float32)) @ projection.astype(
     np.float32
   )
-  return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+  return unit(embedding)
 
 
 def _root(covariance, regularization):

@@ -9,6 +9,7 @@ from xmr.errors import UserError
 
 BLOCK = 1024  # queries at a time
 GALLERY_BLOCKS = 2  # gallery rows at a time, in blocks
+WEIGHTS = (1e-37, 1e37)  # numbers that float32 holds to full precision, here and on any device
 ROW_UNIT, COLUMN_UNIT = 128, 64  # blocks are multiples of these; below 256, for sums in bytes
 
 
@@ -31,9 +32,12 @@ def block_of(side, begin, size, factor, kind):
   """Rows begin .. begin + size, scaled for the device: a view where nothing is to be done."""
   part = padded(side.x, begin, size)
   if kind == "cosine":
-    weight = side.weight[begin : begin + size]
-    if (weight != 1).any():
-      part = part * padded(weight.astype(np.float32), begin=0, size=size)[:, None]
+    weight = padded(side.weight[begin : begin + size], begin=0, size=size)[:, None]
+    if ((weight > WEIGHTS[1]) | ((weight < WEIGHTS[0]) & (weight > 0))).any():
+      # The weight itself leaves the range of float32, its product with the row does not.
+      part = (part * weight).astype(np.float32)
+    elif (weight != 1).any():
+      part = part * weight.astype(np.float32)
   elif factor != 1:
     part = part * np.float32(factor)
   return part

@@ -3,8 +3,10 @@
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.eval import exact
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.top_k import top_k
+from xmr.ops.unit import unit
 
 
 def order_consistency(image, text, image_of_text, *, margin=0.0):
@@ -39,7 +41,7 @@ def order_consistency(image, text, image_of_text, *, margin=0.0):
   captions = np.bincount(image_of_text, minlength=len(image))
   if len(image) < 2:
     raise UserError(f"image has {len(image)} rows; expected at least 2 to have negatives")
-  image, text = _unit(image), _unit(text)
+  image, text = (unit(exact.embeddings(x, name=n)) for x, n in ((image, "image"), (text, "text")))
   owner, siblings = image_of_text, int(captions.max())
 
   positive = (image[owner] * text).sum(axis=1)
@@ -71,8 +73,3 @@ def _nearest_other(query, gallery, k, query_group, gallery_group):
   first = (gallery_group[index] != query_group[:, None]).argmax(axis=1)
   rows = np.arange(len(query))
   return index[rows, first], score[rows, first]
-
-
-def _unit(x):
-  x = np.asarray(x, np.float32)
-  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

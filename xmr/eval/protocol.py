@@ -1,15 +1,13 @@
 """Embeddings and ground truth in, named figures and results.json out."""
 
 import importlib.metadata
-import json
-import os
 import pathlib
 import platform
 
 import jax
 import numpy as np
 
-from xmr import __version__
+from xmr import __version__, files
 from xmr.errors import UserError
 from xmr.eval import exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
@@ -176,24 +174,8 @@ def report(image, text, split, *, config, step, workdir=None, extra=None):
     extra=extra,
   )
   if workdir is not None:
-    write(pathlib.Path(workdir) / "results.json", found)
+    files.write_json(pathlib.Path(workdir) / "results.json", found)
   return found
-
-
-def write(path, found):
-  """Writes results as JSON, whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("w", encoding="utf-8") as file:
-      json.dump(found, file, indent=2, allow_nan=False)
-      file.write("\n")
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def versions():

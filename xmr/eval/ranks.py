@@ -52,7 +52,7 @@ def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=B
   """
   placement = placement_of(query)
   query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
-  pairs = _pairs_of(positives, n_queries=len(query), n_gallery=len(gallery))
+  pairs = pairs_of(positives, n_queries=len(query), n_gallery=len(gallery))
   return count(query, gallery, pairs, kind=kind, block=block, placement=placement, both=False)[0][
     "rank"
   ]
@@ -230,7 +230,7 @@ class _Count:
     return self.positive[at] == code
 
 
-def _pairs_of(positives, *, n_queries, n_gallery):
+def pairs_of(positives, *, n_queries, n_gallery):
   """Returns ([M], [M]) of positives [Q] or [Q, P] padded with -1."""
   positives = np.asarray(positives)
   if (

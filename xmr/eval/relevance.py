@@ -1,14 +1,13 @@
 """Where graded relevance of captions for images comes from: ROUGE-L, a SPICE file, categories."""
 
 import hashlib
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
+from xmr import files
 from xmr.errors import UserError
 from xmr.eval.graded import checked_relevance
 from xmr.eval.protocol import checked_image_of_text
@@ -250,12 +249,4 @@ def _read_cache(path, shape, dtype):
 
 def _write_cache(path, matrix):
   path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(
-    dir=path.parent, prefix=path.stem, suffix=".part", delete=False
-  ) as file:
-    try:
-      np.save(file, matrix)
-    except BaseException:
-      os.unlink(file.name)
-      raise
-  os.replace(file.name, path)
+  files.write_array(path, matrix)

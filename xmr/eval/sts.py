@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.ops.unit import unit
 
 BLOCK = 8192  # pairs whose embeddings are gathered at a time
 
@@ -105,11 +106,11 @@ def sts_correlation(text, pairs, score, *, form="sampled", samples=1000, seed=0)
 def pair_cosines(text, pairs):
   """Cosine of each pair of rows: text [T, D] float, pairs [M, 2] int -> [M] float64."""
   text = np.asarray(text, np.float32)
-  norm = np.maximum(np.linalg.norm(text, axis=1), 1e-12)
+  text = unit(text)
   cosine = np.empty(len(pairs))
   for start in range(0, len(pairs), BLOCK):
     a, b = pairs[start : start + BLOCK].T
-    cosine[start : start + BLOCK] = np.einsum("md,md->m", text[a], text[b]) / (norm[a] * norm[b])
+    cosine[start : start + BLOCK] = np.einsum("md,md->m", text[a], text[b])
   return cosine
 
 

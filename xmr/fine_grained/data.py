@@ -13,6 +13,7 @@ from xmr import data
 from xmr.data import text_graph
 from xmr.errors import UserError
 from xmr.models.graph import Laplacian
+from xmr.ops.unit import unit
 
 SCALES = ("none", "standard", "root_standard", "unit")
 FEATURES = (
@@ -121,10 +122,7 @@ def scale(images, kind):
   if kind == "none":
     return images
   if kind == "unit":
-    return {
-      name: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-      for name, x in images.items()
-    }
+    return {name: unit(x) for name, x in images.items()}
   if kind == "root_standard":
     images = {name: np.sign(x) * np.sqrt(np.abs(x)) for name, x in images.items()}
   mean, deviation = images["train"].mean(axis=0), images["train"].std(axis=0)

@@ -165,7 +165,7 @@ def curves_figure(rows, *, share):
     axis.spines[["top", "right"]].set_visible(False)
   # Last: the axes share it, and a bound set before the second is drawn would cut its curves.
   figure.axes[0].set(ylabel="precision", ylim=(0, None))
-  figure.axes[1].legend(frameon=False, fontsize=8)
+  figure.axes[1].legend(loc="upper right", frameon=False, fontsize=8)
   return figure
 
 
@@ -200,7 +200,7 @@ def histogram(similarity, same):
     ylabel="share of pairs",
     xlim=(0, 1),
   )
-  axis.legend(frameon=False)
+  axis.legend(loc="upper right", frameon=False)
   axis.spines[["top", "right"]].set_visible(False)
   figure.tight_layout()
   return figure

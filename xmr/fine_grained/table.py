@@ -15,12 +15,12 @@ from xmr.eval.significance import (
   paired_permutation,
   seed_difference,
 )
-from xmr.experiment import check_folder, claim
+from xmr.files import write_json
 from xmr.fine_grained import report, two_stage
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
 from xmr.fine_grained.variants import VARIANTS
-from xmr.tracking.writer import write_json
+from xmr.run_folder import check_folder, held
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {
@@ -51,7 +51,12 @@ def run_table(config, workdir, stop, *, eval_only=False):
   }
   for one in configs.values():
     two_stage.validate(one)
-  claim(config, workdir, None)
+  with held(config, workdir, eval_only=eval_only):
+    return rows_of(config, configs, workdir, stop, eval_only=eval_only)
+
+
+def rows_of(config, configs, workdir, stop, *, eval_only):
+  """As run_table, in a folder that is held; configs: {(variant, seed): config of one run}."""
   problems, programs, found = {}, {}, {}
   splits = None
   for (variant, seed), one in configs.items():

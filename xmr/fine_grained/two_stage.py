@@ -18,7 +18,7 @@ from xmr import config as config_lib
 from xmr.data.pairs import SCHEMES, Pairs
 from xmr.data.text_graph import SIGNALS
 from xmr.errors import UserError
-from xmr.experiment import begun, check_folder, claim
+from xmr.files import write_arrays, write_json
 from xmr.fine_grained import report
 from xmr.fine_grained.data import FEATURES, SCALES, Problem, load
 from xmr.fine_grained.loop import Stage, fit
@@ -26,7 +26,7 @@ from xmr.fine_grained.scores import area_under_roc, both_directions
 from xmr.fine_grained.variants import BASE, CROSS_ENTROPY, FINE_GRAINED
 from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
 from xmr.models.siamese import NORMALIZED, PairScore, Siamese
-from xmr.tracking.writer import write_arrays, write_json
+from xmr.run_folder import begun, check_folder, held
 
 CHOICES = {
   "siamese.loss": (CROSS_ENTROPY, BASE),
@@ -128,8 +128,24 @@ def run(
     for folder in (workdir, siamese_dir) if labelled(config) else (workdir,):
       if not begun(folder):
         raise UserError(f"--eval_only: {folder} has no checkpoints; train first, without it")
-  claim(config, workdir, None)
-  problem = problem or load(config)
+  with held(config, workdir, eval_only=eval_only):
+    problem = problem or load(config)
+    return both_stages(
+      config,
+      workdir,
+      stop,
+      siamese_dir=siamese_dir,
+      problem=problem,
+      programs=programs,
+      baselines=baselines,
+      eval_only=eval_only,
+    )
+
+
+def both_stages(
+  config, workdir, stop, *, siamese_dir, problem, programs, baselines, eval_only=False
+):
+  """As run, in a run folder that is held."""
   similarity = None
   if labelled(config):
     similarity = label_similarity(
@@ -182,7 +198,6 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     alone.loss.update({key: None for key in alone.loss if key != "name"} | {"name": BASE})
     alone.update({"steps": config.siamese.steps, "epochs": 0.0})
   check_folder(alone, folder)
-  claim(alone, folder, None)
   model = Siamese(encoder=encoder(config), dropout=config.siamese.dropout)
   train, val = (jnp.asarray(problem.signals[name]) for name in ("train", "val"))
   example = (train[:2], problem.laplacian, jnp.arange(2), jnp.arange(2))
@@ -227,8 +242,9 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     config.siamese.steps,
     config.siamese.every,
   )
-  if not eval_only and not fit(stage, alone, stop, programs=programs):
-    return None
+  with held(alone, folder, eval_only=eval_only):
+    if not eval_only and not fit(stage, alone, stop, programs=programs):
+      return None
   _, variables, _ = checkpoint.load(folder, "best")
   return np.asarray(_similarity(model, variables["params"], train, problem.laplacian))
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from xmr import files
 from xmr.errors import UserError
 from xmr.eval import similarity
 from xmr.inspect.runs import IMAGE_ENDINGS
+from xmr.ops.unit import unit
 
 BLOCK = 256  # pictures encoded, and saved, at a time
 ROUNDING = (
@@ -164,10 +166,8 @@ class _Cache:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       path = self.folder / f"{uuid.uuid4().hex}.npz"
-      temporary = path.with_suffix(".part")
-      with temporary.open("wb") as file:
-        np.savez(file, x=x, keys=np.frombuffer(json.dumps(keys).encode(), np.uint8))
-      temporary.replace(path)
+      keys_as_bytes = np.frombuffer(json.dumps(keys).encode(), np.uint8)
+      files.write_arrays(path, {"x": x, "keys": keys_as_bytes}, compressed=False)
     except OSError as error:
       raise UserError(
         f"cannot write {self.folder}: {error.strerror}; give another --cache_dir"
@@ -203,7 +203,7 @@ class Index:
     self.kind, self.backend = kind, backend
     self.rows = np.ascontiguousarray(embeddings, np.float32)
     if kind == "cosine":
-      self.rows = _unit(self.rows)
+      self.rows = unit(self.rows)
     if backend == "faiss":
       self.graph = _graph(self.rows, kind)
     elif kind == "order":
@@ -219,7 +219,7 @@ class Index:
     """
     query, k = np.asarray(query, np.float32).reshape(-1), min(k, len(self.rows))
     if self.kind == "cosine":
-      query = _unit(query)
+      query = unit(query)
     if self.backend == "faiss":
       scores, found = self.graph.search(query[None], k)
       return scores[0][found[0] >= 0], found[0][found[0] >= 0]
@@ -235,11 +235,6 @@ class Index:
       exact = scores[near]
     best = np.lexsort((near, -exact))[:k]
     return exact[best].astype(np.float32), near[best]
-
-
-def _unit(x):
-  norm = np.linalg.norm(x, axis=-1, keepdims=True)
-  return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
 
 
 @jax.jit

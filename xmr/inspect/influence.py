@@ -65,7 +65,7 @@ def figure(field, values, setting_of, stats, *, name="rsum"):
   for side in ("top", "right"):
     axis.spines[side].set_visible(False)
   if len(others) > 1:
-    axis.legend(frameon=False, fontsize=7)
+    axis.legend(loc="upper right", frameon=False, fontsize=7)
   drawn.tight_layout()
   return drawn
 

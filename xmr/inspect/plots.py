@@ -123,7 +123,7 @@ def curves(runs, names=("train/loss", "val/rsum", "val/i2t/r1", "val/t2i/r1")):
         axis.plot(steps, values, label=label, marker="." if len(steps) < 20 else None)
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("step")
-  figure.axes[-1].legend(fontsize=8)
+  figure.axes[-1].legend(loc="upper right", fontsize=8)
   return figure
 
 
@@ -184,7 +184,7 @@ def positives(image, text, image_of_text, *, kind="cosine"):
       axis.hist(values[np.isfinite(values)], bins=40, alpha=0.6, label=label)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("similarity")
-    axis.legend(fontsize=8)
+    axis.legend(loc="upper right", fontsize=8)
   return figure
 
 
@@ -223,5 +223,5 @@ def modality_map(image, text, image_of_text, *, lines=40):
   axis.scatter(*captions.T, s=6, alpha=0.5, label="texts")
   axis.scatter(*pictures.T, s=14, alpha=0.8, label="images", marker="s")
   axis.set(xlabel="first principal component", ylabel="second")
-  axis.legend(fontsize=8)
+  axis.legend(loc="upper right", fontsize=8)
   return figure

@@ -151,7 +151,15 @@ def to_ours(value, leaf, shape):
     value = value.reshape(value.shape[0], -1)
   if leaf == "kernel":
     value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+  elif _no_leading_ones(value.shape) == _no_leading_ones(shape):
+    # A token's vector, stored [1, 1, width] or [width].
+    value = value.reshape(shape)
   return np.ascontiguousarray(value) if value.shape == tuple(shape) else None
+
+
+def _no_leading_ones(shape):
+  first = next((i for i, size in enumerate(shape) if size != 1), len(shape))
+  return tuple(shape[first:])
 
 
 def _theirs(leaf, shape):

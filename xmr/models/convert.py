@@ -114,13 +114,13 @@ def convert(name, source, target):
   if not target.parent.is_dir():
     raise UserError(f"--output is {target}; the folder {target.parent} does not exist")
   if name in TEXT_KINDS:
-    from xmr.models import transformer
+    from xmr.interop import bert
 
-    found = transformer.read_architecture(source).kind
+    found = bert.read_architecture(source).kind
     if found != name:
       raise UserError(f"{source}: holds {found}; --kind says {name}")
-    transformer.Tokenizer(source)
-    variables, file = transformer.read_weights(source), source / "model.safetensors"
+    bert.tokenizer(source)
+    variables, file = bert.variables(source), source / "model.safetensors"
   else:
     kind(name)
     variables, file = image_variables(name, torch_files.read_tensors(source), source=source), source

@@ -1,18 +1,16 @@
-"""Sentence encoders of the BERT family (BERT, MiniLM, MPNet) from a Hugging Face folder,
-mean-pooled.
-"""
+"""Sentence encoders of the BERT family (BERT, MiniLM, MPNet), mean-pooled."""
 
 import dataclasses
-import json
-import pathlib
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr.errors import UserError
-from xmr.interop.torch_files import compare, read_tensors, refuse, template
+from xmr.models.features import dense
+from xmr.models.normalize import normalize
+from xmr.ops.unit import unit
 
 ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -107,9 +105,9 @@ class Transformer(nn.Module):
   Call:
     text: [B, L] int32 token ids with the special tokens; L at most architecture.longest.
     text_length: [B] int32, tokens of each row; the rest is padding, whatever it holds.
-    train: dropout on (rng "dropout").
+    train: dropout on (rng "dropout").  tokens: True returns the last hidden states too.
   Returns:
-    [B, hidden] float32.
+    [B, hidden] float32, or that and [B, L, hidden] float32.
   Raises:
     ValueError: wrong shape, or more tokens than positions.
   References:
@@ -126,7 +124,7 @@ class Transformer(nn.Module):
     return self.architecture.hidden
 
   @nn.compact
-  def __call__(self, text, text_length, *, train=False):
+  def __call__(self, text, text_length, *, train=False, tokens=False):
     net = self.architecture
     if text.ndim != 2 or text_length.shape != text.shape[:1]:
       raise ValueError(
@@ -166,208 +164,80 @@ class Transformer(nn.Module):
     x = x.astype(jnp.float32)
     mean = (x * mask[..., None]).sum(1) / jnp.maximum(text_length, 1)[:, None]
     if self.normalize:
-      mean = mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
-    return mean
+      mean = unit(mean)
+    return (mean, x) if tokens else mean
 
 
-_EMBEDDINGS = {
-  "words": "embeddings.word_embeddings",
-  "positions": "embeddings.position_embeddings",
-  "types": "embeddings.token_type_embeddings",
-  "norm": "embeddings.LayerNorm",
-  "distances": "encoder.relative_attention_bias",
-}
-_LAYER = {
-  "bert": {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "feed_norm": "output.LayerNorm",
-  },
-  "mpnet": {
-    "query": "attention.attn.q",
-    "key": "attention.attn.k",
-    "value": "attention.attn.v",
-    "output": "attention.attn.o",
-    "attention_norm": "attention.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "feed_norm": "output.LayerNorm",
-  },
-}
+class SentenceTower(nn.Module):
+  """Projects the mean of a BERT or MPNet encoder to the joint space.
 
+  The transformer's variables are under "backbone", the projection's under "projection".
 
-def hugging_face_name(path, *, kind):
-  """Name of one of our parameters, a path of modules and a leaf, in a Hugging Face BertModel or
-  MPNetModel.
-  """
-  *modules, leaf = path
-  leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}[leaf]
-  if len(modules) == 1:
-    return f"{_EMBEDDINGS[modules[0]]}.{leaf}"
-  layer, part = modules
-  return f"encoder.layer.{layer.removeprefix('layer')}.{_LAYER[kind][part]}.{leaf}"
-
-
-def _json(path):
-  try:
-    found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise UserError(
-      f"{path}: no such file; expected config.json, model.safetensors, tokenizer.json"
-    ) from None
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path}: not a JSON file ({error})") from None
-  if not isinstance(found, dict):
-    raise UserError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
-  return found
-
-
-def read_architecture(folder):
-  """Sizes of the network in a Hugging Face folder.
-
-  Args:
-    folder: path with config.json.
-  Returns:
-    Architecture.
-  Raises:
-    UserError: no config.json, another family than bert or mpnet, a missing or impossible field.
-  """
-  path = pathlib.Path(folder) / "config.json"
-  config = _json(path)
-  kind = config.get("model_type")
-  if kind not in _LAYER:
-    raise UserError(f"{path}: model_type is {kind!r}; expected one of {sorted(_LAYER)}")
-  sizes = {
-    "vocabulary": "vocab_size",
-    "hidden": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate": "intermediate_size",
-    "positions": "max_position_embeddings",
-  }
-  for field in sizes.values():
-    if type(config.get(field)) is not int or config[field] < 1:
-      raise UserError(f"{path}: {field} is {config.get(field)!r}; expected a positive integer")
-  if config["hidden_size"] % config["num_attention_heads"]:
-    raise UserError(
-      f"{path}: hidden_size {config['hidden_size']} is no multiple of num_attention_heads "
-      f"{config['num_attention_heads']}"
-    )
-  if config.get("hidden_act", "gelu") not in ACTIVATIONS:
-    raise UserError(
-      f"{path}: hidden_act is {config['hidden_act']!r}; expected one of {sorted(ACTIVATIONS)}"
-    )
-  if config.get("position_embedding_type", "absolute") != "absolute":
-    raise UserError(
-      f"{path}: position_embedding_type is {config['position_embedding_type']!r}; expected "
-      "'absolute'"
-    )
-  return Architecture(
-    kind=kind,
-    **{ours: config[theirs] for ours, theirs in sizes.items()},
-    epsilon=config.get("layer_norm_eps", 1e-12),
-    activation=config.get("hidden_act", "gelu"),
-    types=config.get("type_vocab_size", 2),
-    buckets=config.get("relative_attention_num_buckets", 32),
-    pad=1 if kind == "mpnet" else config.get("pad_token_id") or 0,
-    dropout=config.get("hidden_dropout_prob", 0.1),
-  )
-
-
-class Tokenizer:
-  """Token ids of sentences, from a folder's tokenizer.json.
-
-  Args:
-    folder: Hugging Face folder.  longest: most tokens of a text, special tokens included; 0 takes
-      sentence_bert_config.json's max_seq_length, or the network's positions.
-  Raises:
-    UserError: no or broken tokenizer.json, the `tokenizers` package is missing, or its ids do not
-      fit the network.
+  Attributes:
+    dim: width D of the joint space.  kind: "bert" (also MiniLM) or "mpnet".
+    vocabulary_size ... dropout: see Architecture, whose fields have other names.
+    project: False where the mean itself is the embedding; D is then its width.
+    bias: of the projection.  normalize: "l2", "abs" or "none".
+    trainable: False stops the gradient at the mean.  dtype: of the computation.
   """
 
-  def __init__(self, folder, *, longest=0):
-    try:
-      import tokenizers
-    except ImportError:
-      raise UserError("reading tokenizer.json needs tokenizers: pip install xmr[convert]") from None
-    folder = pathlib.Path(folder)
-    net = read_architecture(folder)
-    path = folder / "tokenizer.json"
-    _json(path)
-    try:
-      self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
-      raise UserError(f"{path}: not a tokenizer ({error})") from None
-    ids = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    # An embedding table may be padded up to a round size, never by more than a block of 128.
-    if not ids <= net.vocabulary < ids + 128:
-      raise UserError(
-        f"{path}: has {ids} ids, config.json has vocab_size {net.vocabulary}; they are of two "
-        "models"
+  dim: int
+  kind: str
+  vocabulary_size: int
+  width: int = 384
+  layers: int = 6
+  heads: int = 12
+  mlp_width: int = 1536
+  positions: int = 512
+  gelu: str = "exact"
+  epsilon: float = 1e-12
+  pad: int = 0
+  dropout: float = 0.1
+  project: bool = True
+  bias: bool = True
+  normalize: str = "l2"
+  trainable: bool = True
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.backbone = Transformer(
+      Architecture(
+        kind=self.kind,
+        vocabulary=self.vocabulary_size,
+        hidden=self.width,
+        depth=self.layers,
+        heads=self.heads,
+        intermediate=self.mlp_width,
+        positions=self.positions,
+        epsilon=self.epsilon,
+        activation={"exact": "gelu", "tanh": "gelu_pytorch_tanh", "relu": "relu"}[self.gelu],
+        pad=self.pad,
+        dropout=self.dropout,
+      ),
+      dtype=self.dtype,
+    )
+    self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype) if self.project else None
+    if not self.project and self.dim != self.width:
+      raise ValueError(
+        f"config.model.dim is {self.dim}; expected {self.width}, the width of a tower without "
+        "projection"
       )
-    if not longest and (folder / "sentence_bert_config.json").exists():
-      longest = _json(folder / "sentence_bert_config.json").get("max_seq_length") or 0
-    self.longest = min(longest or net.longest, net.longest)
-    self.pad = net.pad
-    self._tokenizer.no_padding()
-    self._tokenizer.enable_truncation(self.longest)
 
-  def __call__(self, texts, *, length=0):
-    """Ids [B, L] int32 padded with the padding id and lengths [B] int32; L is `length` or the
-    longest text's.
+  def tokens(self, text, text_length, *, train=False):
+    """Encodes text into its parts.
+
+    Returns:
+      tokens: [B, L, width] float32.  mask: [B, L] bool, False at padding.
+      pooled: [B, D] float32, as __call__ returns it.
     """
-    rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-    longest = max(map(len, rows), default=0)
-    if length and longest > length:
-      raise ValueError(f"a text has {longest} tokens; expected at most {length}")
-    ids = np.full((len(rows), length or longest), self.pad, np.int32)
-    for row, found in zip(ids, rows, strict=True):
-      row[: len(found)] = found
-    return ids, np.array([len(found) for found in rows], np.int32)
+    pooled, tokens = self.backbone(text, text_length, train=train and self.trainable, tokens=True)
+    if not self.trainable:
+      pooled, tokens = jax.lax.stop_gradient((pooled, tokens))
+    if self.projection is not None:
+      pooled = self.projection(pooled)
+    mask = jnp.arange(text.shape[1]) < text_length[:, None]
+    return tokens, mask, normalize(pooled, self.normalize)
 
-
-def load_folder(folder, *, normalize=False, longest=0, dtype=jnp.float32):
-  """A sentence encoder with its weights and tokenizer.
-
-  Args:
-    folder: Hugging Face folder with config.json, model.safetensors, tokenizer.json.
-    normalize: unit rows.  longest: most tokens of a text, see Tokenizer.  dtype: of the
-      computation.
-  Returns:
-    encoder: Transformer.  variables: {"params": nested NumPy}.  tokenizer: Tokenizer.
-  Raises:
-    UserError: a file is missing, broken, or of another model.
-  """
-  net = read_architecture(folder)
-  tokenizer = Tokenizer(folder, longest=longest)
-  encoder = Transformer(net, normalize, dtype)
-  return encoder, read_weights(folder), tokenizer
-
-
-def read_weights(folder):
-  """Parameters of the network in a Hugging Face folder, {"params": nested NumPy float32}; UserError
-  as load_folder.
-  """
-  net = read_architecture(folder)
-  path = pathlib.Path(folder) / "model.safetensors"
-  if not path.is_file():
-    raise UserError(f"{path}: no such file; expected the safetensors form of the weights")
-  # Heads and pooler stand beside the encoder, and a whole model has its name in front.
-  tensors = {}
-  for name, value in read_tensors(path).items():
-    tensors[name.removeprefix(f"{net.kind}.")] = value
-  shapes = template(Transformer(net), np.zeros((1, 2), np.int32), np.ones(1, np.int32))
-  variables, problems = compare(
-    shapes,
-    tensors,
-    name=lambda path: hugging_face_name(path, kind=net.kind),
-    ignored=("pooler.", "cls.", "lm_head.", "embeddings.position_ids"),
-  )
-  if problems:
-    refuse(problems, source=path, kind=net.kind)
-  return variables
+  def __call__(self, text, text_length, *, train=False):
+    """Encodes text [B, L] int32 with text_length [B] into [B, D] float32."""
+    return self.tokens(text, text_length, train=train)[2]

@@ -128,16 +128,20 @@ def pair(image, text, *, form, padding):
 def block(image, text, *, form):
   """`aligned` of Tokens that `filled` prepared, all at once: no cell needs a mask."""
   of_words, of_regions, mean = FORMS[form]
-  # Texts last: both maxima then run over whole vectors of texts.
-  cells = jnp.einsum("nrd,mwd->nrwm", image.x, text.x, precision=jax.lax.Precision.HIGHEST)
+  (n, regions, dim), (m, words, _) = image.shape, text.shape
+  # One product, and texts last: both maxima and both sums then run over whole vectors of texts.
+  text_x = text.x.transpose(1, 0, 2).reshape(words * m, dim)
+  cells = jnp.matmul(
+    image.x.reshape(n * regions, dim), text_x.T, precision=jax.lax.Precision.HIGHEST
+  ).reshape(n, regions, words, m)
   weights = [_weights(side.mask, mean, cells.dtype) for side in (image, text)]
   some = [jnp.any(side.mask, axis=1).astype(cells.dtype) for side in (image, text)]
-  scores = 0
+  scores = jnp.zeros((n, m), cells.dtype)
   if of_words:
-    best = jnp.einsum("nwm,mw->nm", jnp.max(cells, axis=1), weights[1])
+    best = jnp.sum(jnp.max(cells, axis=1) * weights[1].T, axis=1)
     scores += of_words * best * some[0][:, None]
   if of_regions:
-    best = jnp.einsum("nrm,nr->nm", jnp.max(cells, axis=2), weights[0])
+    best = jnp.sum(jnp.max(cells, axis=2) * weights[0][:, :, None], axis=1)
     scores += of_regions * best * some[1][None, :]
   return scores
 

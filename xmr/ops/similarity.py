@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from xmr.errors import choice
 from xmr.ops import cdist
+from xmr.ops.unit import unit
 
 KINDS = ("cosine", "dot", "order")
 # On TPU and recent GPU a float32 product is rounded to fewer bits unless asked otherwise; ranks and
@@ -61,15 +62,6 @@ def rowwise(image, text, *, kind="cosine"):
   if kind == "cosine":
     image, text = unit(image), unit(text)
   return jnp.sum(image * text, axis=-1)
-
-
-def unit(x):
-  """x / |x|_2 along the last axis, [..., D]; a row of zeros stays zero and its gradient finite."""
-  # Scaled by the largest entry first: squares of entries below 1e-19 vanish in float32.
-  scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-  x = x / jnp.where(scale > 0, scale, 1)
-  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  return x / jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
 def safe_sqrt(x):

@@ -1,31 +1,13 @@
-"""Where a run's numbers go: metrics.jsonl (the truth), TensorBoard, the progress line, JSON
-files.
-"""
+"""Where a run's numbers go: metrics.jsonl (the truth), TensorBoard, the progress line."""
 
 import json
-import os
 import pathlib
 import sys
 
 import numpy as np
 from tqdm import tqdm
 
-
-def write_json(path, value):
-  """Writes JSON so that a reader never sees half a file."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(value, indent=2) + "\n")
-  temporary.replace(path)
-
-
-def write_arrays(path, arrays):
-  """Writes {name: array} as .npz so that a reader never sees half a file."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with temporary.open("wb") as file:
-    np.savez_compressed(file, **arrays)
-  temporary.replace(path)
+from xmr import files
 
 
 def kept_lines(path, last_step):
@@ -62,9 +44,7 @@ class Writer:
       return
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if path.exists():
-      temporary = path.with_suffix(".part")
-      temporary.write_text("".join(line + "\n" for line in kept_lines(path, step)))
-      temporary.replace(path)
+      files.write_text(path, "".join(line + "\n" for line in kept_lines(path, step)))
     self.file = path.open("a")
     if tensorboard:
       from xmr.tracking.tensorboard import Board

@@ -1,0 +1,176 @@
+"""Ranks, recall, lists by alignments against all scores at once, for every size of block."""
+
+import numpy as np
+import pytest
+
+from xmr.errors import UserError
+from xmr.eval import alignment, metrics
+from xmr.eval.graded import ranked_lists
+from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
+from xmr.ops.alignment import FORMS, Tokens
+
+OWNER = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6])
+
+
+def tokens(count, length, *, seed, dim=5, kind="normal"):
+  """Tokens with gaps; kind "whole": small integers, which tie often; "near": one rounding apart."""
+  rng = np.random.default_rng(seed)
+  mask = rng.random((count, length)) < 0.6
+  mask[np.arange(count), rng.integers(0, length, count)] = True
+  x = rng.normal(size=(count, length, dim))
+  if kind == "whole":
+    x = rng.integers(-2, 3, x.shape)
+  x = x.astype(np.float32)
+  if kind == "near":
+    x, mask = np.repeat(x[:1], count, axis=0), np.repeat(mask[:1], count, axis=0)
+    x = np.where(rng.random(x.shape) < 0.1, np.nextafter(x, np.float32(9)), x)
+  return Tokens(np.where(mask[..., None], x, np.float32(7)), mask)
+
+
+def by_loops(query, gallery, form):
+  """All scores in float64 by the definition: [Q, G]."""
+  part = {
+    "MrSw": lambda c: c.max(0).sum(),
+    "MwSr": lambda c: c.max(1).sum(),
+    "MrAVGw": lambda c: c.max(0).mean(),
+    "MwAVGr": lambda c: c.max(1).mean(),
+    "symmetric": lambda c: c.max(0).sum() + c.max(1).sum(),
+    "symmetric_mean": lambda c: (c.max(0).mean() + c.max(1).mean()) / 2,
+  }[form]
+  return np.array(
+    [
+      [
+        part(q[m].astype(np.float64) @ g[w].astype(np.float64).T)
+        for g, w in zip(gallery.x, gallery.mask, strict=True)
+      ]
+      for q, m in zip(query.x, query.mask, strict=True)
+    ]
+  )
+
+
+def loop_ranks(scores, right):
+  best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+  return np.count_nonzero(~right & (scores >= best), axis=1)
+
+
+@pytest.mark.parametrize("kind", ["normal", "whole", "near"])
+@pytest.mark.parametrize("block", [1, 3, 8, None])
+def test_recall_equals_brute_force_for_every_block(kind, block):
+  image, text = tokens(7, 4, seed=0, kind=kind), tokens(11, 6, seed=1, kind=kind)
+  found = alignment.recall(image, text, OWNER, form="symmetric", block=block)
+  both = sides(image, text, names=("image", "text"), padding="ignored")
+  pairs = np.indices((7, 11)).reshape(2, -1)
+  scores = pair_scores(*both, *pairs, form="symmetric").reshape(7, 11)
+  np.testing.assert_allclose(scores, by_loops(image, text, "symmetric"), rtol=1e-12)
+  right = OWNER[None, :] == np.arange(7)[:, None]
+  expected = metrics.both_directions(loop_ranks(scores, right), loop_ranks(scores.T, right.T))
+  assert {name: found[name] for name in expected} == expected
+
+
+def test_every_kind_of_input_is_as_hard_as_it_should_be():
+  """The near rows would be ranked wrongly by float32 alone, and the whole numbers tie."""
+  image, text = tokens(7, 4, seed=0, kind="whole"), tokens(11, 6, seed=1, kind="whole")
+  assert alignment.recall(image, text, OWNER, form="MrSw")["t2i/ties"] > 0
+  near = sides(
+    *(tokens(9, 4, seed=s, kind="near") for s in (2, 3)), names=("a", "b"), padding="ignored"
+  )
+  scores = pair_scores(*near, *np.indices((9, 9)).reshape(2, -1), form="MrSw")
+  slack = slack_of(*near, slice(None), slice(None), form="MrSw")
+  assert 0 < np.ptp(scores) < slack.min()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e15, 1e-15])
+@pytest.mark.parametrize("form", FORMS)
+def test_rounding_stays_below_its_bound(form, scale):
+  pair = (
+    Tokens(x.x * np.float32(scale), x.mask) for x in (tokens(9, 4, seed=4), tokens(13, 6, seed=5))
+  )
+  first, second = sides(*pair, names=("a", "b"), padding="ignored")
+  exact = pair_scores(first, second, *np.indices((9, 13)).reshape(2, -1), form=form).reshape(9, 13)
+  for r, c, part in blocks(first, second, form=form, block=5):
+    rows, columns = slice(r, r + part.shape[0]), slice(c, c + part.shape[1])
+    error = np.abs(part.astype(np.float64) - exact[rows, columns])
+    assert (error <= slack_of(first, second, rows, columns, form=form)).all()
+
+
+@pytest.mark.parametrize("task", alignment.TASKS)
+@pytest.mark.parametrize("form", ["MrSw", "MwAVGr", "symmetric"])
+def test_tasks_rank_and_list_what_their_definition_says(form, task):
+  of = {"i": tokens(7, 4, seed=6), "t": tokens(11, 6, seed=7)}
+  query, gallery = of[task[0]], of[task[2]]
+  # One-sided forms name the token whose best is taken first: words for MrSw.
+  side = "both" if form == "symmetric" else "t" if form == "MrSw" else "i"
+  mean = "AVG" in form
+  if side == "both":
+    expected = by_loops(query, gallery, form)
+  elif task[0] == task[2] or task[0] == side:
+    expected = by_loops(query, gallery, "MwAVGr" if mean else "MwSr")
+  else:
+    expected = by_loops(query, gallery, "MrAVGw" if mean else "MrSw")
+  scores, indices = alignment.top_k(query, gallery, 3, form=form, task=task, block=4)
+  np.testing.assert_array_equal(indices, np.argsort(-expected, axis=1, kind="stable")[:, :3])
+  np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], rtol=1e-6)
+  positives = np.arange(len(query)) % len(gallery)
+  right = positives[:, None] == np.arange(len(gallery))
+  found = alignment.ranks(query, gallery, positives, form=form, task=task, block=4)
+  np.testing.assert_array_equal(found, loop_ranks(expected, right))
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_lists_of_one_token_are_those_of_vectors(include_self):
+  rng = np.random.default_rng(8)
+  image, text = (rng.normal(size=(n, 5)).astype(np.float32) for n in (7, 11))
+  as_tokens = [Tokens(x[:, None], np.ones((len(x), 1), bool)) for x in (image, text)]
+  options = {"k": 4, "include_self": include_self}
+  found = alignment.ranked_lists(*as_tokens, form="MrSw", **options)
+  expected = ranked_lists(image, text, kind="dot", **options)
+  for task in alignment.TASKS:
+    np.testing.assert_array_equal(found[task], expected[task])
+
+
+def test_folds_are_scored_on_their_own():
+  image, text = tokens(6, 4, seed=9), tokens(12, 6, seed=10)
+  owner = np.arange(12) // 2
+  found = alignment.recall(image, text, owner, form="MrSw", folds=2)
+  parts = [
+    alignment.recall(image[3 * f : 3 * f + 3], text[6 * f : 6 * f + 6], owner[:6], form="MrSw")
+    for f in range(2)
+  ]
+  assert found == metrics.mean_of_folds(parts)
+
+
+def test_a_shortlist_of_everything_loses_nothing_and_a_short_one_what_it_misses():
+  image, text = tokens(7, 4, seed=11), tokens(11, 6, seed=12)
+  pooled = tuple(np.where(x.mask[..., None], x.x, 0).sum(1) for x in (image, text))
+  whole = alignment.recall(image, text, OWNER, form="MrSw")
+  found = alignment.shortlist(image, text, pooled, OWNER, k=11, form="MrSw")
+  assert found["i2t/missed"] == found["t2i/missed"] == 0
+  for name in ("i2t/r1", "i2t/r5", "t2i/r1", "t2i/r5"):
+    assert found[name] == whole[name]
+  short = alignment.shortlist(image, text, pooled, OWNER, k=1, form="MrSw")
+  right = OWNER[None, :] == np.arange(7)[:, None]
+  scores = pooled[0].astype(float) @ pooled[1].T.astype(float)
+  np.testing.assert_allclose(
+    short["i2t/missed"], 100 * np.mean(~right[np.arange(7), scores.argmax(1)])
+  )
+  np.testing.assert_allclose(short["i2t/r1"], 100 - short["i2t/missed"])
+  assert "i2t/r5" not in short
+
+
+def test_errors_name_the_side_and_the_row():
+  image, text = tokens(7, 4, seed=13), tokens(11, 6, seed=14)
+  empty = Tokens(image.x, image.mask & (np.arange(7) != 2)[:, None])
+  with pytest.raises(UserError, match=r"image 2 has no token, its mask is empty \(1 of 7 rows\)"):
+    alignment.recall(empty, text, OWNER, form="MrSw")
+  broken = text.x.copy()
+  broken[3, np.argmax(text.mask[3]), 0] = np.nan
+  with pytest.raises(UserError, match="text has NaN or infinity in row 3"):
+    alignment.recall(image, Tokens(broken, text.mask), OWNER, form="MrSw")
+  with pytest.raises(UserError, match="form is 'pooled'; expected one of MrSw"):
+    alignment.recall(image, text, OWNER, form="pooled")
+  with pytest.raises(UserError, match="k is 12; expected 1 to 11"):
+    alignment.top_k(image, text, 12, form="MrSw", task="i2t")
+  with pytest.raises(UserError, match=r"gallery \(11, 6, 4\); expected one D"):
+    alignment.ranks(
+      image, Tokens(text.x[..., :4], text.mask), np.zeros(7, int), form="MrSw", task="i2t"
+    )

@@ -1,0 +1,158 @@
+"""Tables and figures of the documentation are what the records make; nothing between the marks is
+typed.
+"""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from xmr.errors import UserError
+from xmr.results import __main__ as command
+from xmr.results import records, render
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = "before\n<!-- table: t -->\nold\n<!-- end -->\nafter\n"
+TABLES = {
+  "t": {
+    "rows": [["MH", "mh"], ["IMC", "imc"]],
+    "columns": [["rsum", "rsum", 1], ["R@1", "i2t/r1", 2]],
+    "figure": True,
+  }
+}
+
+
+def run_record(row, seed, **metrics):
+  return {
+    "row": row,
+    "config": {},
+    "seed": seed,
+    "metrics": metrics,
+    "versions": {},
+    "machine": {},
+    "commit": "0123456789",
+    "seconds": 1.0,
+    "date": "2026-01-01",
+    "command": "python -m xmr.main",
+  }
+
+
+@pytest.fixture
+def root(tmp_path):
+  """A repository of one page, one table and three records."""
+  folder = tmp_path / "docs" / "results" / "records"
+  folder.mkdir(parents=True)
+  (tmp_path / "README.md").write_text("no table\n")
+  (tmp_path / "docs" / "page.md").write_text(PAGE)
+  (folder.parent / "tables.json").write_text(json.dumps(TABLES))
+  for seed, rsum in ((0, 10.0), (1, 14.0)):
+    path = folder / f"mh_{seed}.json"
+    path.write_text(json.dumps(run_record("mh", seed, **{"rsum": rsum, "i2t/r1": 1.0})))
+  summary = {
+    "row": "imc",
+    "seeds": 3,
+    "mean": {"rsum": 5.0},
+    "deviation": {"rsum": 0.25},
+    "commit": "abc",
+    "command": "python -m xmr.sweep",
+  }
+  (folder / "imc.json").write_text(json.dumps(summary))
+  return tmp_path
+
+
+def test_the_pages_of_this_repository_are_what_the_records_make():
+  differ = command.render(ROOT, write=False)
+  assert not differ, f"{differ} differ; python -m xmr.results writes them"
+
+
+def test_every_record_names_its_command_and_belongs_to_a_table():
+  folder = ROOT / "docs" / "results"
+  rows, _ = records.read(folder / "records")
+  tables = json.loads((folder / "tables.json").read_text()).values()
+  shown = {row for table in tables for _, row in table.get("rows", [])}
+  assert rows.keys() == shown
+  assert all(record["command"].startswith("python -m xmr.") for r in rows.values() for record in r)
+
+
+def test_a_block_holds_means_deviations_and_the_code(root, capsys):
+  command.main(["results", f"--root={root}"])
+  text = (root / "docs" / "page.md").read_text()
+  assert "| MH | 2 | 12.0 ± 2.8 | 1.00 ± 0.00 | 0123456 |" in text
+  assert "| IMC | 3 | 5.0 ± 0.2 | - | abc |" in text
+  assert text.startswith("before\n<!-- table: t -->\n") and text.endswith("<!-- end -->\nafter\n")
+  assert (root / "docs/results/t.svg").read_text().count("<svg") == 1
+  capsys.readouterr()
+  command.main(["results", f"--root={root}", "--check"])
+  assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["page.md", "results/t.svg"])
+def test_check_finds_a_page_or_figure_of_other_records(root, name, capsys):
+  command.main(["results", f"--root={root}"])
+  path = root / "docs" / "results" / "records" / "mh_1.json"
+  path.write_text(path.read_text().replace("14.0", "15.0"))
+  before = (root / "docs" / name).read_bytes()
+  with pytest.raises(SystemExit, match="1"):
+    command.main(["results", f"--root={root}", "--check"])
+  assert name in capsys.readouterr().out and (root / "docs" / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda r: (r / "records" / "mh_0.json").write_text("{"), "mh_0.json is not JSON"),
+    (lambda r: (r / "records" / "mh_0.json").write_text('{"row": "mh"}'), "has no 'config'"),
+    (lambda r: (r / "records" / "imc.json").unlink(), "no record of row 'imc'"),
+    (lambda r: (r / "tables.json").write_text("{}"), "no table 't'"),
+    (lambda r: shutil.copy(r / "records/imc.json", r / "records/z.json"), "summary beside other"),
+  ],
+)
+def test_mistakes_end_with_one_line(root, change, message, capsys):
+  change(root / "docs" / "results")
+  with pytest.raises(SystemExit, match="2"):
+    command.main(["results", f"--root={root}"])
+  (line,) = capsys.readouterr().err.splitlines()
+  assert message in line
+
+
+def test_a_run_becomes_a_record(root, tmp_path, capsys):
+  run = tmp_path / "run"
+  run.mkdir()
+  from xmr import config as config_lib
+
+  flat = json.loads(json.dumps(config_lib.flat(config_lib.base_config())))
+  flat |= {"batch_size": 7, "data.dir": "/private", "seed": 3}
+  (run / "config.json").write_text(json.dumps(flat))
+  results = run_record("", 3, rsum=9.0) | {"versions": {"jax": "0"}}
+  (run / "results.json").write_text(json.dumps(results))
+  command.main(["results", f"--root={root}", f"--add={run}", "--row=mh"])
+  made = json.loads((root / "docs/results/records/mh_seed3.json").read_text())
+  assert made["config"] == {"batch_size": 7} and made["metrics"] == {"rsum": 9.0}
+  assert made["row"] == "mh" and made["commit"] == "0123456789"
+  assert "| MH | 3 |" in (root / "docs" / "page.md").read_text()
+  with pytest.raises(SystemExit, match="2"):
+    command.main(["results", f"--root={root}", f"--add={tmp_path}", "--row=mh"])
+  assert "expected the folder of a finished run" in capsys.readouterr().err
+
+
+def test_times_of_a_bench_become_rows(root):
+  case = {
+    "name": "mh B 512",
+    "ratios": {"torch": 2.0},
+    "share": 0.5,
+    "contenders": {"xmr": {"extra_mb": 4.2}},
+  }
+  bench = {
+    "bench": "losses",
+    "cores": None,
+    "machine": {"processor": "P", "cores": 2},
+    "versions": {"xmr": "1"},
+    "cases": [case],
+  }
+  text = render.table({"benches": ["b"]}, {}, {"b": bench})
+  assert (
+    text.splitlines()[-1] == "| losses: mh B 512 | torch | 2.00 | 50% | 4 MB | P, 2 cores | 1 |"
+  )
+  with pytest.raises(UserError, match="no record c.json of a bench"):
+    render.table({"benches": ["c"]}, {}, {"b": bench})

@@ -1,0 +1,61 @@
+"""Files are there whole or not at all, whatever goes wrong while they are written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from xmr import files
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_whole_and_nothing_lies_beside_it(tmp_path):
+  path = tmp_path / "a.json"
+  for x in (1, 2):
+    files.write_json(path, {"x": x})
+  assert json.loads(path.read_text()) == {"x": 2} and names(tmp_path) == ["a.json"]
+  with pytest.raises(RuntimeError), files.replacing(path) as file:
+    file.write(b"half")
+    raise RuntimeError
+  assert json.loads(path.read_text()) == {"x": 2} and names(tmp_path) == ["a.json"]
+
+
+def test_numbers_that_json_lacks_leave_the_old_file(tmp_path):
+  path = tmp_path / "results.json"
+  files.write_json(path, {"rsum": 1.0})
+  for bad in (float("nan"), float("inf")):
+    with pytest.raises(ValueError, match="JSON"):
+      files.write_json(path, {"rsum": bad})
+  assert json.loads(path.read_text()) == {"rsum": 1.0} and names(tmp_path) == ["results.json"]
+
+
+def test_arrays_come_back_and_objects_are_refused(tmp_path):
+  x = np.arange(6, dtype=np.float32).reshape(2, 3)
+  files.write_array(tmp_path / "x.npy", x)
+  np.testing.assert_array_equal(np.load(tmp_path / "x.npy", allow_pickle=False), x)
+  for compressed in (True, False):
+    files.write_arrays(tmp_path / "x.npz", {"x": x, "n": np.array(3)}, compressed=compressed)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as found:
+      np.testing.assert_array_equal(found["x"], x)
+      assert sorted(found) == ["n", "x"] and found["n"] == 3
+  objects = np.array([{}, None])
+  with pytest.raises(ValueError, match="bad holds Python objects"):
+    files.write_arrays(tmp_path / "y.npz", {"x": x, "bad": objects})
+  with pytest.raises(ValueError, match="pickle"):
+    files.write_array(tmp_path / "y.npy", objects)
+  assert names(tmp_path) == ["x.npy", "x.npz"]
+
+
+def test_a_file_is_as_readable_as_one_that_is_opened_plainly(tmp_path):
+  files.write_text(tmp_path / "a", "x")
+  (tmp_path / "b").write_text("x")
+  assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_the_longest_name_that_a_folder_takes_is_written(tmp_path):
+  name = "\N{ALARM CLOCK}" * 63  # 252 bytes
+  files.write_text(tmp_path / name, "x")
+  assert names(tmp_path) == [name]

@@ -1,0 +1,98 @@
+"""Whose a run folder is: locked first, written once, and never through somebody else's link."""
+
+import fcntl
+import json
+import os
+
+import pytest
+
+from xmr.config import base_config
+from xmr.data import Vocabulary
+from xmr.data.text import SPECIAL
+from xmr.errors import UserError
+from xmr.locks import locked
+from xmr.run_folder import held
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_second_process_is_refused_before_it_writes_anything(tmp_path):
+  mine, theirs = base_config(), base_config()
+  theirs.seed = 7
+  with held(mine, tmp_path / "run", vocabulary=Vocabulary([*SPECIAL, "dog"])):
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match="another process is training in .*run"):  # noqa: SIM117
+      with held(theirs, tmp_path / "run", vocabulary=Vocabulary([*SPECIAL, "cat"])):
+        pass
+    assert contents(tmp_path / "run") == before
+  assert json.loads(before["config.json"])["seed"] == 0
+  with held(mine, tmp_path / "run"):
+    pass
+
+
+def test_scoring_alone_neither_holds_nor_writes(tmp_path):
+  with held(base_config(), tmp_path / "run", eval_only=True):
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["runs[lr=0.1]", "back\\slash", "which?", "all*"])
+def test_a_path_that_would_be_read_as_a_pattern_is_refused_before_anything_is_made(tmp_path, name):
+  with pytest.raises(UserError, match="has .* in its path; expected one without"):  # noqa: SIM117
+    with held(base_config(), tmp_path / name / "run"):
+      pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_run_that_began_while_this_one_was_prepared_is_not_taken_over(tmp_path):
+  config = base_config()
+  with held(config, tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  config.seed = 3
+  with pytest.raises(UserError, match="holds a run of another config .config.seed: 0 -> 3"):  # noqa: SIM117
+    with held(config, tmp_path):
+      pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="cannot write the run folder .*file/run: Not a directory"):  # noqa: SIM117
+    with held(base_config(), tmp_path / "file" / "run"):
+      pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_a_lock_is_a_plain_file_that_is_neither_followed_nor_cut(tmp_path, kind):
+  target, path = tmp_path / "precious", tmp_path / ".lock"
+  if kind == "folder":
+    path.mkdir()
+  elif kind == "pipe":
+    os.mkfifo(path)
+  else:
+    path.symlink_to(target)
+    if kind == "link":
+      target.write_text("mine")
+  with pytest.raises(UserError, match="lock is no plain file; expected one to lock, or none"):  # noqa: SIM117
+    with locked(path, busy=pytest.fail):
+      pass
+  assert target.read_text() == "mine" if kind == "link" else not target.exists()
+
+
+def test_a_lock_keeps_what_its_file_holds_and_is_free_afterwards(tmp_path):
+  path = tmp_path / "lock"
+  path.write_text("mine")
+  for _ in range(2):
+    with locked(path, busy=pytest.fail) as alone:
+      assert alone
+  assert path.read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+  def unsupported(*_):
+    raise OSError(95, "Operation not supported")
+
+  monkeypatch.setattr(fcntl, "flock", unsupported)
+  with held(base_config(), tmp_path):
+    assert (tmp_path / "config.json").exists()
+  assert "has no locks; let no second process train there" in capsys.readouterr().err

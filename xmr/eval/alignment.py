@@ -1,0 +1,223 @@
+"""Ranks, recall and lists by alignments of regions with words, exact for every size of block."""
+
+import numpy as np
+
+from xmr.errors import UserError, choice
+from xmr.eval import metrics
+from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.ranks import pairs_of
+from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
+from xmr.eval.top_k import top_k as pooled_top_k
+from xmr.ops.alignment import FORMS
+
+TASKS = ("i2t", "t2i", "i2i", "t2t")
+# The same score with the roles of both sides exchanged.
+MIRROR = {form: form for form in FORMS} | {
+  "MrSw": "MwSr",
+  "MwSr": "MrSw",
+  "MrAVGw": "MwAVGr",
+  "MwAVGr": "MrAVGw",
+}
+# Between two items of one side: each token of the query with its best of the gallery.
+WITHIN = {form: form for form in FORMS} | {"MrSw": "MwSr", "MrAVGw": "MwAVGr"}
+
+
+def form_of(form, task):
+  """The form of a task whose query comes first; one-sided forms sum over the query's tokens in i2i
+  and t2t.
+  """
+  choice("form", form, FORMS)
+  choice("task", task, TASKS)
+  return {"i2t": form, "t2i": MIRROR[form]}.get(task, WITHIN[form])
+
+
+def ranks(query, gallery, positives, *, form, task, padding="ignored", block=None, progress=False):
+  """Rank of the best positive of each query by alignment; the tie rule of `eval.ranks`.
+
+  Args:
+    query: Tokens [Q, R, D].  gallery: Tokens [G, W, D].
+    positives: [Q] int, or [Q, P] padded with -1.
+    form, padding: as `ops.alignment.aligned`.  task: "i2t", "t2i", "i2i" or "t2t".
+    block: queries and gallery rows at a time; None: what keeps products to 32 MB.
+    progress: True shows a bar on standard error where it takes more than five seconds.
+  Returns:
+    [Q] int32, 0-based.
+  Raises:
+    UserError: shapes, NaN, a row of no token (names the side and the row), an unknown form or task,
+      a query without a positive.
+  """
+  first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
+  pairs = pairs_of(positives, n_queries=len(first), n_gallery=len(second))
+  return count(
+    first, second, pairs, form=form_of(form, task), block=block, progress=progress, both=False
+  )[0]["rank"]
+
+
+def recall(
+  image, text, image_of_text, *, form, folds=1, padding="ignored", block=None, progress=False
+):
+  """What `protocol.recall` returns, by alignments: both directions from one pass.
+
+  Args:
+    image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text, folds: as `protocol.recall`.
+    form, padding, block, progress: as `ranks`.
+  """
+  choice("form", form, FORMS)
+  image, text = sides(image, text, names=("image", "text"), padding=padding)
+  image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
+  fold = metrics.fold_of(image_of_text, n_images=len(image), folds=folds)
+  size, found = len(image) // folds, []
+  for f in range(folds):
+    rows = np.flatnonzero(fold == f)
+    part = image.take(slice(f * size, (f + 1) * size)), text.take(rows)
+    pairs = image_of_text[rows] - f * size, np.arange(len(rows))
+    both = count(*part, pairs, form=form, block=block, progress=progress)
+    ties = {
+      f"{name}/ties": int(np.count_nonzero(side["ties"]))
+      for name, side in zip(metrics.DIRECTIONS, both, strict=True)
+    }
+    found.append({**metrics.both_directions(*(side["rank"] for side in both)), **ties})
+  return metrics.mean_of_folds(found)
+
+
+def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progress=False):
+  """The k best gallery items of each query by alignment; of equal scores the lowest index.
+
+  Args:
+    query, gallery, form, task, padding, block, progress: as `ranks`.
+    k: items, at most the size of the gallery.
+  Returns:
+    (scores [Q, k] float32, indices [Q, k] int32), best first.
+  Raises:
+    UserError: as `ranks`; k out of range.
+  """
+  first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
+  form = form_of(form, task)
+  if not 1 <= k <= len(second):
+    raise UserError(f"k is {k}; expected 1 to {len(second)}, the size of the gallery")
+  scores = np.empty((len(first), k), np.float32)
+  indices = np.empty((len(first), k), np.int32)
+  rows = None
+  for r, c, part in blocks(first, second, form=form, block=block, by_row=True, progress=progress):
+    if c == 0:
+      rows = np.empty((len(part), len(second)), np.float32)
+    rows[:, c : c + part.shape[1]] = part
+    if c + part.shape[1] < len(second):
+      continue
+    # Whatever float32 may have put below the k-th best by its rounding is scored exactly.
+    span = slice(r, r + len(part))
+    slack = slack_of(first, second, span, slice(None), form=form).max(axis=1, keepdims=True)
+    kth = np.partition(rows, len(second) - k, axis=1)[:, len(second) - k, None]
+    i, j = np.nonzero(rows >= kth - 2 * slack)
+    exact = pair_scores(first, second, i + r, j, form=form)
+    order = np.lexsort((j, -exact, i))
+    place = np.arange(len(i)) - np.searchsorted(i[order], i[order])
+    best = order[place < k]
+    indices[span] = j[best].reshape(-1, k)
+    scores[span] = exact[best].reshape(-1, k)
+  return scores, indices
+
+
+def ranked_lists(image, text, *, k=25, form, include_self=True, padding="ignored", progress=False):
+  """Lists of the four tasks as `graded.ranked_lists` returns them, by alignments.
+
+  Args:
+    image: Tokens [N, R, D].  text: Tokens [T, W, D].  k, include_self: as there.
+    form, padding, progress: as `ranks`.
+  """
+  lists, of = {}, {"i": image, "t": text}
+  for task in TASKS:
+    within = task[0] == task[2] and not include_self
+    _, found = top_k(
+      of[task[0]],
+      of[task[2]],
+      k + within,
+      form=form,
+      task=task,
+      padding=padding,
+      progress=progress,
+    )
+    if within:
+      own = found == np.arange(len(found))[:, None]
+      own[~own.any(axis=1), -1] = True
+      found = found[~own].reshape(len(found), k)
+    lists[task] = found
+  return lists
+
+
+def shortlist(image, text, pooled, image_of_text, *, k, form, padding="ignored"):
+  """Recall of ranking in two stages: the k best by pooled embeddings, ordered by alignment.
+
+  Args:
+    image: Tokens [N, R, D].  text: Tokens [T, W, D].  pooled: ([N, D], [T, D]), their embeddings.
+    image_of_text: [T] int.  k: items of a list.  form, padding: as `ranks`.
+  Returns:
+    {"i2t/r1", ... of the recalls at 1, 5, 10 that k allows, "i2t/missed", "t2i/...": percent};
+    missed: queries none of whose positives is in the list, which no alignment can bring back.
+  Raises:
+    UserError: as `recall`; k out of range.
+  """
+  image, text = sides(image, text, names=("image", "text"), padding=padding)
+  image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
+  found = {}
+  for task, side, other, of in (
+    ("i2t", (image, text), (pooled[0], pooled[1]), None),
+    ("t2i", (text, image), (pooled[1], pooled[0]), image_of_text),
+  ):
+    items = pooled_top_k(*other, min(k, len(side[1])), kind="dot")[1]
+    queries = np.arange(len(items))[:, None]
+    right = image_of_text[items] == queries if of is None else items == of[:, None]
+    i = np.broadcast_to(queries, items.shape).reshape(-1)
+    score = pair_scores(*side, i, items.reshape(-1), form=form_of(form, task)).reshape(items.shape)
+    best = np.max(score, axis=1, where=right, initial=-np.inf)
+    rank = np.count_nonzero(~right & (score >= best[:, None]), axis=1)
+    hit = right.any(axis=1)
+    for at in metrics.AT:
+      if at <= k:
+        found[f"{task}/r{at}"] = 100.0 * int(np.count_nonzero(hit & (rank < at))) / len(hit)
+    found[f"{task}/missed"] = 100.0 * int(np.count_nonzero(~hit)) / len(hit)
+  return found
+
+
+def count(first, second, pairs, *, form, block=None, progress=False, both=True):
+  """Ranks of the best positive in both directions, from one pass.
+
+  Args:
+    first, second: Side.  pairs: ([M], [M]) int, rows of every positive pair.
+    form: first's tokens are the regions.  both: False scores first's rows alone.
+  Returns:
+    (rows, columns): {"rank", "ties": [.] int32}; columns is None unless `both`.
+  """
+  i, j = pairs
+  positive = np.unique(i.astype(np.int64) * len(second) + j)
+  score = pair_scores(first, second, i, j, form=form)
+  best = [np.full(len(side), -np.inf) for side in (first, second)]
+  counts = [np.zeros((2, len(side)), np.int64) for side in (first, second)]
+  for top, own in zip(best, (i, j), strict=True):
+    np.maximum.at(top, own, score)
+  for r, c, part in blocks(first, second, form=form, block=block, progress=progress):
+    spans = slice(r, r + part.shape[0]), slice(c, c + part.shape[1])
+    slack = slack_of(first, second, *spans, form=form)
+    near = np.zeros(part.shape, np.uint8)
+    for side in range(1 + both):
+      gap = part - np.expand_dims(best[side][spans[side]], 1 - side)
+      near |= (np.abs(gap) <= slack).astype(np.uint8) << side
+      counts[side][0, spans[side]] += np.count_nonzero(gap > slack, axis=1 - side)
+    # What float32 cannot tell apart is decided by the exact score.
+    i, j = np.nonzero(near)
+    near, i, j = near[i, j], i + r, j + c
+    code = i.astype(np.int64) * len(second) + j
+    at = np.minimum(np.searchsorted(positive, code), len(positive) - 1)
+    other = positive[at] != code
+    near, i, j = near[other], i[other], j[other]
+    score = pair_scores(first, second, i, j, form=form)
+    for side in range(1 + both):
+      mine = (near >> side & 1) > 0
+      own = (i, j)[side][mine]
+      np.add.at(counts[side][0], own[score[mine] > best[side][own]], 1)
+      np.add.at(counts[side][1], own[score[mine] == best[side][own]], 1)
+  found = [
+    {"rank": (above + ties).astype(np.int32), "ties": ties.astype(np.int32)}
+    for above, ties in counts
+  ]
+  return found[0], found[1] if both else None

@@ -1,0 +1,64 @@
+"""Files that a reader finds whole or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+import uuid
+
+
+@contextlib.contextmanager
+def replacing(path):
+  """Opens a new file for bytes that takes the place of `path` when the block ends.
+
+  The bytes are on the disk before the name points to them. An error in the block leaves the old
+  file as it was and nothing beside it.
+
+  Args:
+    path: of the file; its folder exists.
+  Yields:
+    A binary file, open for writing.
+  Raises:
+    OSError: the folder is missing or takes no more.
+  """
+  path = pathlib.Path(path)
+  # A random part, as processes of two machines that share the folder may have one number.
+  temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
+  try:
+    with temporary.open("xb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+  """Writes text as UTF-8."""
+  with replacing(path) as file:
+    file.write(text.encode("utf-8"))
+
+
+def write_json(path, value):
+  """Writes a value as indented JSON; ValueError for NaN and infinity, which JSON does not have."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_array(path, array):
+  """Writes an array as .npy, without pickling."""
+  import numpy as np
+
+  with replacing(path) as file:
+    np.save(file, array, allow_pickle=False)
+
+
+def write_arrays(path, arrays, *, compressed=True):
+  """Writes {name: array} as .npz, without pickling."""
+  import numpy as np
+
+  objects = [name for name, x in arrays.items() if np.asarray(x).dtype.hasobject]
+  if objects:
+    raise ValueError(f"{objects[0]} holds Python objects; expected numbers or text")
+  with replacing(path) as file:
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)

@@ -1,0 +1,87 @@
+"""Folders of weights as people have them: their JSON files, their tensors whole or in shards, and
+what says that a download is not whole.
+"""
+
+import json
+import pathlib
+
+from xmr.errors import UserError
+from xmr.interop.torch_files import read_tensors
+
+POINTER = b"version https://git-lfs"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OPEN_CLIP_WEIGHTS = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+)
+
+
+def refuse_pointer(path):
+  """Raises UserError where a file is what git-lfs leaves in place of the real one."""
+  with open(path, "rb") as file:
+    if file.read(len(POINTER)) == POINTER:
+      raise UserError(
+        f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull in its folder"
+      )
+
+
+def read_json(path):
+  """The JSON object in a file; UserError: no such file, a git-lfs pointer, or anything else."""
+  path = pathlib.Path(path)
+  try:
+    refuse_pointer(path)
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(
+      f"{path}: no such file; expected config.json, model.safetensors, tokenizer.json"
+    ) from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: not a JSON file ({error})") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
+  return found
+
+
+def read_weights(folder, names=WEIGHTS):
+  """All tensors of a folder.
+
+  Args:
+    folder: path.  names: files to look for, the likelier first; NAME.index.json lists the shards
+      of NAME.
+  Returns:
+    ({name: array}, path): floats as float32; the file or the index that they are from.
+  Raises:
+    UserError: none of the files, a shard that is missing or not whole, or a git-lfs pointer.
+  """
+  folder = pathlib.Path(folder)
+  for name in names:
+    path, index = folder / name, folder / f"{name}.index.json"
+    if path.is_file():
+      refuse_pointer(path)
+      return read_tensors(path), path
+    if index.is_file():
+      return _shards(index), index
+  found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
+  raise UserError(f"{folder}: has {found}; expected the weights, {' or '.join(names)}")
+
+
+def _shards(index):
+  places = read_json(index).get("weight_map")
+  if not isinstance(places, dict) or not places:
+    raise UserError(f"{index}: has no weight_map; expected the shard of each tensor")
+  files = sorted(set(places.values()))
+  missing = [file for file in files if not (index.parent / file).is_file()]
+  if missing:
+    raise UserError(
+      f"{index.parent}: lacks {len(missing)} of {len(files)} shards ({', '.join(missing)}); "
+      "download them again"
+    )
+  tensors = {}
+  for file in files:
+    refuse_pointer(index.parent / file)
+    tensors |= read_tensors(index.parent / file)
+  lost = sorted(set(places) - set(tensors))
+  if lost:
+    raise UserError(f"{index}: lists {len(lost)} tensors that no shard holds: {', '.join(lost)}")
+  return tensors

@@ -1,0 +1,280 @@
+"""CLIP, SigLIP and DINOv2 in Hugging Face folders: what their files say of the network, and its
+weights in our layout.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import numpy as np
+
+from xmr.errors import UserError
+from xmr.interop.folders import read_json, read_weights
+from xmr.interop.subwords import read_subwords
+from xmr.interop.torch_files import compare, refuse, template
+from xmr.interop.tower_names import hugging_face_name, unpacked
+from xmr.models.text_tower import TextTower
+from xmr.models.vit import ImageTower
+
+GELUS = {
+  "quick_gelu": "quick",
+  "gelu": "exact",
+  "gelu_pytorch_tanh": "tanh",
+  "gelu_new": "tanh",
+}
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+# What a config.json that says nothing means.
+VISION = {
+  "clip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+  | {"num_attention_heads": 12, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu"}
+  | {"layer_norm_eps": 1e-5},
+  "siglip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+  | {"num_attention_heads": 12, "image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-6}
+  | {"hidden_act": "gelu_pytorch_tanh"},
+  "dinov2": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+  | {"image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+}
+TEXT = {
+  "clip": {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048}
+  | {"num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 77}
+  | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+  "siglip": {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072}
+  | {"num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 64}
+  | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}
+KINDS = {
+  "clip": "clip",
+  "siglip": "siglip",
+  "dinov2": "dinov2",
+  "dinov2_with_registers": "dinov2",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+  """What a folder of towers holds.
+
+  Attributes:
+    kind: "clip", "siglip" or "dinov2".
+    image: fields of ImageTower.  text: fields of TextTower; None for an image tower alone.
+    data: {"image_size", "resize", "fit", "interpolation"}: how its images are cut.
+    tokenizer: content of Subwords, or None.
+    params: {"image_encoder": nested, "text_encoder": nested}, NumPy float32.
+    temperature, bias: learned scalars of its loss: logits = cosine / temperature + bias; None where
+      it has none.
+    source: path of the weights.
+  """
+
+  kind: str
+  image: dict
+  text: dict | None
+  data: dict
+  tokenizer: dict | None
+  params: dict
+  temperature: float | None
+  bias: float | None
+  source: pathlib.Path
+
+
+def sizes(config, defaults, *, where):
+  """The fields that towers of images and of texts share, from a section of config.json.
+
+  Raises:
+    UserError: a size that is no positive integer, heads that do not divide the width, or an unknown
+      activation.
+  """
+  found = defaults | {key: value for key, value in config.items() if value is not None}
+  for field, default in defaults.items():
+    if isinstance(default, int) and (type(found[field]) is not int or found[field] < 1):
+      raise UserError(f"{where}: {field} is {found[field]!r}; expected a positive integer")
+  if found["hidden_size"] % found["num_attention_heads"]:
+    raise UserError(
+      f"{where}: hidden_size {found['hidden_size']} is no multiple of num_attention_heads "
+      f"{found['num_attention_heads']}"
+    )
+  if found["hidden_act"] not in GELUS:
+    raise UserError(
+      f"{where}: hidden_act is {found['hidden_act']!r}; expected one of {', '.join(GELUS)}"
+    )
+  return found, {
+    "width": found["hidden_size"],
+    "layers": found["num_hidden_layers"],
+    "heads": found["num_attention_heads"],
+    "gelu": GELUS[found["hidden_act"]],
+    "epsilon": float(found["layer_norm_eps"]),
+  }
+
+
+def image_fields(config, kind, *, where):
+  """Fields of ImageTower, but for `dim` and the scale of pixels, from config.json's vision part."""
+  found, fields = sizes(config, VISION[kind], where=where)
+  if found.get("num_channels", 3) != 3:
+    raise UserError(f"{where}: num_channels is {found['num_channels']}; expected 3")
+  if found.get("use_swiglu_ffn") or found.get("vision_use_head") is False:
+    which = "use_swiglu_ffn" if found.get("use_swiglu_ffn") else "vision_use_head"
+    raise UserError(f"{where}: {which} is {found[which]}; expected {not found[which]}")
+  ratio = found.get("mlp_ratio", 4)
+  return fields | {
+    "kind": kind,
+    "mlp_width": found.get("intermediate_size") or int(fields["width"] * ratio),
+    "patch": found["patch_size"],
+    "grid": found["image_size"] // found["patch_size"],
+    "rest": found["image_size"] % found["patch_size"],
+    "registers": found.get("num_register_tokens", 0),
+    "antialias": found.get("model_type") == "dinov2_with_registers",
+  }
+
+
+def text_fields(config, kind, *, where):
+  """Fields of TextTower, but for `dim`, from config.json's text part."""
+  found, fields = sizes(config, TEXT[kind], where=where)
+  return fields | {
+    "kind": kind,
+    "mlp_width": found["intermediate_size"],
+    "vocabulary_size": found["vocab_size"],
+    "positions": found["max_position_embeddings"],
+  }
+
+
+def preprocessing(folder, image_size):
+  """How the folder's processor cuts and scales images.
+
+  Returns:
+    data: {"image_size", "resize", "fit", "interpolation"}.  scale: {"mean", "std"}.
+  Raises:
+    UserError: no preprocessor_config.json, or a step that we do not have.
+  """
+  path = pathlib.Path(folder) / "preprocessor_config.json"
+  found = read_json(path)
+
+  def side(value, name):
+    value = value if isinstance(value, dict) else {"shortest_edge": value}
+    height = value.get("shortest_edge", value.get("height"))
+    if type(height) is not int or value.get("width", height) != height or height < 1:
+      raise UserError(f"{path}: {name} is {value}; expected one length for both sides")
+    return height, "height" in value
+
+  resize, stretched = side(found.get("size", image_size), "size")
+  cropped = found.get("do_center_crop", False)
+  crop = side(found["crop_size"], "crop_size")[0] if cropped else resize
+  if not cropped and not stretched:
+    raise UserError(f"{path}: resizes to a shorter side without a crop; expected squares")
+  if stretched and cropped:
+    raise UserError(f"{path}: stretches to {resize} and crops {crop}; expected one of the two")
+  for step in ("do_resize", "do_rescale", "do_normalize"):
+    if found.get(step, True) is not True:
+      raise UserError(f"{path}: {step} is {found[step]}; expected true")
+  if found.get("resample", 3) not in INTERPOLATIONS:
+    known = ", ".join(f"{number} ({name})" for number, name in INTERPOLATIONS.items())
+    raise UserError(f"{path}: resample is {found['resample']}; expected one of {known}")
+  if not math.isclose(found.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+    raise UserError(f"{path}: rescale_factor is {found['rescale_factor']}; expected 1/255")
+  return {
+    "image_size": crop,
+    "resize": resize,
+    "fit": "stretch" if stretched else "crop_floor",
+    "interpolation": INTERPOLATIONS[found.get("resample", 3)],
+  }, {name: tuple(map(float, found[f"image_{name}"])) for name in ("mean", "std")}
+
+
+def check_patch(fields, image_size, *, where):
+  """Raises UserError where images of a size have no whole number of patches; that of training may
+  have a rest.
+  """
+  patch = fields["patch"]
+  if image_size % patch and image_size != fields["grid"] * patch + fields["rest"]:
+    raise UserError(
+      f"{where}: images of {image_size} pixels, which patches of {patch} do not divide; expected a "
+      "multiple"
+    )
+
+
+def load(folder):
+  """Reads a Hugging Face folder of CLIP, SigLIP or DINOv2; see Towers.
+
+  Raises:
+    UserError: a file that is missing, broken, a pointer or of another model; an architecture that
+      is not there; a tensor that is missing, extra or misshapen: every one is named.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / "config.json"
+  config = read_json(path)
+  model_type = config.get("model_type")
+  if model_type not in KINDS:
+    also = " (NaFlex)" if model_type == "siglip2" else ""
+    raise UserError(
+      f"{path}: model_type is {model_type!r}{also}; expected one of {', '.join(KINDS)}, bert, mpnet"
+    )
+  kind = KINDS[model_type]
+  vision = config if kind == "dinov2" else config.get("vision_config") or {}
+  image = image_fields(vision, kind, where=path)
+  data, scale = preprocessing(folder, image["grid"] * image["patch"] + image["rest"])
+  check_patch(image, data["image_size"], where=folder / "preprocessor_config.json")
+  text = tokenizer = None
+  if kind == "dinov2":
+    dim = image["width"]
+    image["project"] = False
+  else:
+    words = config.get("text_config") or {}
+    text = text_fields(words, kind, where=path)
+    dim = config.get("projection_dim", 512)
+    if kind == "siglip":
+      dim = words.get("projection_size", text["width"])
+    text |= {"dim": dim}
+    tokenizer = read_subwords(
+      folder,
+      size=text["vocabulary_size"],
+      context=text["positions"],
+      fill=kind == "siglip",
+      end=kind == "clip",
+    )
+  image |= {"dim": dim, **scale}
+  tensors, source = read_weights(folder)
+  return Towers(
+    kind=kind,
+    image=image,
+    text=text,
+    data=data,
+    tokenizer=tokenizer,
+    source=source,
+    **variables(unpacked(tensors), kind, image, text, data["image_size"], source=source),
+  )
+
+
+def variables(tensors, kind, image, text, image_size, *, source):
+  """Params of both towers and the loss's scalars, from tensors in Hugging Face's names; every
+  tensor is used or named.
+
+  Returns:
+    {"params", "temperature", "bias"}, see Towers.
+  """
+  if kind == "dinov2":
+    tensors = {name.removeprefix("dinov2."): value for name, value in tensors.items()}
+  scale, bias = tensors.pop("logit_scale", None), tensors.pop("logit_bias", None)
+  shapes, sides = {}, {"image_encoder": "image"}
+  pixels = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
+  shapes["image_encoder"] = template(ImageTower(**image), pixels)["params"]
+  if text:
+    sides["text_encoder"] = "text"
+    words = jax.ShapeDtypeStruct((1, text["positions"]), np.int32)
+    lengths = jax.ShapeDtypeStruct((1,), np.int32)
+    shapes["text_encoder"] = template(TextTower(**text), words, lengths)["params"]
+  found, problems = compare(
+    {"params": shapes},
+    tensors,
+    name=lambda path: hugging_face_name(path[1:], side=sides[path[0]], kind=kind),
+    ignored=(
+      "embeddings.mask_token",
+      "text_model.embeddings.position_ids",
+      "vision_model.embeddings.position_ids",
+      "classifier.",
+    ),
+  )
+  if problems:
+    refuse(problems, source=source, kind=kind)
+  return {
+    "params": found["params"],
+    "temperature": None if scale is None else float(np.exp(-np.ravel(scale)[0])),
+    "bias": None if bias is None else float(np.ravel(bias)[0]),
+  }

@@ -1,0 +1,135 @@
+"""Text towers: the transformers of CLIP and of SigLIP (and SigLIP 2)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmr.models.attention import NORMAL, blocks
+from xmr.models.features import dense
+from xmr.models.normalize import normalize
+
+# clip: a token sees those before it, the text is its end-of-text token. siglip: a token sees all,
+# padding too, as it was trained; the text is the last token, whatever it is.
+KINDS = {
+  "clip": {"causal": True, "pool": "end", "gelu": "quick", "epsilon": 1e-5, "bias": False},
+  "siglip": {"causal": False, "pool": "last", "gelu": "tanh", "epsilon": 1e-6, "bias": True},
+}
+
+
+class TextTransformer(nn.Module):
+  """Token and position embeddings, blocks, a norm, and one pooled vector.
+
+  Attributes:
+    kind: a key of KINDS.  vocabulary_size: ids.
+    width, layers, heads, mlp_width: sizes in units.  positions: most tokens of a text.
+    gelu, epsilon: of KINDS where None.
+    remat: recompute blocks in the backward pass.  dtype: of the computation.
+  Call:
+    text: [B, L] int32, with special tokens; L at most `positions`, for siglip exactly that.
+    text_length: [B] int32, tokens up to the end-of-text token, which is the last of them.
+  Returns:
+    pooled: [B, width].  tokens: [B, L, width], the norm's output.
+  Raises:
+    ValueError: another shape.
+  References:
+    Radford et al., CLIP, 2021; Zhai et al., SigLIP, 2023. Authors' code as in transformers.
+  """
+
+  kind: str
+  vocabulary_size: int
+  width: int = 512
+  layers: int = 12
+  heads: int = 8
+  mlp_width: int = 2048
+  positions: int = 77
+  gelu: str | None = None
+  epsilon: float | None = None
+  remat: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, text, text_length):
+    kind = KINDS[self.kind]
+    if text.ndim != 2 or text_length.shape != text.shape[:1]:
+      raise ValueError(
+        f"text has shape {text.shape}, text_length {text_length.shape}; expected [B, L] and [B]"
+      )
+    length = text.shape[1]
+    if length > self.positions or (kind["pool"] == "last" and length != self.positions):
+      most = "exactly" if kind["pool"] == "last" else "at most"
+      raise ValueError(f"text has {length} tokens; expected {most} {self.positions}")
+    epsilon = kind["epsilon"] if self.epsilon is None else self.epsilon
+    words = nn.Embed(
+      self.vocabulary_size, self.width, dtype=self.dtype, embedding_init=NORMAL, name="words"
+    )
+    positions = self.param("positions", NORMAL, (self.positions, self.width))
+    x = words(text) + positions[:length].astype(self.dtype)
+    x = blocks(
+      x,
+      layers=self.layers,
+      remat=self.remat,
+      mask=jnp.tril(jnp.ones((length, length), bool)) if kind["causal"] else None,
+      heads=self.heads,
+      hidden=self.mlp_width,
+      gelu=self.gelu or kind["gelu"],
+      epsilon=epsilon,
+      dtype=self.dtype,
+    )
+    tokens = nn.LayerNorm(epsilon=epsilon, dtype=self.dtype, name="norm")(x)
+    if kind["pool"] == "last":
+      return tokens[:, -1], tokens
+    return jnp.take_along_axis(tokens, text_length[:, None, None] - 1, axis=1)[:, 0], tokens
+
+
+class TextTower(nn.Module):
+  """Projects the pooled vector of a text transformer to the joint space.
+
+  The transformer's variables are under "backbone", the projection's under "projection".
+
+  Attributes:
+    dim: width D of the joint space.  kind ... epsilon, remat, dtype: see TextTransformer.
+    bias: of the projection; None takes the kind's own.  normalize: "l2", "abs" or "none".
+    trainable: False stops the gradient at the transformer's output.
+  """
+
+  dim: int
+  kind: str
+  vocabulary_size: int
+  width: int = 512
+  layers: int = 12
+  heads: int = 8
+  mlp_width: int = 2048
+  positions: int = 77
+  gelu: str | None = None
+  epsilon: float | None = None
+  bias: bool | None = None
+  normalize: str = "l2"
+  trainable: bool = True
+  remat: bool = False
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    names = TextTransformer.__dataclass_fields__.keys() - {"parent", "name"}
+    self.backbone = TextTransformer(**{name: getattr(self, name) for name in names})
+    bias = KINDS[self.kind]["bias"] if self.bias is None else self.bias
+    self.projection = dense(self.dim, bias=bias, dtype=self.dtype)
+
+  def tokens(self, text, text_length, *, train=False):
+    """Encodes text into its parts.
+
+    Returns:
+      tokens: [B, L, width] float.  mask: [B, L] bool, False at padding.
+      pooled: [B, D] float32, as __call__ returns it.
+    """
+    del train
+    pooled, tokens = self.backbone(text, text_length)
+    if not self.trainable:
+      pooled, tokens = jax.lax.stop_gradient((pooled, tokens))
+    mask = jnp.arange(text.shape[1]) < text_length[:, None]
+    return tokens, mask, normalize(self.projection(pooled), self.normalize)
+
+  def __call__(self, text, text_length, *, train=False):
+    """Encodes text [B, L] int32 with text_length [B] into [B, D] float32; see TextTransformer."""
+    return self.tokens(text, text_length, train=train)[2]

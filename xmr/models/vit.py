@@ -1,0 +1,260 @@
+"""Image towers: the vision transformers of CLIP, SigLIP (and SigLIP 2 of a fixed size) and DINOv2.
+
+They differ in what config.json of their release says, and in five choices that `KINDS` holds.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmr.models.attention import NORMAL, Attention, FeedForward, blocks
+from xmr.models.features import dense
+from xmr.models.normalize import normalize
+from xmr.models.positions import resized
+
+KINDS = {
+  "clip": {
+    "class_token": True,
+    "pre_norm": True,
+    "patch_bias": False,
+    "scale": False,
+    "pool": "class",
+    "gelu": "quick",
+    "epsilon": 1e-5,
+    "antialias": False,
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "project": True,
+  },
+  "siglip": {
+    "class_token": False,
+    "pre_norm": False,
+    "patch_bias": True,
+    "scale": False,
+    "pool": "attention",
+    "gelu": "tanh",
+    "epsilon": 1e-6,
+    "antialias": False,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "project": False,
+  },
+  "dinov2": {
+    "class_token": True,
+    "pre_norm": False,
+    "patch_bias": True,
+    "scale": True,
+    "pool": "class",
+    "gelu": "exact",
+    "epsilon": 1e-6,
+    "antialias": False,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "project": True,
+  },
+}
+
+
+class AttentionPool(nn.Module):
+  """SigLIP's pooling: a learned query attends to the tokens; y = a + mlp(norm(a)), a = its answer.
+
+  Call: tokens [B, T, W] -> [B, W].
+  """
+
+  heads: int
+  hidden: int
+  gelu: str
+  epsilon: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens):
+    width = tokens.shape[-1]
+    probe = self.param("probe", NORMAL, (1, 1, width)).astype(self.dtype)
+    probe = jnp.broadcast_to(probe, (len(tokens), 1, width))
+    y = Attention(self.heads, self.dtype, name="attention")(probe, tokens)
+    z = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(y)
+    return (y + FeedForward(self.hidden, self.gelu, self.dtype, name="mlp")(z))[:, 0]
+
+
+class ViT(nn.Module):
+  """A vision transformer: patches, position embeddings, blocks, a norm, and one pooled vector.
+
+  Attributes:
+    kind: a key of KINDS.  width, layers, heads, mlp_width: sizes in units.
+    patch: pixels of a patch's side.  grid: patches of a side in training, of which there are
+      position embeddings; other image sizes interpolate them.
+    rest: pixels of a side that training's images had beyond the patches, and that are not seen.
+    registers: tokens beside the class token (DINOv2 with registers).
+    gelu, epsilon, antialias: of KINDS where None.
+    remat: recompute blocks in the backward pass.  dtype: of the computation.
+  Call:
+    image: [B, H, W, 3] float, standardised; the patch divides H and W.
+  Returns:
+    pooled: [B, width].  tokens: [B, T, width], the norm's output: class token, registers and
+    patches in rows, those that the kind has.
+  Raises:
+    ValueError: an image size that the patch does not divide.
+  References:
+    Radford et al., CLIP, 2021; Zhai et al., SigLIP, 2023; Oquab et al., DINOv2, 2023; Darcet et
+    al., Vision Transformers Need Registers, 2023. Authors' code as in transformers.
+  """
+
+  kind: str
+  width: int = 768
+  layers: int = 12
+  heads: int = 12
+  mlp_width: int = 3072
+  patch: int = 16
+  grid: int = 14
+  rest: int = 0
+  registers: int = 0
+  gelu: str | None = None
+  epsilon: float | None = None
+  antialias: bool | None = None
+  remat: bool = False
+  dtype: Any = jnp.float32
+
+  def choice(self, name):
+    """The attribute, or the kind's own."""
+    value = getattr(self, name)
+    return KINDS[self.kind][name] if value is None else value
+
+  @nn.compact
+  def __call__(self, image):
+    kind, batch = KINDS[self.kind], len(image)
+    height, width = image.shape[1] // self.patch, image.shape[2] // self.patch
+    trained = self.grid * self.patch + self.rest
+    whole = (height * self.patch, width * self.patch)
+    if image.shape[1:3] not in (whole, (trained, trained)):
+      raise ValueError(
+        f"image has {image.shape[1]} x {image.shape[2]} pixels; expected multiples of the patch, "
+        f"{self.patch}"
+      )
+    fields = {
+      "heads": self.heads,
+      "hidden": self.mlp_width,
+      "gelu": self.choice("gelu"),
+      "epsilon": self.choice("epsilon"),
+      "dtype": self.dtype,
+    }
+
+    def norm(name):
+      return nn.LayerNorm(epsilon=self.choice("epsilon"), dtype=self.dtype, name=name)
+
+    x = nn.Conv(
+      self.width,
+      (self.patch, self.patch),
+      (self.patch, self.patch),
+      padding="VALID",
+      use_bias=kind["patch_bias"],
+      dtype=self.dtype,
+      kernel_init=NORMAL,
+      name="patches",
+    )(image[:, : whole[0], : whole[1]].astype(self.dtype)).reshape(
+      batch, height * width, self.width
+    )
+    front = int(kind["class_token"])
+    table = self.param("positions", NORMAL, (front + self.grid**2, self.width))
+    places = resized(table[front:], height, width, antialias=self.choice("antialias"))
+    x = x + places.astype(self.dtype)
+    if front:
+      special = [self.param("class_token", NORMAL, (1, self.width)) + table[:1]]
+      if self.registers:
+        special.append(self.param("registers", NORMAL, (self.registers, self.width)))
+      special = jnp.concatenate(special).astype(self.dtype)
+      x = jnp.concatenate([jnp.broadcast_to(special, (batch, *special.shape)), x], axis=1)
+    if kind["pre_norm"]:
+      x = norm("pre_norm")(x)
+    x = blocks(x, layers=self.layers, remat=self.remat, scale=kind["scale"], **fields)
+    tokens = norm("norm")(x)
+    if kind["pool"] == "class":
+      return tokens[:, 0], tokens
+    return AttentionPool(**fields, name="pool")(tokens), tokens
+
+
+class ImageTower(nn.Module):
+  """Projects the pooled vector of a vision transformer to the joint space.
+
+  The transformer's variables are under "backbone", the projection's under "projection".
+
+  Attributes:
+    dim: width D of the joint space.  kind ... epsilon, remat, dtype: see ViT.
+    project: None takes the kind's own: SigLIP has no projection, and D is its width.
+    bias: of the projection.  normalize: "l2", "abs" or "none".
+    trainable: False stops the gradient at the transformer's output (LiT).
+    mean, std: per channel on pixels in [0, 1], three numbers; None takes the kind's own.
+  """
+
+  dim: int
+  kind: str
+  width: int = 768
+  layers: int = 12
+  heads: int = 12
+  mlp_width: int = 3072
+  patch: int = 16
+  grid: int = 14
+  rest: int = 0
+  registers: int = 0
+  gelu: str | None = None
+  epsilon: float | None = None
+  antialias: bool | None = None
+  mean: tuple | None = None
+  std: tuple | None = None
+  project: bool | None = None
+  bias: bool = False
+  normalize: str = "l2"
+  trainable: bool = True
+  remat: bool = False
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    names = ViT.__dataclass_fields__.keys() - {"parent", "name"}
+    self.backbone = ViT(**{name: getattr(self, name) for name in names})
+    project = KINDS[self.kind]["project"] if self.project is None else self.project
+    self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype) if project else None
+    if not project and self.dim != self.width:
+      raise ValueError(
+        f"config.model.dim is {self.dim}; expected {self.width}, the width of a tower without "
+        "projection"
+      )
+
+  def tokens(self, image, *, train=False):
+    """Encodes image: [B, H, W, 3] uint8 into its parts.
+
+    Returns:
+      tokens: [B, T, width] float, the patches in rows, without class token and registers.
+      mask: [B, T] bool, True: an image has all its patches.
+      pooled: [B, D] float32, as __call__ returns it.
+    """
+    pooled, tokens = self._encode(image, train)
+    front = self.registers + KINDS[self.kind]["class_token"]
+    tokens = tokens[:, front:]
+    return tokens, jnp.ones(tokens.shape[:2], bool), pooled
+
+  def __call__(self, image, *, train=False):
+    """Encodes image: [B, H, W, 3] uint8 into [B, D] float32; ValueError: another shape or type."""
+    return self._encode(image, train)[0]
+
+  def _encode(self, image, train):
+    del train
+    pooled, tokens = self.backbone(self._standardised(image))
+    if not self.trainable:
+      pooled, tokens = jax.lax.stop_gradient((pooled, tokens))
+    if self.projection is not None:
+      pooled = self.projection(pooled)
+    return normalize(pooled, self.normalize), tokens
+
+  def _standardised(self, image):
+    if image.ndim != 4 or image.shape[-1] != 3 or image.dtype != jnp.uint8:
+      raise ValueError(
+        f"image has shape {tuple(image.shape)} and type {image.dtype}; expected [B, H, W, 3] uint8 "
+        "pixels"
+      )
+    mean, std = (
+      jnp.asarray(KINDS[self.kind][name] if getattr(self, name) is None else getattr(self, name))
+      for name in ("mean", "std")
+    )
+    return (image.astype(jnp.float32) / 255 - mean) / std

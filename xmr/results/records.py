@@ -1,0 +1,103 @@
+"""Records: one JSON file per run or bench, written by a command and never by hand.
+
+A run's record: {"row": the table row that it belongs to, "config": {field: value} where it differs
+from the defaults, "seed", "metrics": {name: number}, "versions", "commit", "machine", "seconds",
+"date", "command"}. A summary of runs whose own records were not kept has "seeds" (their number),
+"mean" and "deviation" in place of "seed" and "metrics". A bench's record is what
+`python -m xmr.bench NAME --json=FILE` writes.
+"""
+
+import json
+import pathlib
+import statistics
+
+from xmr.errors import UserError
+
+RUN = ("row", "config", "seed", "metrics", "versions", "commit", "machine", "seconds", "date")
+SUMMARY = ("row", "seeds", "mean", "deviation", "commit", "command")
+
+
+def read(folder):
+  """Returns ({row: [record, ...]} of runs and summaries, {file name: record} of benches).
+
+  Args:
+    folder: of JSON files.
+  Raises:
+    UserError: a file that is no record; names the file and the key that is missing.
+  """
+  rows, benches = {}, {}
+  for path in sorted(pathlib.Path(folder).glob("*.json")):
+    try:
+      record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise UserError(f"{path} is not JSON: {error}") from None
+    if "bench" in record:
+      benches[path.stem] = record
+      continue
+    missing = [key for key in (SUMMARY if "mean" in record else RUN) if key not in record]
+    if missing:
+      raise UserError(f"{path} has no {missing[0]!r}; expected a record that a command wrote")
+    rows.setdefault(record["row"], []).append(record)
+  return rows, benches
+
+
+def statistics_of(records, metric):
+  """Returns (mean, deviation over seeds or None for one, number of seeds) of a metric of a row.
+
+  The deviation divides by the number of seeds less one.
+
+  Raises:
+    UserError: a record without the metric, or runs beside a summary.
+  """
+  summaries = [record for record in records if "mean" in record]
+  if summaries:
+    if len(records) > 1:
+      raise UserError(f"row {records[0]['row']!r} has a summary beside other records")
+    one = summaries[0]
+    if metric not in one["mean"]:
+      raise UserError(f"row {one['row']!r} has no metric {metric!r}")
+    return one["mean"][metric], one["deviation"].get(metric), one["seeds"]
+  for record in records:
+    if metric not in record["metrics"]:
+      raise UserError(f"row {record['row']!r}, seed {record['seed']}: no metric {metric!r}")
+  values = [record["metrics"][metric] for record in records]
+  return statistics.mean(values), statistics.stdev(values) if values[1:] else None, len(values)
+
+
+def of_run(workdir, row):
+  """Returns the record of a finished run.
+
+  Args:
+    workdir: of the run, with config.json and results.json.  row: that it belongs to.
+  Raises:
+    UserError: the run is not finished.
+  """
+  workdir = pathlib.Path(workdir)
+  found = {}
+  for name in ("config", "results"):
+    path = workdir / f"{name}.json"
+    try:
+      found[name] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+      raise UserError(f"{path}: {error}; expected the folder of a finished run") from None
+  results = found["results"]
+  return {
+    "row": row,
+    "config": differences(found["config"]),
+    "seed": results["seed"],
+    **{key: results.get(key) for key in ("metrics", "versions", "commit", "machine", "seconds")},
+    **{key: results.get(key) for key in ("date", "command", "n_images", "n_texts", "protocol")},
+  }
+
+
+def differences(flat_config):
+  """Returns the fields of a flat config that differ from the defaults, but for folders."""
+  from xmr import config as config_lib
+
+  defaults = json.loads(json.dumps(config_lib.flat(config_lib.base_config())))
+  private = ("data.dir", "data.cache_dir", "seed")
+  return {
+    key: value
+    for key, value in flat_config.items()
+    if key not in private and value != defaults.get(key)
+  }

@@ -1,0 +1,161 @@
+"""Tables and figures of the documentation, rendered from records into marked blocks of its pages.
+
+A page holds `<!-- table: NAME -->` ... `<!-- end -->`; `docs/results/tables.json` says for each
+NAME which rows, which metrics and how many decimals. Nothing between the marks is typed.
+"""
+
+import hashlib
+import io
+import json
+import pathlib
+import re
+
+from xmr.errors import UserError
+from xmr.results import records
+
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+DIGEST = re.compile(r"<!-- records: (\w+) -->")
+
+
+def pages(root):
+  """Returns the pages of a repository that hold tables: README.md and docs/**/*.md."""
+  root = pathlib.Path(root)
+  return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rendered(root):
+  """Returns {path: text} of every page and figure as the records of a repository make them.
+
+  Args:
+    root: of the repository.
+  Raises:
+    UserError: a block names no table, a table no row, a row no record.
+  """
+  folder = pathlib.Path(root) / "docs" / "results"
+  rows, benches = records.read(folder / "records")
+  tables = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
+
+  def block(match):
+    name = match[2]
+    if name not in tables:
+      raise UserError(f"no table {name!r} in {folder / 'tables.json'}")
+    return match[1] + table(tables[name], rows, benches) + "\n" + match[4]
+
+  made = {}
+  for path in pages(root):
+    text = path.read_text(encoding="utf-8")
+    if BLOCK.search(text):
+      made[path] = BLOCK.sub(block, text)
+  for name, of in tables.items():
+    if of.get("figure"):
+      made[folder / f"{name}.svg"] = figure(of, rows)
+  return made
+
+
+def same(old, new):
+  """Says whether a file on the disk is what the records make; of a figure its numbers count."""
+  digests = [DIGEST.search(text) for text in (old, new)]
+  return digests[0][1] == digests[1][1] if all(digests) else old == new
+
+
+def table(of, rows, benches):
+  """Returns a Markdown table.
+
+  Args:
+    of: {"rows": [[label, row]], "columns": [[heading, metric, decimals]]}, or {"benches": [names],
+      "only": [cases]} for the times of benches.
+    rows, benches: of `records.read`.
+  """
+  if "benches" in of:
+    return _grid(*_times(of, benches))
+  heads = ["", "seeds", *(heading for heading, _, _ in of["columns"]), "code"]
+  lines = []
+  for label, row in of["rows"]:
+    found = _records_of(rows, row)
+    shown = [_number(found, metric, decimals) for _, metric, decimals in of["columns"]]
+    commits = sorted({(record["commit"] or "?")[:7] for record in found})
+    lines.append([label, str(_seeds(found)), *shown, ", ".join(commits)])
+  return _grid(heads, lines)
+
+
+def _times(of, benches):
+  heads = ["case", "against", "ratio", "share of the limit", "more memory", "machine", "code"]
+  lines = []
+  for name in of["benches"]:
+    if name not in benches:
+      raise UserError(f"no record {name}.json of a bench; python -m xmr.bench makes it")
+    bench = benches[name]
+    machine = bench["machine"]
+    for case in bench["cases"]:
+      share = "-" if case["share"] is None else f"{case['share']:.0%}"
+      memory = case["contenders"].get("xmr", {}).get("extra_mb")
+      for other, ratio in case["ratios"].items() or {"-": None}.items():
+        lines.append(
+          [
+            f"{bench['bench']}: {case['name']}",
+            other,
+            "-" if ratio is None else f"{ratio:.2f}",
+            share,
+            "-" if memory is None else f"{memory:.0f} MB",
+            f"{machine['processor']}, {bench['cores'] or machine['cores']} cores",
+            bench["versions"].get("xmr") or "-",
+          ]
+        )
+  return heads, lines
+
+
+def _records_of(rows, row):
+  if row not in rows:
+    raise UserError(f"no record of row {row!r}; python -m xmr.results --add=WORKDIR --row={row}")
+  return rows[row]
+
+
+def _seeds(found):
+  return found[0]["seeds"] if "seeds" in found[0] else len(found)
+
+
+def _number(found, metric, decimals):
+  try:
+    mean, deviation, _ = records.statistics_of(found, metric)
+  except UserError:
+    return "-"
+  spread = "" if deviation is None else f" ± {deviation:.{decimals}f}"
+  return f"{mean:.{decimals}f}{spread}"
+
+
+def _grid(heads, lines):
+  rule = ["---"] * len(heads)
+  return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *lines])
+
+
+def figure(of, rows):
+  """Returns an SVG of a table's first metric: a dot per row, a bar of one deviation either side."""
+  heading, metric, _ = of["columns"][0]
+  points = []
+  for label, row in of["rows"]:
+    mean, deviation, _ = records.statistics_of(_records_of(rows, row), metric)
+    points.append((re.sub(r"[*`]", "", label), mean, deviation or 0.0))
+  digest = hashlib.sha256(json.dumps([heading, points]).encode()).hexdigest()[:16]
+  return _drawn(heading, points).replace("<svg", f"<!-- records: {digest} -->\n<svg", 1)
+
+
+def _drawn(heading, points):
+  import matplotlib
+
+  matplotlib.use("agg")
+  from matplotlib import pyplot
+
+  with matplotlib.rc_context({"svg.hashsalt": "xmr", "font.size": 9}):
+    made, axis = pyplot.subplots(figsize=(7, 0.6 + 0.28 * len(points)), layout="constrained")
+    places = range(len(points), 0, -1)
+    axis.errorbar(
+      [mean for _, mean, _ in points], places, xerr=[d for *_, d in points], fmt="o", capsize=3
+    )
+    axis.set_yticks(places, [label for label, *_ in points])
+    axis.set_xlabel(heading)
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    file = io.StringIO()
+    made.savefig(file, format="svg", metadata={"Date": None})
+    pyplot.close(made)
+  return file.getvalue()

@@ -1,0 +1,101 @@
+"""The folder of a run: what it holds, whose config it is of, and who may write into it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+
+import jax
+
+from xmr import checkpoint
+from xmr import config as config_lib
+from xmr.errors import UserError
+from xmr.files import write_json
+from xmr.locks import locked
+
+
+def begun(workdir):
+  """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or
+  to protect.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+  return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def imported(workdir):
+  """Returns whether a run folder was made of somebody else's checkpoint: it says of which."""
+  return (pathlib.Path(workdir) / "source.json").exists()
+
+
+def check_folder(config, workdir):
+  """Raises UserError where the folder holds a run of another config; every differing field is
+  named.
+  """
+  if not begun(workdir):
+    return
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.exists():
+    raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
+  different = config_lib.differences(read(path), json.loads(json.dumps(config_lib.flat(config))))
+  if different:
+    raise UserError(
+      f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"
+    )
+
+
+def read(path):
+  """Returns the {"data.name": value} of a config.json; UserError where it holds anything else."""
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise UserError(f"{path} is no config of a run: {reason}") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{path} is no config of a run: a {type(found).__name__}; expected an object")
+  return found
+
+
+@contextlib.contextmanager
+def held(config, workdir, *, vocabulary=None, eval_only=False):
+  """Holds a run folder against every other process that would train in it, and says whose it is.
+
+  The folder is made and locked first, and only then written: config.json, and vocabulary.json
+  where there is a vocabulary. A process that comes second changes nothing.
+
+  Args:
+    config: of the run.  workdir: its folder.  vocabulary: Vocabulary, or None.
+    eval_only: True holds and writes nothing, as nothing is trained.
+  Raises:
+    UserError: another process holds it, it is the folder of another config, its path is none
+      for checkpoints, or it cannot be written.
+  """
+  if eval_only or jax.process_index():
+    yield
+    return
+
+  def busy():
+    raise UserError(f"another process is training in {workdir}")
+
+  checkpoint.check_path(workdir)
+  folder = pathlib.Path(workdir)
+  contents = {"config.json": config_lib.flat(config)}
+  if vocabulary is not None:
+    contents["vocabulary.json"] = json.loads(vocabulary.to_json())
+  with contextlib.ExitStack() as stack:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      if not stack.enter_context(locked(folder / ".lock", busy=busy)):
+        print(
+          f"xmr: warning: the file system of {workdir} has no locks; let no second process train "
+          "there",
+          file=sys.stderr,
+        )
+      # Again: the run may have begun since its config was compared.
+      check_folder(config, workdir)
+      for name, content in contents.items():
+        write_json(folder / name, content)
+    except OSError as error:
+      reason = error.strerror or os.strerror(error.errno or 0)
+      raise UserError(f"cannot write the run folder {workdir}: {reason}") from None
+    yield

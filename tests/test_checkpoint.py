@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from xmr import checkpoint, parallel
+from xmr.checkpoint import threads
 from xmr.errors import UserError
 
 
@@ -51,6 +52,14 @@ def run(saved, tmp_path):
   return pathlib.Path(shutil.copytree(saved, tmp_path / "run"))
 
 
+@pytest.fixture(autouse=True)
+def late_answers(monkeypatch):
+  """What tensorstore says after a failure comes while the hook of `threads` is there."""
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  yield
+  gc.collect()
+
+
 def damage(folder):
   for file in folder.rglob("*"):
     if file.is_file():
@@ -87,6 +96,112 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(run, trees, har
   assert (run / "unreadable" / "13").is_dir()
   checkpoints.save(13, params=trees[0], state=trees[1], run={})
   assert checkpoints.latest(*trees)[0] == 13
+  checkpoints.close()
+
+
+def flip(file, rng, bits=1):
+  """Flips single bits of a file."""
+  content = bytearray(file.read_bytes())
+  for _ in range(bits):
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  file.write_bytes(content)
+
+
+@pytest.mark.parametrize("item", ["params", "state", "run", "metrics", "."])
+def test_a_flipped_bit_anywhere_gives_the_saved_numbers_or_the_step_before(run, item, capsys):
+  rng, taken = np.random.default_rng(5), []
+  newest = run / "checkpoints" / "7"
+  files = [path for path in sorted((newest / item).rglob("*")) if path.is_file()]
+  if item == ".":
+    files = [path for path in files if path.parent == newest]
+  for file in files:
+    whole = file.read_bytes()
+    for _ in range(3):
+      flip(file, rng)
+      found, variables, record = checkpoint.load(run, "best")
+      assert record["best"] == found and found in (7, 13)
+      kernel = variables["params"]["encoder"]["kernel"]
+      np.testing.assert_array_equal(kernel, np.arange(6.0).reshape(2, 3) + found)
+      np.testing.assert_array_equal(variables["batch_stats"]["norm"]["mean"], np.full(3, 0.25))
+      warned = "checkpoints/7 does not restore" in capsys.readouterr().err
+      assert warned == (found == 13)
+      taken.append(found)
+      file.write_bytes(whole)
+  assert 13 in taken or item == "."
+
+
+def test_what_is_damaged_but_not_the_newest_is_put_aside_before_the_next_save(run, trees, capsys):
+  (run / "checkpoints" / "7" / "metrics" / "metrics").write_text("[]")
+  (run / "checkpoints" / "11" / "_CHECKPOINT_METADATA").write_bytes(b"\xff")
+  checkpoints = checkpoint.Checkpoints(run)
+  assert checkpoints.latest(*trees)[0] == 13
+  assert checkpoints.steps() == [7, 11, 13]
+  checkpoints.save(15, params=trees[0], state=trees[1], run={}, score=2.0)
+  assert checkpoints.steps() == [13, 15]
+  assert sorted(path.name for path in (run / "unreadable").iterdir()) == ["11", "7"]
+  said = capsys.readouterr().err
+  assert "checkpoints/7 does not restore" in said and "checkpoints/11 does not" in said
+  checkpoints.close()
+
+
+def test_where_none_restores_nothing_is_moved_and_one_line_says_how_to_start_afresh(run, trees):
+  before = sorted(run.rglob("*"))
+  for step in ("7", "11", "13"):
+    (run / "checkpoints" / step / "run" / "metadata").write_text("{")
+  checkpoints = checkpoint.Checkpoints(run)
+  with pytest.raises(UserError, match="13 .*11 .*7 .*Nothing was changed; to start afresh, give"):
+    checkpoints.latest(*trees)
+  assert sorted(run.rglob("*")) == before
+  with pytest.raises(UserError, match="no checkpoint of .* can be read: step 13 .*11 .*7 "):
+    checkpoint.load(run, "latest")
+
+
+def test_a_wanted_step_that_is_damaged_is_refused_and_the_others_are_named(run):
+  shutil.rmtree(run / "checkpoints" / "11" / "params")
+  with pytest.raises(UserError, match="can be read: step 11 .*; it has 7, 13, too"):
+    checkpoint.load(run, 11)
+
+
+@pytest.mark.parametrize("harm", ["cut", "zeroed", "empty", "missing", "metadata", "folder"])
+def test_a_damaged_best_checkpoint_is_named_and_the_next_is_taken(run, harm, capsys):
+  best = run / "checkpoints" / "7"
+  for file in [path for path in (best / "params").rglob("*") if path.is_file()]:
+    size = file.stat().st_size
+    if harm in ("cut", "zeroed"):
+      file.write_bytes(file.read_bytes()[: size // 2] if harm == "cut" else bytes(size))
+  if harm == "empty":
+    shutil.rmtree(best)
+    best.mkdir()
+  elif harm == "missing":
+    shutil.rmtree(best / "params")
+  elif harm == "metadata":
+    (best / "params" / "_METADATA").write_text("null")
+  elif harm == "folder":
+    (best / "run" / "metadata").unlink()
+    (best / "run" / "metadata").mkdir()
+  assert checkpoint.load(run)[0] == 13
+  said = capsys.readouterr().err
+  assert "checkpoints/7 does not restore" in said and "trying step 13" in said
+
+
+def test_checkpoints_of_older_versions_have_no_digests_and_load(run):
+  metadata = run / "checkpoints" / "7" / "run" / "metadata"
+  record = json.loads(metadata.read_text())
+  assert record.pop("digests")["params"]["encoder.kernel"].startswith("float32[2,3] ")
+  metadata.write_text(json.dumps(record))
+  assert checkpoint.load(run)[0] == 7
+
+
+@pytest.mark.parametrize("harm", ["removed", "replaced"])
+def test_a_run_folder_that_is_removed_while_training_is_noticed(run, trees, harm, tmp_path):
+  checkpoints = checkpoint.Checkpoints(run)
+  checkpoints.save(15, params=trees[0], state=trees[1], run={})
+  (run / "checkpoints").rename(tmp_path / "elsewhere")
+  if harm == "replaced":
+    (run / "checkpoints").mkdir()
+  with pytest.raises(UserError, match="was removed or replaced while its run was training"):
+    checkpoints.save(17, params=trees[0], state=trees[1], run={})
+  assert not list(run.glob("checkpoints/*"))
   checkpoints.close()
 
 
@@ -133,11 +248,10 @@ def test_nest_undoes_flatten():
 
 @pytest.mark.parametrize("pages", [0, 1, 4, 9, 13, 20])
 def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(
-  trees, small_disk, pages, capfd, monkeypatch
+  trees, small_disk, pages, capfd
 ):
   # The disk is full at another file each time; the threads of the others go on, and fail, beside
   # the first.
-  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
   checkpoints = checkpoint.Checkpoints(small_disk)
   checkpoints.save(2, params=trees[0], state=trees[1], run={"best": 2})
   small_disk.fill(leave=4096 * pages)
@@ -149,7 +263,7 @@ def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(
     checkpoints.save(4, params=trees[0], state=trees[1], run={"best": 2}, score=1.0)
   give_up = time.monotonic() + 20
   while left := [
-    thread for thread in set(threading.enumerate()) - running if checkpoint.at_work(thread)
+    thread for thread in set(threading.enumerate()) - running if threads.at_work(thread)
   ]:
     assert time.monotonic() < give_up, left
     time.sleep(0.02)

@@ -28,7 +28,7 @@ ALLOWED = {
   "data": {"errors", "files", "locks", "ops.unit", "data"},
   "optim": {"errors"},
   "parallel": {"errors"},
-  "checkpoint": {"errors"},
+  "checkpoint": {"errors", "files", "checkpoint"},
   "tracking": {"errors", "files", "tracking"},
   "preemption": set(),
   "encode": {"data", "parallel"},

@@ -206,14 +206,16 @@ def try_out(loss, name):
 def vocabulary_of(config, splits, workdir, *, glove=True):
   """Returns (Vocabulary, words per caption, GloVe matrix or None), or three None for text features.
 
-  The vocabulary of a run that is already there, or of the one that this one starts from, is read,
-  not counted again: an imported run brings its authors'.
+  The vocabulary of a run that is already there, or of the one that this one starts from, is that
+  of its checkpoint, not counted again: an imported run brings its authors'.
   """
   if config.data.text != "words":
     return None, None, None
-  path = pathlib.Path(workdir if begun(workdir) else config.init) / "vocabulary.json"
-  if (begun(workdir) or config.init) and path.exists():
-    vocabulary = data.Vocabulary.from_json(path.read_text())
+  source = workdir if begun(workdir) else config.init
+  # Not vocabulary.json, which anybody may have edited: row i of the word vectors is word i of this.
+  counted = checkpoint.record(source)["vocabulary"] if source else None
+  if counted is not None:
+    vocabulary = data.Vocabulary.from_json(json.dumps(counted))
   else:
     vocabulary = data.build_vocabulary(
       splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits

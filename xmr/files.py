@@ -1,10 +1,14 @@
-"""Files that a reader finds whole or not at all."""
+"""Files that a reader finds whole or not at all, and JSON that may have been cut or damaged."""
 
 import contextlib
 import json
 import os
 import pathlib
 import uuid
+
+from xmr.errors import UserError
+
+KINDS = {dict: "an object", list: "a list"}
 
 
 @contextlib.contextmanager
@@ -62,3 +66,32 @@ def write_arrays(path, arrays, *, compressed=True):
     raise ValueError(f"{objects[0]} holds Python objects; expected numbers or text")
   with replacing(path) as file:
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
+
+
+def read_json(path, *, kind=dict):
+  """Returns the content of a JSON file.
+
+  Args:
+    path: of the file.  kind: dict or list, what it must hold.
+  Raises:
+    UserError: no such file, not UTF-8, no JSON, nested too deeply to be read, or of another kind.
+  """
+  path = pathlib.Path(path)
+  try:
+    # A pipe would make the reader wait for ever.
+    if path.exists() and not path.is_file():
+      raise UserError(f"{path} is no plain file; expected JSON, {KINDS[kind]}")
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from None
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path} is not UTF-8 (byte {error.start}); expected JSON") from None
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is not JSON: {error}") from None
+  except RecursionError:
+    raise UserError(f"{path} is nested too deeply; expected JSON, {KINDS[kind]}") from None
+  except ValueError as error:  # A number of more digits than Python converts.
+    raise UserError(f"{path} holds what cannot be read: {error}") from None
+  if not isinstance(found, kind):
+    raise UserError(f"{path} holds {json.dumps(found)[:40]}; expected {KINDS[kind]}")
+  return found

@@ -11,7 +11,7 @@ import jax
 from xmr import checkpoint
 from xmr import config as config_lib
 from xmr.errors import UserError
-from xmr.files import write_json
+from xmr.files import read_json, write_json
 from xmr.locks import locked
 
 
@@ -37,23 +37,13 @@ def check_folder(config, workdir):
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
-  different = config_lib.differences(read(path), json.loads(json.dumps(config_lib.flat(config))))
+  different = config_lib.differences(
+    read_json(path), json.loads(json.dumps(config_lib.flat(config)))
+  )
   if different:
     raise UserError(
       f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"
     )
-
-
-def read(path):
-  """Returns the {"data.name": value} of a config.json; UserError where it holds anything else."""
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise UserError(f"{path} is no config of a run: {reason}") from None
-  if not isinstance(found, dict):
-    raise UserError(f"{path} is no config of a run: a {type(found).__name__}; expected an object")
-  return found
 
 
 @contextlib.contextmanager

@@ -251,11 +251,6 @@ def restore(experiment, checkpoints, state):
   if restored is None:
     return state, {"score": None, "step": None}
   _, params, others, run = restored
-  if run["vocabulary"] != experiment.run_record(None)["vocabulary"]:
-    raise UserError(
-      f"the vocabulary of {experiment.workdir} is not that of {experiment.config.data.dir}: "
-      "other captions"
-    )
   return TrainState(params=params, **others), run["best"]
 
 

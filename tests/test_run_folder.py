@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 
+import numpy as np
 import pytest
 
+from xmr import checkpoint, experiment
 from xmr.config import base_config
 from xmr.data import Vocabulary
 from xmr.data.text import SPECIAL
@@ -96,3 +98,26 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
   with held(base_config(), tmp_path):
     assert (tmp_path / "config.json").exists()
   assert "has no locks; let no second process train there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["edited", "removed"])
+@pytest.mark.parametrize("field", ["workdir", "init"])
+def test_the_vocabulary_is_that_of_the_checkpoint_whatever_lies_beside_it(tmp_path, harm, field):
+  words = [*SPECIAL, "dog", "cat"]
+  with held(base_config(), tmp_path, vocabulary=Vocabulary(words)):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    run = {"vocabulary": json.loads(Vocabulary(words).to_json())}
+    checkpoints.save(1, params={"a": np.zeros(1)}, state={"b": np.zeros(1)}, run=run)
+    checkpoints.close()
+  if harm == "removed":
+    (tmp_path / "vocabulary.json").unlink()
+  else:
+    swapped = Vocabulary([*SPECIAL, "cat", "dog"]).to_json()
+    (tmp_path / "vocabulary.json").write_text(swapped)
+  config = base_config()
+  config.data.max_length = 5
+  workdir = tmp_path if field == "workdir" else tmp_path / "next"
+  if field == "init":
+    config.init = str(tmp_path)
+  found, length, _ = experiment.vocabulary_of(config, {}, workdir, glove=False)
+  assert (found.words, length) == (words, 5)

@@ -12,7 +12,6 @@ import optax
 
 from xmr import checkpoint, encode, mining, parallel, run_folder
 from xmr.config import in_steps
-from xmr.errors import UserError
 from xmr.eval import configured, protocol
 from xmr.experiment import prepare
 from xmr.files import write_arrays

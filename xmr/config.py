@@ -27,8 +27,14 @@ def base_config():
   config.similarity = "cosine"  # of evaluation: cosine · dot · order
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = "scenes"  # flickr8k · flickr30k · coco · scenes · wikipedia · tvgraz · wikipedia_zh
+  data.name = (
+    "scenes"  # flickr8k · flickr30k · coco · scenes · own · wikipedia · tvgraz · wikipedia_zh
+  )
   data.dir = ""  # folder of the dataset; scenes need none
+  data.captions = ""  # own: file in dir that holds the captions; empty: found by looking
+  data.columns = (
+    ""  # own: columns of a table, image=NAME,caption=NAME|NAME,split=NAME; empty: known
+  )
   data.cache_dir = "~/.cache/xmr"  # prepared array_record files and relevance matrices
   data.image = "pixels"  # pixels · features
   data.text = "words"  # words · features

@@ -1,11 +1,11 @@
 """Datasets: `load(config)` gives the splits, `xmr.data.pipeline` their batches."""
 
-from xmr.data import karpathy, labelled, scenes
-from xmr.data.split import Split
+from xmr.data import karpathy, labelled, own, scenes
+from xmr.data.split import Split, Splits
 from xmr.data.text import Vocabulary
 from xmr.errors import UserError
 
-__all__ = ["DATASETS", "Split", "Vocabulary", "build_vocabulary", "load"]
+__all__ = ["DATASETS", "Split", "Splits", "Vocabulary", "build_vocabulary", "load"]
 
 # config.data.name -> function of a config that returns {"train": Split, "val": Split, "test":
 # Split}.
@@ -14,6 +14,7 @@ DATASETS = {
   "flickr30k": karpathy.load,
   "coco": karpathy.load,
   "karpathy": karpathy.load,
+  "own": own.load,
   "scenes": scenes.load,
   "wikipedia": labelled.load,
   "wikipedia_zh": labelled.load,

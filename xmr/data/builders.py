@@ -18,6 +18,13 @@ tfds.disable_progress_bar()  # _generate_examples shows its own.
 _AHEAD = 256  # images in memory at a time while preparing
 
 
+class _Info(tfds.core.DatasetInfo):
+  def initialize_from_bucket(self):
+    """Does nothing: our sets are in no bucket, and TFDS leaves an empty folder behind when it looks
+    there.
+    """
+
+
 class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Images with their captions, in the order of their source."""
 
@@ -35,7 +42,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.__init__(**state)
 
   def _info(self):
-    return tfds.core.DatasetInfo(
+    return _Info(
       builder=self,
       description=type(self).__doc__,
       features=tfds.features.FeaturesDict(
@@ -129,6 +136,23 @@ def karpathy_builder(name, *, data_dir, folder):
   """
   builder = {"flickr8k": Flickr8k, "flickr30k": Flickr30k, "coco": Coco, "karpathy": Karpathy}[name]
   return builder(data_dir=data_dir), tfds.download.DownloadConfig(manual_dir=folder)
+
+
+class Own(CaptionedImages, skip_registration=True):
+  """Your own images, in any of the formats of xmr.data.own."""
+
+  def __init__(self, *, data_dir, examples=None):
+    """`examples` {split: (count, function that gives an iterator of examples)}; None where the set
+    is only read.
+    """
+    self._given = examples
+    super().__init__(data_dir=data_dir)
+
+  def _split_generators(self, dl_manager):
+    return {
+      split: self._generate_examples(split, count, make())
+      for split, (count, make) in self._given.items()
+    }
 
 
 class Scenes(CaptionedImages, skip_registration=True):

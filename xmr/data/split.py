@@ -40,3 +40,18 @@ class Split:
   def max_length(self):
     """Returns the words of the longest caption, <start> and <end> included."""
     return max(map(len, self.tokens)) + 2
+
+
+class Splits(dict):
+  """{"train": Split, "val": Split, "test": Split} of a dataset, with what a run says of it.
+
+  Attributes:
+    lines: list of str, for people: what was found and what was made of it.
+    record: dict for the run's data.json, or None.
+    n_images: int, images of the whole source, splits that are not loaded and missing images among
+      them: rows of a feature file.
+  """
+
+  def __init__(self, splits, *, lines=(), record=None, n_images=None):
+    super().__init__(splits)
+    self.lines, self.record, self.n_images = list(lines), record, n_images

@@ -1,0 +1,252 @@
+"""Your own images and captions, in the format that they are in."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+
+import numpy as np
+
+from xmr.data import features, records
+from xmr.data.files import printable
+from xmr.data.own import formats, names, report, splits
+from xmr.data.own.rows import SPLITS, split_in_name
+from xmr.data.split import Splits
+from xmr.data.split_file import Source
+from xmr.errors import UserError
+
+
+@dataclasses.dataclass
+class Image:
+  """An image of a source with its captions: `place` is (path, offset or None, bytes, time)."""
+
+  name: str
+  number: int
+  split: str
+  where: str
+  place: tuple | None
+  texts: list = dataclasses.field(default_factory=list)
+  text_id: list = dataclasses.field(default_factory=list)
+
+
+def load(config):
+  """Returns the splits of a folder of images and captions; its format is found by looking.
+
+  Args:
+    config: ConfigDict; reads config.data: dir, captions, columns, cache_dir, image, text, restval
+      and the feature files. A row of these is the number of the image, or caption, in the order of
+      the source (in Karpathy's JSON imgid and sentid), missing images among them.
+  Returns:
+    Splits with train, val and test. Those that are not given are taken by a hash of each image's
+    bytes; see splits.by_hash.
+  Raises:
+    UserError: no format is recognised, or something in it is wrong; names file and line.
+  """
+  data = config.data
+  root, named = _folder(data)
+  folder = names.Folder(root)
+  kind, paths = formats.find(folder, named=named, columns=data.columns)
+  rows = []
+  for path in paths:
+    base = os.path.dirname(path)
+    found = kind.read(os.path.join(root, path), path, columns=data.columns, base=base)
+    rows += [_with_split(row, path) for row in found]
+  images, missing = _images(rows, folder)
+  n_images = max(image.number for image in images) + 1
+  n_texts = max(max(image.text_id) for image in images) + 1
+  source = ", ".join(map(printable, paths[:3])) + (f" and {len(paths) - 3} more" * (len(paths) > 3))
+  lines = _left_out(images, missing, source, data)
+  keep = images if data.image == "features" and len(missing) == len(images) else None
+  images = keep or [image for image in images if image.place]
+  images, how = _given_splits(images, folder, data)
+  given = sorted({image.split for image in images} & set(SPLITS), key=SPLITS.index)
+  lines.insert(
+    0,
+    f"{source}: {len(images):,} images, {sum(len(image.texts) for image in images):,} captions, "
+    f"{len(given)} of 3 splits given",
+  )
+  digest = _digests(images, data.cache_dir)
+  split = splits.by_hash(digest, [image.split for image in images])
+  result = _splits(images, split)
+  said, record = report.of(result, digest, how=how, given=given, split=split, images=images)
+  fields = features.attach(
+    data,
+    n_images=n_images,
+    n_texts=n_texts,
+    image_rows={name: part.image_id for name, part in result.items()},
+    text_rows={name: part.text_id for name, part in result.items()},
+  )
+  if data.image == "pixels":
+    for name, pixels in _pixels(data, images, split, digest).items():
+      fields[name]["pixels"] = records.Pixels([pixels], result[name].image_id)
+  result = {name: dataclasses.replace(part, **fields[name]) for name, part in result.items()}
+  record = {"captions": paths, "missing": [image.name for image in missing], **record}
+  return Splits(result, lines=lines + said, record=record, n_images=n_images)
+
+
+def _folder(data):
+  """Returns (folder, file in it that was named, or "")."""
+  if not data.dir:
+    raise UserError("config.data.dir is empty; expected the folder of your images and captions")
+  root = os.path.expanduser(data.dir)
+  if os.path.isfile(root):
+    return os.path.dirname(root) or ".", os.path.basename(root)
+  if not os.path.isdir(root):
+    raise UserError(f"config.data.dir: {data.dir} is no folder; expected that of your images")
+  return root, data.captions
+
+
+def _with_split(row, path):
+  row.split = row.split or formats.split_of_source(path)
+  return row
+
+
+def _images(rows, folder):
+  """Returns ([Image] in the order of the source, those that are missing).
+
+  Raises:
+    UserError: an image stands in two splits; names both rows.
+  """
+  found, texts = {}, 0
+  for row in rows:
+    key, place = row.image, None
+    if row.part:
+      place = (*row.part, os.stat(row.part[0]).st_mtime_ns)
+    else:
+      key = folder.find(row.image, base=row.base, where=row.where) or row.image
+    image = found.get(key)
+    if image is None:
+      status = None if place else folder.status(key)
+      if status:
+        place = (os.path.join(folder.root, key), None, *status)
+      number = len(found) if row.image_id is None else row.image_id
+      image = found[key] = Image(key, number, row.split or "", row.where, place)
+    elif image.split != (row.split or ""):
+      raise UserError(
+        f"{row.where}: image {row.image} is in split {row.split}; {image.where} says {image.split}"
+      )
+    image.texts += row.captions
+    image.text_id += row.text_id or range(texts, texts + len(row.captions))
+    texts += len(row.captions)
+  images = list(found.values())
+  return images, [image for image in images if image.place is None]
+
+
+def _left_out(images, missing, source, data):
+  """Returns the line that names missing images; UserError where all of them are and pixels are
+  asked for.
+  """
+  if not missing:
+    return []
+  shown = ", ".join(printable(image.name) for image in missing[:3])
+  if len(missing) == len(images):
+    if data.image == "features":
+      return []
+    raise UserError(
+      f"none of the {len(images):,} images that {source} names ({shown}) is in {data.dir}; "
+      "expected them there, in any folder"
+    )
+  captions = sum(len(image.texts) for image in missing)
+  more = ", ..." if len(missing) > 3 else ""
+  return [
+    f"missing: {len(missing):,} of the images that {source} names ({shown}{more}) are not there; "
+    f"they and their {captions:,} captions are left out"
+  ]
+
+
+def _given_splits(images, folder, data):
+  """Returns (images that belong to a split or to none yet, how the splits are given)."""
+  given = {image.split for image in images} - {""}
+  if given:
+    how = "as given"
+    for image in images:
+      if image.split == "restval":
+        image.split = "train" if data.restval else "out"
+    left = sum(image.split == "out" for image in images)
+    if left:
+      how += f"; {left:,} images of restval are left out, config.data.restval=True trains on them"
+  else:
+    of, used = splits.lists(folder, [image.name for image in images])
+    how = "as listed in " + ", ".join(used) if used else ""
+    for row, image in enumerate(images):
+      image.split = of.get(row, "out") if used else ""
+    left = sum(image.split == "out" for image in images)
+    if left:
+      how += f"; {left:,} images are in no list and left out"
+    if not used:
+      how = _by_folder(images)
+  images = [image for image in images if image.split != "out"]
+  if how and not any(image.split == "train" for image in images):
+    raise UserError(
+      f"{data.dir}: no image is of split train, {len(images):,} are of others; "
+      "expected some of train"
+    )
+  return images, how
+
+
+def _by_folder(images):
+  """Takes splits from the folders of the images where every one lies in one of a split, and there
+  are several.
+  """
+  found = []
+  for image in images:
+    folders = map(split_in_name, image.name.split("/")[:-1])
+    found.append(next(filter(None, folders), None))
+  if None in found or len(set(found)) < 2:
+    return ""
+  for image, split in zip(images, found, strict=True):
+    image.split = split
+  return "by the images' folders"
+
+
+def _digests(images, cache_dir):
+  """Returns [N] uint64, of each image's bytes; of the names where there are no images."""
+  if images[0].place is None:
+    digest = (hashlib.sha256(image.name.encode(errors="surrogateescape")) for image in images)
+    return np.array([int.from_bytes(d.digest()[:8], "big") for d in digest], np.uint64)
+  places = [image.place for image in images]
+  return splits.digests([place[:3] for place in places], cache_dir, repr(places))
+
+
+def _splits(images, split):
+  """Returns {name: Split} without pixels and features."""
+  counts = [len(image.texts) for image in images]
+  source = Source(
+    image_id=np.array([image.number for image in images]),
+    split_of=split,
+    names=[image.name for image in images],
+    text_id=np.array([number for image in images for number in image.text_id]),
+    texts=[text for image in images for text in image.texts],
+    first_text=np.concatenate([[0], np.cumsum(counts)]),
+  )
+  return {name: source.split(name, source.rows_of(name)) for name in SPLITS}
+
+
+def _pixels(data, images, split, digest):
+  """Returns {split: data source}, prepared where it is not there yet."""
+  from xmr.data import builders  # TFDS takes a while to import.
+
+  rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+  content = hashlib.sha256(digest.tobytes())
+  for image, part in zip(images, split, strict=True):
+    content.update(repr((image.number, image.name, str(part), image.texts)).encode())
+
+  def examples(name):
+    for row in rows[name]:
+      image = images[row]
+      yield {
+        "image": functools.partial(splits.image_bytes, *image.place[:3]),
+        "image_id": image.number,
+        "name": image.name,
+        "text_id": image.text_id,
+        "text": image.texts,
+      }
+
+  made = {name: (len(rows[name]), functools.partial(examples, name)) for name in SPLITS}
+  return records.prepare(
+    data.cache_dir,
+    "own",
+    lambda place: (builders.Own(data_dir=place, examples=made), None),
+    key=repr((builders.Own.VERSION, content.hexdigest())),
+    counts={name: count for name, (count, _) in made.items()},
+  )

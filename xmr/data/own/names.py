@@ -1,0 +1,125 @@
+"""Where the images of a folder are: what a source calls them against what lies there."""
+
+import collections
+import os
+import pathlib
+import stat
+
+from xmr.data.own.rows import ENDINGS
+from xmr.errors import UserError
+
+DEPTH = 3  # folders below the dataset's in which a source of captions is looked for
+
+
+class Folder:
+  """All files of a dataset's folder, found once.
+
+  Attributes:
+    root: str, the folder.
+    sources: [path below root] of files that are no images, at most DEPTH folders deep, sorted.
+  """
+
+  def __init__(self, root):
+    self.root, self.sources = str(root), []
+    self._paths, self._lower = set(), {}
+    self._by_base = collections.defaultdict(list)
+    self._by_stem = collections.defaultdict(list)
+    self._homes = [os.path.realpath(root)]
+    for folder in ("", *self._links()):
+      self._walk(folder)
+    self.sources.sort(key=lambda path: (path.count("/"), path))
+
+  def _links(self):
+    """Returns the links to folders that lie in the folder itself: `images` may be one."""
+    paths = (os.path.join(self.root, name) for name in sorted(os.listdir(self.root)))
+    links = [path for path in paths if os.path.islink(path) and os.path.isdir(path)]
+    self._homes += map(os.path.realpath, links)
+    return map(os.path.basename, links)
+
+  def _walk(self, start):
+    for path, folders, files in os.walk(os.path.join(self.root, start)):
+      folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+      below = os.path.relpath(path, self.root)
+      below = "" if below == "." else below + "/"
+      for file in sorted(files):
+        if file.startswith("."):
+          continue
+        name = below + file
+        stem, ending = os.path.splitext(name)
+        if ending.lower() in ENDINGS:
+          self._paths.add(name)
+          self._lower.setdefault(name.lower(), name)
+          self._by_base[file.lower()].append(name)
+          self._by_stem[os.path.basename(stem).lower()].append(name)
+        elif name.count("/") <= DEPTH:
+          self.sources.append(name)
+
+  def find(self, name, *, base="", where=""):
+    """Returns the path below the folder of the image that a source calls `name`, or None.
+
+    Tried in turn: the name below the source's own folder, below the dataset's and below images/,
+    then in any case of letters; then the file whose path ends as the name does, as sources are
+    written on other machines; then the same without the ending.
+
+    Args:
+      name: as in the source.  base: the source's folder below the dataset's.  where: for errors.
+    Raises:
+      UserError: a relative name leads out of the folder, or it fits several files.
+    """
+    name = name.replace("\\", "/")
+    absolute = name.startswith("/") or name[1:3] == ":/"
+    if "\0" in name or not pathlib.PurePosixPath(name).name:
+      raise UserError(f"{where}: {name!r:.60} is the name of no file")
+    if not absolute:
+      tries = [os.path.normpath(os.path.join(at, name)) for at in (base, "", "images")]
+      if all(path.startswith("..") for path in tries):
+        raise UserError(f"{where}: image {name!r:.90}; expected a name that stays in {self.root}")
+      for path in tries:
+        if path in self._paths:
+          return path
+      for path in tries:
+        if path.lower() in self._lower:
+          return self._lower[path.lower()]
+    parts = [part for part in name.lower().split("/") if part not in ("", ".", "..")]
+    stem = os.path.splitext(parts[-1])
+    stem = stem[0] if stem[1] in ENDINGS else parts[-1]
+    found = self._by_base.get(parts[-1]) or self._by_stem.get(stem)
+    return self._longest_end(found, parts[:-1], name, where) if found else None
+
+  def _longest_end(self, paths, folders, name, where):
+    """Returns the path that shares the most folders, counted from the file, with a name."""
+
+    def shared(path):
+      mine = path.lower().split("/")[:-1]
+      pairs = zip(reversed(mine), reversed(folders), strict=False)
+      return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(mine), len(folders)))
+
+    most = max(map(shared, paths))
+    best = [path for path in paths if shared(path) == most]
+    if len(best) > 1:
+      raise UserError(
+        f"{where}: image {name} may be {best[0]} or {best[1]}; expected one file of that name, or "
+        "its folder beside it"
+      )
+    return best[0]
+
+  def status(self, path):
+    """Returns (bytes, modification time in ns) of an image, or None where its link leads nowhere.
+
+    Raises:
+      UserError: no plain file, an empty one, or a link that leads out of the folder.
+    """
+    full = os.path.join(self.root, path)
+    try:
+      found = os.stat(full)
+    except OSError:
+      return None
+    if os.path.islink(full):
+      real = os.path.realpath(full)
+      if not any(os.path.commonpath([real, home]) == home for home in self._homes):
+        raise UserError(
+          f"image {path} in {self.root} is a link to {real}; expected a file inside {self.root}"
+        )
+    if not stat.S_ISREG(found.st_mode) or not found.st_size:
+      raise UserError(f"image {path} in {self.root} is no file, or empty; expected an image")
+    return found.st_size, found.st_mtime_ns

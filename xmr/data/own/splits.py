@@ -1,0 +1,138 @@
+"""Splits of your own images: as given, by lists of names, or by a hash of the images themselves."""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from xmr.data.files import opened, read_file
+from xmr.data.own.rows import split_in_name
+from xmr.errors import UserError
+
+# Upper ends of the shares: 80 % train, 10 % val, 10 % test.
+_TRAIN, _VAL = 0.8, 0.9
+_SPLIT_AT = 2.0**64
+
+
+def lists(folder, names):
+  """Returns {row: split} by files that list names of images, a name per line, as
+  Flickr_8k.trainImages.txt does.
+
+  Args:
+    folder: names.Folder.  names: [N] paths of the images, or names.
+  Returns:
+    ({row: split}, [paths of the lists]).
+  Raises:
+    UserError: an image stands in two lists of different splits.
+  """
+  rows, of, used = {}, {}, []
+  for row, name in enumerate(names):
+    base = os.path.basename(name).lower()
+    for key in (base, os.path.splitext(base)[0]):
+      rows.setdefault(key, []).append(row)
+  for path in folder.sources:
+    split = split_in_name(os.path.basename(path))
+    if split is None or not path.lower().endswith((".txt", ".lst")):
+      continue
+    text = read_file(os.path.join(folder.root, path)).decode("utf-8-sig", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    listed = [rows.get(os.path.basename(line.replace("\\", "/")).lower(), []) for line in lines]
+    if not listed or not listed[0] or sum(map(bool, listed)) < len(listed) / 2:
+      continue
+    used.append(path)
+    for row in (row for found in listed for row in found):
+      if of.setdefault(row, split) != split:
+        raise UserError(
+          f"{path}: image {names[row]} is listed for {of[row]} and for {split}; expected one split"
+        )
+  return of, used
+
+
+def digests(images, cache_dir, key):
+  """Returns the digest of each image's bytes, kept in the cache.
+
+  Args:
+    images: [N] (path, offset, bytes); offset None is the whole file.
+    cache_dir: config.data.cache_dir.  key: str, another one where an image has changed.
+  Returns:
+    [N] uint64, the first eight bytes of SHA-256.
+  Raises:
+    UserError: an image that cannot be read.
+  """
+  cache = pathlib.Path(cache_dir).expanduser()
+  path = cache / f"own-{hashlib.sha256(key.encode()).hexdigest()[:16]}.digests.npy"
+  try:
+    found = np.load(path, allow_pickle=False)
+    if found.shape == (len(images),) and found.dtype == np.uint64:
+      return found
+  except (OSError, ValueError, EOFError):
+    pass  # Not there yet, or damaged: it is made anew.
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    found = np.fromiter(pool.map(_digest, images, chunksize=64), np.uint64, len(images))
+  try:
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+      np.save(file, found, allow_pickle=False)
+    temporary.replace(path)
+  except OSError as error:
+    raise UserError(
+      f"config.data.cache_dir: cannot write to {cache}: {error.strerror}; expected a "
+      "writable folder"
+    ) from None
+  return found
+
+
+def _digest(image):
+  return int.from_bytes(hashlib.sha256(image_bytes(*image)).digest()[:8], "big")
+
+
+def image_bytes(path, offset, size):
+  """Returns the bytes of an image: a file, or a part of a tar file."""
+  if offset is None:
+    return read_file(path, what="an image")
+  with opened(path, what="a tar file") as file:
+    file.seek(offset)
+    return file.read(size)
+
+
+def by_hash(digest, split):
+  """Returns the splits with those filled in that are not given.
+
+  A number in [0, 1) made of the image's bytes decides: below 0.8 train, below 0.9 val, else test.
+  It depends on nothing but the image: more rows move none, and copies stay together. Where some
+  splits are given, those that are not are taken out of train by the same numbers.
+
+  Args:
+    digest: [N] uint64.  split: [N] str, "" where none is given.
+  Returns:
+    [N] str.
+  Raises:
+    UserError: too few different images for three splits.
+  """
+  given, split = set(split) - {""}, np.array(split, dtype="<U8")
+  place = digest / _SPLIT_AT
+  if not given:
+    split[:] = "train"
+  for name, share in (
+    ("val", (place >= _TRAIN) & (place < _VAL)),
+    ("test", place >= _VAL),
+  ):
+    if name in given:
+      continue
+    pool = split == "train"
+    split[pool & share] = name
+    if not (split == name).any():
+      # Few images: the one nearest to that share, with its copies.
+      at = (_TRAIN + _VAL) / 2 if name == "val" else 1.0
+      rest = np.unique(digest[split == "train"])
+      if len(rest) < 2:
+        raise UserError(
+          f"{len(np.unique(digest))} different images are too few for train, val and test; "
+          "expected at least 3, or a column that names the split"
+        )
+      near = rest[np.argmin(np.abs(rest / _SPLIT_AT - at))]
+      split[(digest == near) & (split == "train")] = name
+  return split

@@ -15,7 +15,8 @@ ALLOWED = {
   "errors": set(),
   "files": {"errors"},
   "command_line": {"errors"},
-  "config": {"errors"},
+  "recipe": set(),
+  "config": {"errors", "recipe"},
   "ops": {"errors", "ops"},
   "losses": {"errors", "ops", "losses"},
   "models": {"errors", "ops", "models"},
@@ -47,6 +48,7 @@ ALLOWED = {
   "experiment": {
     "errors",
     "config",
+    "recipe",
     "data",
     "losses",
     "models",

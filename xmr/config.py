@@ -6,6 +6,7 @@ import re
 import ml_collections
 from ml_collections import config_dict
 
+from xmr import recipe
 from xmr.errors import UserError
 
 placeholder = config_dict.placeholder
@@ -18,6 +19,8 @@ def base_config():
   config = ml_collections.ConfigDict()
   config.task = "retrieval"  # retrieval: one dual encoder · fine_grained: the two stages of FG-CMIR
   config.seed = 0
+  # fixed: as given · by_size: fields that are 0 suit the number of captions (xmr/recipe.py)
+  config.recipe = "fixed"
   config.epochs = 30.0  # length of training; 0 to count in steps
   config.steps = 0  # or so many steps, with epochs=0
   config.batch_size = 128  # captions per step over all devices and processes
@@ -60,6 +63,7 @@ def base_config():
   config.vocabulary = vocabulary = ml_collections.ConfigDict()
   vocabulary.min_count = 4  # words seen fewer times are <unk>
   vocabulary.splits = "train"  # train · all: count val and test captions too (released)
+  vocabulary.extend = False  # with init: add the words that the other run lacks, keep its rows
   vocabulary.glove = ""  # text file of vectors for the initial word embedding; relative to data.dir
   vocabulary.glove_missing = (
     "normal"  # words without one: N(0, 1) (released) · matched: the vectors' own deviation
@@ -213,6 +217,7 @@ FEATURE_ENCODERS = ("linear", "mlp")
 
 CHOICES = {
   "task": ("retrieval", "fine_grained"),
+  "recipe": ("fixed", "by_size"),
   "match": ("image_id", "pair"),
   "loss_form": ("plain", "ring"),
   "similarity": ("cosine", "dot", "order"),
@@ -311,6 +316,8 @@ def validate(config):
   """Raises UserError, naming the field, for any value that is wrong by itself or beside another
   field.
   """
+  if config.recipe == "by_size":
+    config = recipe.by_size(config, captions=1000)  # Any number: what is left open is no mistake.
   values = flat(config)
   for key, choices in CHOICES.items():
     if values[key] not in choices:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr import checkpoint, data, losses, models, optim, parallel
+from xmr import checkpoint, data, losses, models, optim, parallel, recipe
 from xmr import config as config_lib
 from xmr.data import pipeline
 from xmr.data import text as words
@@ -92,9 +92,16 @@ def prepare(config, workdir, *, eval_only=False):
   config_lib.validate(config)
   mesh = parallel.mesh()
   loss, warmup_loss = losses_of(config, mesh)
+  splits = None
+  if config.recipe == "by_size":
+    # The rest of the config is known when the data is.
+    splits = loaded(config)
+    captions = len(splits["train"].text_id)
+    config = recipe.by_size(config, captions, devices=mesh.size)
+    say(recipe.line(config, captions))
   check_folder(config, workdir)
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
-  splits = data.load(config)
+  splits = splits or loaded(config)
   steps_per_epoch = pipeline.steps_per_epoch(
     splits["train"],
     batch_size=config.batch_size,
@@ -137,6 +144,32 @@ def prepare(config, workdir, *, eval_only=False):
       config.warmup, steps_per_epoch, name="config.warmup.", optional=True
     ),
   )
+
+
+def say(line):
+  """Prints a line where this is process 0."""
+  if jax.process_index() == 0:
+    print(line)
+
+
+def loaded(config):
+  """Returns the splits of a config's data and says what was found.
+
+  Raises:
+    UserError: the data is wrong, or lacks a split that the run needs; names what to do.
+  """
+  splits = data.load(config)
+  for line in getattr(splits, "lines", ()):
+    say(line)
+  for name in ("train", "val", config.evaluate.split):
+    if name not in splits:
+      known = ", ".join(f"{len(part.image_id):,} {key}" for key, part in splits.items())
+      raise UserError(
+        f"config.data.dir: {config.data.dir or config.data.name} has no image of split {name} "
+        f"({known}); expected train, val and {config.evaluate.split}. configs/own.py takes missing "
+        "splits out of train"
+      )
+  return splits
 
 
 def losses_of(config, mesh):
@@ -216,6 +249,8 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
   counted = checkpoint.record(source)["vocabulary"] if source else None
   if counted is not None:
     vocabulary = data.Vocabulary.from_json(json.dumps(counted))
+    if source == config.init:
+      vocabulary = extended(vocabulary, config, splits)
   else:
     vocabulary = data.build_vocabulary(
       splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits
@@ -235,6 +270,29 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
   if jax.process_index() == 0:
     print("GloVe: " + ", ".join(f"{key} {value}" for key, value in report.items()))
   return vocabulary, length, vectors
+
+
+def extended(vocabulary, config, splits):
+  """Returns the vocabulary of the run in config.init, with vocabulary.extend also the words of this
+  data that it lacks, and says how many of the training words are unknown.
+  """
+  tokens = splits["train"].tokens
+  unknown, total = vocabulary.unknown(tokens)
+  line = (
+    f"vocabulary of {config.init}: {len(vocabulary):,} words; "
+    f"{100 * unknown / max(1, total):.1f} % of the training words are unknown to it "
+    f"({unknown:,} of {total:,})"
+  )
+  if config.vocabulary.extend:
+    known = len(vocabulary)
+    vocabulary = vocabulary.extended(tokens, config.vocabulary.min_count)
+    unknown, _ = vocabulary.unknown(tokens)
+    line += (
+      f"; {len(vocabulary) - known:,} words are added, {100 * unknown / max(1, total):.1f} % stay "
+      "unknown"
+    )
+  say(line)
+  return vocabulary
 
 
 def starting_values(config, model, split, vocabulary, *, shapes_only=False):
@@ -257,11 +315,27 @@ def starting_values(config, model, split, vocabulary, *, shapes_only=False):
     if shapes_only:
       return variables
     _, other, _ = checkpoint.load(config.init)
+    if config.vocabulary.extend:
+      fresh = jax.device_get(jax.jit(model.init)(*inputs))
+      other = with_new_rows(other, fresh)
     return replace(variables, other, where=config.init)
   variables = jax.device_get(jax.jit(model.init)(*inputs))
   if config.model.image.weights:
     variables = weights.load_backbone(config.model.image.weights, variables)
   return variables
+
+
+def with_new_rows(other, fresh):
+  """Returns another run's values whose word embedding has fresh rows after its own, as many as an
+  extended vocabulary needs.
+  """
+  theirs, mine = checkpoint.flatten(other), checkpoint.flatten(fresh)
+  for name, rows in mine.items():
+    old = theirs.get(name)
+    if name.endswith("text_encoder.embedding") and old is not None:
+      if old.shape[1:] == rows.shape[1:] and len(old) < len(rows):
+        theirs[name] = np.concatenate([old, rows[len(old) :]])
+  return checkpoint.unflatten(theirs, fresh)
 
 
 def replace(variables, other, *, where):

@@ -47,14 +47,16 @@ def check_folder(config, workdir):
 
 
 @contextlib.contextmanager
-def held(config, workdir, *, vocabulary=None, eval_only=False):
+def held(config, workdir, *, vocabulary=None, record=None, eval_only=False):
   """Holds a run folder against every other process that would train in it, and says whose it is.
 
-  The folder is made and locked first, and only then written: config.json, and vocabulary.json
-  where there is a vocabulary. A process that comes second changes nothing.
+  The folder is made and locked first, and only then written: config.json, vocabulary.json where
+  there is a vocabulary, and data.json where the data has a record. A process that comes second
+  changes nothing.
 
   Args:
     config: of the run.  workdir: its folder.  vocabulary: Vocabulary, or None.
+    record: what data.json holds, Splits.record, or None.
     eval_only: True holds and writes nothing, as nothing is trained.
   Raises:
     UserError: another process holds it, it is the folder of another config, its path is none
@@ -72,6 +74,8 @@ def held(config, workdir, *, vocabulary=None, eval_only=False):
   contents = {"config.json": config_lib.flat(config)}
   if vocabulary is not None:
     contents["vocabulary.json"] = json.loads(vocabulary.to_json())
+  if record is not None:
+    contents["data.json"] = record
   with contextlib.ExitStack() as stack:
     try:
       folder.mkdir(parents=True, exist_ok=True)

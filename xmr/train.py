@@ -147,7 +147,9 @@ def train(experiment):
   configured.check(e.config, e.splits[e.config.evaluate.split])
   with (
     Stop(every=e.config.log.steps) as stop,
-    run_folder.held(e.config, e.workdir, vocabulary=e.vocabulary),
+    run_folder.held(
+      e.config, e.workdir, vocabulary=e.vocabulary, record=getattr(e.splits, "record", None)
+    ),
   ):
     return fit(e, stop)
 

@@ -161,6 +161,21 @@ class Vocabulary:
     counts = [seen[word] for word in words]
     return cls([*SPECIAL, *words], [0, 0, 0, seen.total() - sum(counts), *counts])
 
+  def extended(self, token_lists, min_count=1):
+    """Returns this vocabulary with the words of an iterable of token lists that it lacks and that
+    occur at least min_count times, sorted, after its own; these keep their numbers.
+    """
+    seen = collections.Counter(
+      token for tokens in token_lists for token in tokens if token not in self
+    )
+    words = sorted(word for word, count in seen.items() if count >= min_count)
+    return type(self)([*self.words, *words], [*self.counts, *(seen[word] for word in words)])
+
+  def unknown(self, token_lists):
+    """Returns (tokens that are <unk>, all tokens) of an iterable of token lists."""
+    found = [token in self for tokens in token_lists for token in tokens]
+    return len(found) - sum(found), len(found)
+
   def encode(self, tokens):
     """Returns the numbers of <start>, the tokens (<unk> for strangers) and <end>."""
     return [START, *(self._number.get(token, UNKNOWN) for token in tokens), END]

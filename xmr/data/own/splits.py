@@ -112,27 +112,26 @@ def by_hash(digest, split):
   Raises:
     UserError: too few different images for three splits.
   """
-  given, split = set(split) - {""}, np.array(split, dtype="<U8")
-  place = digest / _SPLIT_AT
-  if not given:
-    split[:] = "train"
-  for name, share in (
-    ("val", (place >= _TRAIN) & (place < _VAL)),
-    ("test", place >= _VAL),
-  ):
-    if name in given:
-      continue
-    pool = split == "train"
-    split[pool & share] = name
-    if not (split == name).any():
-      # Few images: the one nearest to that share, with its copies.
-      at = (_TRAIN + _VAL) / 2 if name == "val" else 1.0
-      rest = np.unique(digest[split == "train"])
-      if len(rest) < 2:
-        raise UserError(
-          f"{len(np.unique(digest))} different images are too few for train, val and test; "
-          "expected at least 3, or a column that names the split"
-        )
-      near = rest[np.argmin(np.abs(rest / _SPLIT_AT - at))]
-      split[(digest == near) & (split == "train")] = name
+  split = np.array(split, dtype="<U8")
+  open_ = [name for name in ("test", "val") if not (split == name).any()]
+  split[split == ""] = "train"
+  if not open_:
+    return split
+  pool, place = split == "train", digest / _SPLIT_AT
+  share = {"val": (place >= _TRAIN) & (place < _VAL), "test": place >= _VAL}
+  different = np.unique(digest[pool])
+  if len(different) <= len(open_):
+    raise UserError(
+      f"{len(different)} different images are too few for train, {' and '.join(open_)}; "
+      f"expected at least {len(open_) + 1}, or a column that names the split"
+    )
+  taken = {name: pool & share[name] for name in open_}
+  left = pool & ~np.any(list(taken.values()), axis=0)
+  if not left.any() or not all(rows.any() for rows in taken.values()):
+    # Few images: the highest numbers, one image with its copies each.
+    taken = {
+      name: pool & (digest == number) for name, number in zip(open_, different[::-1], strict=False)
+    }
+  for name, rows in taken.items():
+    split[rows] = name
   return split

@@ -1,0 +1,398 @@
+"""Your own data in every format: the same ten images, captions and splits, however they are
+written.
+"""
+
+import csv
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from xmr.data import load
+from xmr.data.own import rows, tables
+from xmr.errors import UserError
+
+N = 10
+NAMES = [f"picture {i}.jpg" if i == 3 else f"p{i}.jpg" for i in range(N)]
+CAPTIONS = [[f'A "big" dog, number {i}', f"A cat; | {i}"][: 1 + i % 2] for i in range(N)]
+SPLITS = ["train"] * 7 + ["val", "test", "test"]
+PAIRS = [(i, caption) for i in range(N) for caption in CAPTIONS[i]]
+
+
+@pytest.fixture
+def own(tmp_path, picture, data_config):
+  """An empty folder with ten images in images/; own() loads it, own.write(name, text) adds a
+  file.
+  """
+
+  class Own:
+    path = tmp_path / "own"
+
+    def images(self, below="images", split=None):
+      for i, name in enumerate(NAMES):
+        if split in (None, SPLITS[i]):
+          self.write(f"{below}/{name}".lstrip("/"), picture(i))
+
+    def write(self, name, content):
+      path = self.path / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    def __call__(self, **fields):
+      fields = {"name": "own", "dir": str(self.path), "captions": "", "columns": ""} | fields
+      return load(data_config(**fields))
+
+  return Own()
+
+
+def text_of_csv(lines, delimiter=","):
+  file = io.StringIO()
+  csv.writer(file, delimiter=delimiter).writerows(lines)
+  return file.getvalue()
+
+
+def found(splits):
+  """Returns {file name: (split, captions)} of loaded splits."""
+  return {
+    name.rpartition("/")[2]: (
+      split.name,
+      [t for t, i in zip(split.texts, split.image_of_text, strict=True) if i == row],
+    )
+    for split in splits.values()
+    for row, name in enumerate(split.image_names)
+  }
+
+
+EXPECTED = {name: (SPLITS[i], CAPTIONS[i]) for i, name in enumerate(NAMES)}
+
+
+def karpathy(own):
+  own.images()
+  images, sentid = [], 0
+  for i in range(N):
+    sentences = [{"raw": c, "sentid": sentid + k, "imgid": i} for k, c in enumerate(CAPTIONS[i])]
+    sentid += len(sentences)
+    images.append({"filename": NAMES[i], "imgid": i, "split": SPLITS[i], "sentences": sentences})
+  own.write("dataset_mine.json", json.dumps({"images": images}))
+
+
+def coco(own):
+  for split in ("train", "val", "test"):
+    mine = [i for i in range(N) if SPLITS[i] == split]
+    content = {
+      "images": [{"id": 7 * i, "file_name": NAMES[i]} for i in mine],
+      "annotations": [
+        {"id": 100 + k, "image_id": 7 * i, "caption": c}
+        for k, (i, c) in enumerate(PAIRS)
+        if i in mine
+      ],
+    }
+    own.write(f"annotations/captions_{split}2017.json", json.dumps(content))
+    own.write(f"annotations/instances_{split}2017.json", "{}")
+    own.images(f"{split}2017", split)
+
+
+def tokens(own):
+  own.images("Flicker8k_Dataset")
+  lines = [f"{NAMES[i]}#{k}\t{c}" for i in range(N) for k, c in enumerate(CAPTIONS[i])]
+  own.write("Flickr8k_text/Flickr8k.token.txt", "\n".join(lines) + "\n")
+  own.write("Flickr8k_text/Flickr8k.lemma.token.txt", "\n".join(lines) + "\n")
+  own.write("Flickr8k_text/readme.txt", "If you use this, cite us\n")
+  for split, name in (("train", "train"), ("val", "dev"), ("test", "test")):
+    listed = [NAMES[i] for i in range(N) if SPLITS[i] == split]
+    own.write(f"Flickr8k_text/Flickr_8k.{name}Images.txt", "\r\n".join(listed) + "\r\n")
+
+
+def flickr30k_token(own):
+  tokens(own)
+  folder = own.path / "Flickr8k_text"
+  (folder / "Flickr8k.lemma.token.txt").unlink()
+  (folder / "Flickr8k.token.txt").rename(folder / "results_20130124.token")
+
+
+def comma(own):
+  own.images("Images")
+  lines = [["image", "caption", "split"], *([NAMES[i], c, SPLITS[i]] for i, c in PAIRS)]
+  own.write("captions.txt", text_of_csv(lines))
+
+
+def pipe(own):
+  own.images("flickr30k_images")
+  lines = ["image_name| comment_number| comment"]
+  lines += [
+    f"{NAMES[i]}| {k}| {c.replace('|', '/')}" for i in range(N) for k, c in enumerate(CAPTIONS[i])
+  ]
+  own.write("results.csv", "\n".join(lines))
+  for split in ("train", "val", "test"):
+    own.write(
+      f"{split}.txt",
+      "\n".join(n.removesuffix(".jpg") for n, s in zip(NAMES, SPLITS, strict=True) if s == split),
+    )
+
+
+def metadata_jsonl(own):
+  for split in ("train", "val", "test"):
+    own.images(split, split)
+    records = [
+      json.dumps({"file_name": NAMES[i], "text": CAPTIONS[i]})
+      for i in range(N)
+      if SPLITS[i] == split
+    ]
+    own.write(f"{split}/metadata.jsonl", "\n".join(records) + "\n\n")
+
+
+def metadata_csv(own):
+  own.images("")
+  lines = [["file_name", "caption_1", "caption_2", "split"]]
+  lines += [
+    [NAMES[i], CAPTIONS[i][0], CAPTIONS[i][1] if i % 2 else "", SPLITS[i]] for i in range(N)
+  ]
+  own.write("metadata.csv", b"\xef\xbb\xbf" + text_of_csv(lines).encode())
+
+
+def tsv(own):
+  own.images("a/b")
+  lines = ["filepath\tsentence\tsplit"]
+  lines += [f"/home/me/data/a/b/{NAMES[i]}\t{c}\t{SPLITS[i].upper()}" for i, c in PAIRS]
+  own.write("captions.tsv", "\r\n".join(lines))
+
+
+def semicolon_in_utf16(own):
+  own.images()
+  lines = [["Photo", "Text", "Set"], *([f"images\\{NAMES[i]}", c, SPLITS[i]] for i, c in PAIRS)]
+  own.write("captions.csv", text_of_csv(lines, ";").encode("utf-16"))
+
+
+def jsonl(own):
+  own.images()
+  records = [
+    {"image": f"./{NAMES[i]}", "captions": CAPTIONS[i], "split": SPLITS[i], "width": 3}
+    for i in range(N)
+  ]
+  own.write("captions.jsonl", "\n".join(map(json.dumps, records)))
+
+
+def json_of_each_split(own):
+  own.images()
+  for split in ("train", "val", "test"):
+    mine = [i for i in range(N) if SPLITS[i] == split]
+    records = [{"image": NAMES[i], "caption": CAPTIONS[i]} for i in mine]
+    own.write(f"{split}.json", json.dumps(records))
+
+
+def list_in_a_cell(own):
+  own.images()
+  lines = [["filename", "raw", "split"]]
+  lines += [[NAMES[i], json.dumps(CAPTIONS[i]), SPLITS[i]] for i in range(N)]
+  own.write("flickr_annotations.csv", text_of_csv(lines))
+
+
+def parquet(own):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet
+
+  own.images()
+  table = pyarrow.table({"image": NAMES, "captions": CAPTIONS, "split": SPLITS})
+  own.path.mkdir(exist_ok=True)
+  parquet.write_table(table, own.path / "captions.parquet")
+
+
+def shards(own):
+  own.images("tmp")
+  for split in ("train", "val", "test"):
+    with tarfile.open(own.path / f"{split}-000.tar", "w") as tar:
+      for i in range(N):
+        if SPLITS[i] != split:
+          continue
+        stem, _ = NAMES[i].rsplit(".", 1)
+        image = (own.path / "tmp" / NAMES[i]).read_bytes()
+        text = "\n".join(CAPTIONS[i]).encode()
+        record = json.dumps({"caption": CAPTIONS[i]}).encode()
+        caption = (".txt", text) if i % 2 else (".json", record)
+        for ending, content in ((".JPG" if i == 4 else ".jpg", image), caption):
+          member = tarfile.TarInfo(f"./{stem}{ending}")
+          member.size = len(content)
+          tar.addfile(member, io.BytesIO(content))
+  for name in NAMES:
+    (own.path / "tmp" / name).unlink()
+
+
+FORMATS = (
+  karpathy, coco, tokens, flickr30k_token, comma, pipe, metadata_jsonl, metadata_csv, tsv,
+  semicolon_in_utf16, jsonl, json_of_each_split, list_in_a_cell, parquet, shards,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__)
+def test_every_format_gives_the_same_images_captions_and_splits(own, make, picture):
+  make(own)
+  columns = "image=photo,caption=text,split=set" if make is semicolon_in_utf16 else ""
+  splits = own(columns=columns)
+  expected = EXPECTED
+  if make is pipe:
+    expected = {k: (s, [c.replace("|", "/") for c in t]) for k, (s, t) in EXPECTED.items()}
+  assert {k.replace(".JPG", ".jpg"): v for k, v in found(splits).items()} == expected
+  assert splits.lines[0].endswith(f"{N} images, {len(PAIRS)} captions, 3 of 3 splits given")
+  for split in splits.values():
+    for row, name in enumerate(split.image_names):
+      name = name.rpartition("/")[2].replace(".JPG", ".jpg")
+      assert split.pixels[row] == picture(NAMES.index(name))
+
+
+def write_csv(own, *lines, name="captions.csv"):
+  own.images()
+  own.write(name, "\n".join(lines) + "\n")
+
+
+def test_a_caption_with_unquoted_commas_or_quotes_is_read_to_its_end(own):
+  lines = [f"{name},a dog, a cat" for name in NAMES[1:]]
+  write_csv(own, "image,caption", f'{NAMES[0]},"Hi" he said', *lines)
+  texts = {name: captions for name, (_, captions) in found(own()).items()}
+  assert texts[NAMES[0]] == ['"Hi" he said']
+  assert texts[NAMES[1]] == ["a dog, a cat"]
+
+
+def test_the_line_of_flickr30k_that_lost_its_bar_is_read(own):
+  rows = [f"{name}| 0| a dog" for name in NAMES]
+  write_csv(own, "image_name| comment_number| comment", *rows, f"{NAMES[2]}| 4   A cat .")
+  assert found(own())[NAMES[2]][1] == ["a dog", "A cat ."]
+
+
+def test_a_table_without_a_header_and_another_name_is_found(own):
+  write_csv(own, *(f"{name},a dog {i}" for i, name in enumerate(NAMES)), name="mine.csv")
+  own.write("README.md", "x")
+  own.write("notes.txt", "not a table\n")
+  assert len(found(own())) == N
+
+
+def test_names_are_found_in_any_case_and_without_ending(own):
+  own.images("deep/er")
+  lines = [f"{name.upper() if i % 2 else name[:-4]},dog {i}" for i, name in enumerate(NAMES)]
+  own.write("captions.csv", "image,caption\n" + "\n".join(lines))
+  assert set(found(own())) == set(NAMES)
+
+
+def test_missing_images_are_counted_and_named(own):
+  write_csv(
+    own, "image,caption", *(f"{n},dog" for n in ("x.jpg", *NAMES, "y.jpg", "z.jpg", "u.jpg"))
+  )
+  splits = own()
+  assert len(found(splits)) == N
+  assert any("missing: 4 " in line and "x.jpg, y.jpg, z.jpg, ..." in line for line in splits.lines)
+  # The numbers of images are those of the table: rows of a feature file.
+  assert min(min(s.image_id) for s in splits.values()) == 1 and splits.n_images == N + 4
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    (["image,caption", "p0.jpg,"], "captions.csv, line 2: 'p0.jpg' has no caption"),
+    (["image,caption", ",a dog"], "captions.csv, line 2: the name of the image is ''"),
+    (["image,caption", "", "p0.jpg"], "captions.csv, line 3: 1 fields; expected 2: image, caption"),
+    (["photo,words", "p0.jpg,x"], "line 1: columns 'photo', 'words'; expected one of file names"),
+    (["image,caption,split", "p0.jpg,x,dv"], "line 2: split is 'dv'; expected train, val or test"),
+    (["image,caption,split", "p0.jpg,x,"], "line 2: split is empty"),
+    (
+      ["image,caption,split", "p0.jpg,x,val", "p0.jpg,y,test"],
+      "line 3: image p0.jpg is in split test; captions.csv, line 2 says val",
+    ),
+    (["image,caption", "../../etc/x.jpg,dog"], "line 2: image .* stays in"),
+    (["image,caption", "p0.jpg,\"['a dog' 'a cat']\""], "line 2: a list of captions has no commas"),
+    (["image,caption", "q.jpg,dog"], "none of the 1 images that captions.csv names"),
+    (["image,caption"], "captions.csv holds no captions"),
+    (["image,caption", "p0.jpg,dog", "p1.jpg,cat"], "2 different images are too few"),
+    (["image,caption,split", "p0.jpg,x,val"], "no image is of split train"),
+    ([], "captions.csv is empty, or no text"),
+  ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line(own, lines, message):
+  write_csv(own, *lines)
+  with pytest.raises(UserError, match=message):
+    own()
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("captions.csv", b"image,caption\np0.jpg,caf\xe9\n", "line 2: .* is not UTF-8"),
+    ("captions.jsonl", b'{"image": "p0.jpg", "caption": "x"}\n{"image": ', "line 2 is not JSON"),
+    ("captions.jsonl", b'{"image": "p0.jpg", "caption": 5}', "line 1: a caption is 5"),
+    ("captions.jsonl", b'{"image": "p0.jpg", "caption": "\\ud83d"}', "half of a surrogate pair"),
+    ("captions.jsonl", b'["p0.jpg", "dog"]', 'line 1: .*; expected {"file_name"'),
+    ("captions.parquet", b"PAR1", "captions.parquet is no parquet table"),
+    ("captions_train.json", b'{"images": [], "annotations": []}', "images is no list, or empty"),
+    (
+      "captions_train.json",
+      b'{"images": [{"id": 1, "file_name": "p0.jpg"}],'
+      b' "annotations": [{"image_id": 2, "caption": "x"}]}',
+      r"annotations\[0\]: image_id 2 is the id of no image",
+    ),
+    ("a.tar", b"no tar", "a.tar is no whole tar file"),
+    ("a.tar.gz", b"x", "a.tar.gz is compressed"),
+    ("notes.md", b"x", "holds no captions that are known .notes.md"),
+  ],
+)  # fmt: skip
+def test_a_file_that_is_not_as_expected_is_named(own, name, content, message):
+  own.images()
+  own.write(name, content)
+  with pytest.raises(UserError, match=message):
+    own()
+
+
+def test_two_formats_are_refused_and_one_can_be_named(own):
+  comma(own)
+  own.write("metadata.csv", (own.path / "captions.txt").read_bytes())
+  with pytest.raises(UserError, match="holds captions in 2 formats .*config.data.captions=FILE"):
+    own()
+  assert len(found(own(captions="metadata.csv"))) == N
+  assert len(found(own(dir=str(own.path / "captions.txt")))) == N
+
+
+def test_two_images_of_one_name_are_refused(own):
+  own.images("a")
+  own.images("b")
+  own.write("captions.csv", f"image,caption\n{NAMES[0]},dog\n")
+  with pytest.raises(UserError, match="line 2: image p0.jpg may be a/p0.jpg or b/p0.jpg"):
+    own()
+
+
+def test_parquet_without_pyarrow_names_the_extra(own, monkeypatch):
+  own.write("captions.parquet", b"PAR1")
+  monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+  with pytest.raises(UserError, match=r"needs pyarrow; pip install -e '.\[parquet\]'"):
+    own()
+
+
+def test_features_need_no_images(own, tmp_path):
+  own.write("captions.csv", "image,caption\n" + "\n".join(f"{n},dog {n}" for n in NAMES))
+  np.save(own.path / "image.npy", np.arange(N * 5, dtype=np.float32).reshape(N, 5))
+  splits = own(image="features")
+  for split in splits.values():
+    for row, name in enumerate(split.image_names):
+      assert split.image_features[row][0] == 5 * NAMES.index(name)
+
+
+@pytest.mark.parametrize(
+  ("name", "split"),
+  [
+    ("Flickr_8k.devImages.txt", "val"),
+    ("captions_train2017.json", "train"),
+    ("cc-validation-0001.tar", "val"),
+    ("train_val.txt", None),
+    ("contest.csv", None),
+    ("trainer.csv", None),
+    ("test", "test"),
+  ],
+)
+def test_a_name_speaks_of_a_split(name, split):
+  assert rows.split_in_name(name) == split
+
+
+def test_columns_are_mapped_by_role():
+  mapped = tables.mapping("image=photo, caption=first|second")
+  assert tables.roles(["Second", "photo", "first", "text"], mapped) == (1, [0, 2], None)
+  assert tables.roles(["photo", "first"], mapped) is None
+  with pytest.raises(UserError, match="config.data.columns is 'photo'"):
+    tables.mapping("photo")

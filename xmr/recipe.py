@@ -1,0 +1,58 @@
+"""What suits a number of captions, where a config leaves it open."""
+
+import math
+
+# Losses that a model from scratch collapses under without easier epochs before them.
+_HARDEST = ("max_of_hinges", "imc")
+
+
+def by_size(config, captions, *, devices=1):
+  """Returns a config whose open fields suit a set of so many training captions.
+
+  Open are, where they are 0: batch_size (a sixteenth of the captions, 16 to 128, a power of two);
+  epochs and steps (30 epochs up to 1,000 captions, half of that for every sixteenfold, at least 5);
+  evaluate.epochs and .steps (20 validations); optimizer.learning_rate (1e-3, 3e-4 from config.init
+  or pretrained weights on) and its warmup_steps (a twentieth); for a loss on the hardest negatives
+  alone the warm-up's (a quarter). A field that is set stays.
+
+  Args:
+    config: ConfigDict with recipe "by_size".
+    captions: int, of the training split.  devices: int; the batch is a multiple of it.
+  Returns:
+    ConfigDict, locked; `config` is not changed.
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    if not config.batch_size:
+      size = min(128, max(16, 2 ** int(math.log2(max(1, captions / 16)))))
+      size = min(size, captions)
+      config.batch_size = max(devices, size // devices * devices)
+    samples = max(1, captions // config.batch_size)
+    if not config.epochs and not config.steps:
+      config.epochs = float(round(min(30, max(5, 30 * (1000 / captions) ** (1 / 4)))))
+    steps = config.steps or round(config.epochs * samples)
+    if not config.evaluate.epochs and not config.evaluate.steps:
+      config.evaluate.steps = max(1, steps // 20)
+    optimizer, warmup = config.optimizer, config.warmup
+    if not optimizer.learning_rate:
+      pretrained = config.init or config.model.image.weights
+      optimizer.learning_rate = 3e-4 if pretrained else 1e-3
+    if not optimizer.warmup_steps:
+      optimizer.warmup_steps = max(1, steps // 20)
+    if config.loss.name in _HARDEST and not warmup.epochs and not warmup.steps and not config.init:
+      warmup.steps = steps // 4
+  return config
+
+
+def line(config, captions):
+  """Returns what was chosen as one line."""
+  length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
+  return (
+    f"for {captions:,} training captions: batch_size={config.batch_size}, {length}, "
+    f"learning_rate={config.optimizer.learning_rate:g} after {config.optimizer.warmup_steps} steps "
+    f"of warm-up, a validation every {_every(config.evaluate)}"
+  )
+
+
+def _every(section):
+  return f"{section.steps:,} steps" if section.steps else f"{section.epochs:g} epochs"

@@ -1,11 +1,16 @@
 """How the commands read their arguments: a mistake is one line, told before JAX is imported."""
 
 import argparse
+import importlib.machinery
+import importlib.util
 import os
 import re
+import sys
+import traceback
 
 from absl import flags
 
+from xmr import home
 from xmr.errors import UserError
 
 
@@ -27,11 +32,14 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
       flags.
   """
   # ml_collections wants the file before its fields, and looks at sys.argv itself: sorted in place.
-  argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
+  argv[1:] = sorted(
+    map(home.argument, argv[1:]), key=lambda argument: not argument.startswith("--config=")
+  )
   for argument in argv[1:]:
-    path = argument.removeprefix("--config=").partition(":")[0]
-    if argument.startswith("--config=") and not os.path.isfile(path):
-      raise UserError(f"--config: no file {path}")
+    if argument.startswith("--config="):
+      # Once more than needed: what is wrong in the file is hard to tell from what is wrong in the
+      # flags that change its fields.
+      load_config(*argument.removeprefix("--config=").partition(":")[::2])
   try:
     rest = values(argv)
     if len(rest) > 1:
@@ -42,6 +50,7 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
     # A config is loaded when it is first looked at; a sweep's is a name.
     if "config" in values and hasattr(values.config, "lock"):
       values.config.lock()
+      home.expand(values.config)
   except UserError:
     raise
   except (AttributeError, KeyError) as error:
@@ -53,6 +62,40 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
   except (flags.Error, TypeError, ValueError, OSError) as error:
     # A config's own complaint comes wrapped in the traceback of the flag that loads it.
     raise UserError(str(error).rpartition("xmr.errors.UserError: ")[2]) from None
+
+
+def load_config(path, variant=""):
+  """Returns the config of a file, of its variant where one is named.
+
+  Raises:
+    UserError: no such file, or one that does not parse, that raises, or that has no get_config.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f"--config: no file {path}")
+  # The folder above, so that a config finds the part that it shares with others.
+  for folder in (os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()):
+    if folder not in sys.path:
+      sys.path.insert(0, folder)
+  name = f"config_{os.path.splitext(os.path.basename(path))[0]}"
+  try:
+    # By name, as its suffix need not be .py.
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+  except UserError:
+    raise
+  except SyntaxError as error:
+    where = f"{error.filename}, line {error.lineno}" if error.lineno else path
+    raise UserError(f"--config: {where}: {error.msg}; expected a Python file") from None
+  except Exception as error:
+    mine = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == path]
+    where = f"{path}, line {mine[-1].lineno}" if mine else path
+    raise UserError(f"--config: {where}: {type(error).__name__}: {error}") from None
+  if not hasattr(config, "lock"):
+    found = type(config).__name__
+    raise UserError(f"--config: get_config of {path} returns a {found}; expected a ConfigDict")
+  return config
 
 
 def parser(command, description):
@@ -75,8 +118,9 @@ def parsed(parser, argv, *, needed=(), usage=""):
     raise UserError(f"{message}; {parser.prog} --help shows what is expected")
 
   parser.error = refuse
+  given = sys.argv[1:] if argv is None else argv
   try:
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args([home.argument(text) for text in given])
   except argparse.ArgumentError as error:
     refuse(str(error))
   for name in needed:
@@ -89,6 +133,6 @@ def keep_compiled(cache_dir):
   """Keeps compiled programs, small ones too, in the folder `xla` of a cache; returns nothing."""
   import jax
 
-  jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(cache_dir), "xla"))
+  jax.config.update("jax_compilation_cache_dir", os.path.join(home.expanded(cache_dir), "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

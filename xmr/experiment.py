@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr import checkpoint, data, losses, models, optim, parallel, recipe
+from xmr import checkpoint, data, home, losses, models, optim, parallel, recipe
 from xmr import config as config_lib
 from xmr.data import pipeline
 from xmr.data import text as words
@@ -89,6 +89,7 @@ def prepare(config, workdir, *, eval_only=False):
   Raises:
     UserError: anything wrong, before a training step is compiled.
   """
+  home.expand(config)
   config_lib.validate(config)
   mesh = parallel.mesh()
   loss, warmup_loss = losses_of(config, mesh)

@@ -8,7 +8,7 @@ import sys
 
 import jax
 
-from xmr import checkpoint
+from xmr import checkpoint, home
 from xmr import config as config_lib
 from xmr.errors import UserError
 from xmr.files import read_json, write_json
@@ -37,9 +37,8 @@ def check_folder(config, workdir):
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
-  different = config_lib.differences(
-    read_json(path), json.loads(json.dumps(config_lib.flat(config)))
-  )
+  old = {name: home.expanded(value) for name, value in read_json(path).items()}
+  different = config_lib.differences(old, json.loads(json.dumps(config_lib.flat(config))))
   if different:
     raise UserError(
       f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr import checkpoint, losses
+from xmr import checkpoint, home, losses
 from xmr import config as config_lib
 from xmr.data.pairs import SCHEMES, Pairs
 from xmr.data.text_graph import SIGNALS
@@ -66,6 +66,7 @@ def hardness(similarity, batch):
 
 def validate(config):
   """Raises UserError for a config that the two stages cannot run."""
+  home.expand(config)
   config_lib.validate(config)
   if jax.process_count() > 1:
     raise UserError(f"config.task=fine_grained runs in one process; found {jax.process_count()}")

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from xmr import checkpoint, models
+from xmr import checkpoint, home, models
 from xmr import config as config_lib
 from xmr.data import Vocabulary, features, images
 from xmr.data.text import encode_all, tokenize
@@ -358,6 +358,7 @@ def config_of(flat, *, where):
     config.update_from_flattened_dict(values)
   except (TypeError, ValueError) as error:
     raise UserError(f"{where} holds a value of the wrong type: {error}") from None
+  home.expand(config)
   return config
 
 

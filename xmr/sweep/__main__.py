@@ -13,10 +13,8 @@ Ends with table.md, table.csv, differences.csv and a plot for every --grid in th
 
 import concurrent.futures
 import dataclasses
-import importlib.util
 import itertools
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -25,7 +23,7 @@ import time
 
 from absl import flags
 
-from xmr import command_line
+from xmr import command_line, home
 from xmr.errors import UserError, reported
 
 # What may differ between a finished run and the run that is asked for: where it runs, not what it
@@ -106,7 +104,7 @@ def read_flags(own, argv):
   UserError.
   """
   ours, changes = [argv[0]], {}
-  for argument in argv[1:]:
+  for argument in map(home.argument, argv[1:]):
     key, equals, value = argument.lstrip("-").partition("=")
     if argument.startswith("-") and key.startswith("config."):
       if not equals:
@@ -138,20 +136,6 @@ def read_flags(own, argv):
       raise UserError("--grid 'seed=...' is what --seeds is for")
     grid[key] = values
   return changes, grid
-
-
-def load(path, variant):
-  """Returns the config of a file; UserError where the file or the variant is not there."""
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"--config: no file {path}")
-  # The folder above, so that a config finds the part that it shares with others.
-  for folder in (str(pathlib.Path(path).resolve().parents[1]), os.getcwd()):
-    if folder not in sys.path:
-      sys.path.insert(0, folder)
-  spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant) if variant else module.get_config()
 
 
 def put(config, key, text):
@@ -213,9 +197,13 @@ def cells(source, changes, grid, seeds, workdir):
     fields = {key: value for key, value in setting.items() if key != "variant"}
     try:
       for seed in range(seeds):
-        config, given = load(path, variant), {**QUIET, **changes, **fields, "seed": str(seed)}
+        config, given = (
+          command_line.load_config(path, variant),
+          {**QUIET, **changes, **fields, "seed": str(seed)},
+        )
         for key, value in given.items():
-          put(config, key, value)
+          put(config, key, home.expanded(value))
+        home.expand(config)
         config_lib.validate(config)
         name = (
           ",".join(f"{key}={value}" for key, value in setting.items()).replace("/", "_") or "all"

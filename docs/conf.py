@@ -7,16 +7,27 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 project = "xmr"
 author = "the xmr authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-# Links to files of the repository, such as ../configs/own.py, are right on a forge.
-myst_all_links_external = False
-suppress_warnings = []
-nitpicky = False
 html_theme = "alabaster"
-html_theme_options = {"page_width": "1100px", "sidebar_width": "240px"}
+html_theme_options = {"page_width": "1100px", "sidebar_width": "240px", "show_powered_by": False}
 html_sidebars = {"**": ["about.html", "searchbox.html", "navigation.html"]}
-autodoc_default_options = {"members": True, "imported-members": False}
-autodoc_typehints = "signature"
+
+
+def as_written(app, what, name, obj, options, lines):
+  """Shows a docstring as it stands in the source: formulas and shapes are aligned by hand."""
+  if len(lines) > 1:
+    rest = ["    " + line for line in lines[1:]]
+    lines[:] = [
+      lines[0].replace("*", r"\*").replace("|", r"\|"),
+      "",
+      ".. code-block:: text",
+      "",
+      *rest,
+    ]
+
+
+def setup(app):
+  """Connects the above."""
+  app.connect("autodoc-process-docstring", as_written)

@@ -13,9 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from configs import fgcmir_wiki
+from xmr import train
 from xmr.data import labelled
 from xmr.errors import UserError
-from xmr.fine_grained import command, report, table, two_stage
+from xmr.fine_grained import report, table, two_stage
 from xmr.fine_grained.data import load, scale
 from xmr.fine_grained.scores import area_under_roc
 from xmr.fine_grained.semantic_matching import logistic_regression, posteriors, semantic_matching
@@ -85,14 +86,14 @@ def scores_of(folder):
 def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(
   make_config, tmp_path, capsys
 ):
-  results = command.train_and_evaluate(make_config(), tmp_path / "run")
+  results = train.train_and_evaluate(make_config(), tmp_path / "run")
   written = json.loads((tmp_path / "run" / "results.json").read_text())
   assert written["metrics"] == results["metrics"]
   assert (
     results["metrics"]["map"] == (results["metrics"]["i2t/map"] + results["metrics"]["t2i/map"]) / 2
   )
-  assert results["metrics"]["map"] > results["random"] + 0.1
-  assert {"semantic_matching", "semantic_matching_words"} <= set(results)
+  assert results["metrics"]["map"] > results["baselines"]["random"]["map"] + 0.1
+  assert {"semantic_matching", "semantic_matching_words"} <= set(results["baselines"])
   for file in (
     "precision_recall.png",
     "hardness.png",
@@ -104,24 +105,27 @@ def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(
   assert (tmp_path / "run" / "hardness.md").read_text().count("- g = ") == 10
   assert any("val/auc" in line for line in scores_of(tmp_path / "run" / "siamese"))
   assert "semantic matching" in capsys.readouterr().out
-  with np.load(tmp_path / "run" / "per_query.npz") as arrays:
-    assert arrays["i2t"].mean() == pytest.approx(results["metrics"]["i2t/map"])
+  with np.load(tmp_path / "run" / "queries.npz") as arrays:
+    assert arrays["i2t/map"].mean() == pytest.approx(results["metrics"]["i2t/map"])
   metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
-  again = command.train_and_evaluate(make_config(), tmp_path / "run", eval_only=True)
+  again = train.train_and_evaluate(make_config(), tmp_path / "run", eval_only=True)
   assert again["metrics"] == pytest.approx(results["metrics"], abs=1e-6)
   assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
 
 
 def test_eval_only_without_a_run_is_refused(make_config, tmp_path):
   with pytest.raises(UserError, match="--eval_only: .*run has no checkpoints; train first"):
-    command.train_and_evaluate(make_config("base"), tmp_path / "run", eval_only=True)
+    train.train_and_evaluate(make_config("base"), tmp_path / "run", eval_only=True)
   assert not (tmp_path / "run").exists()
 
 
 def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
   config = make_config("lda", steps=96)
   results = two_stage.run(config, tmp_path / "run", Asked(), baselines=False)
-  assert results["words"] is None and results["metrics"]["map"] > results["random"] + 0.1
+  assert (
+    results["details"]["words"] is None
+    and results["metrics"]["map"] > results["baselines"]["random"]["map"] + 0.1
+  )
   config.graph.layers = 2
   with pytest.raises(
     UserError, match="config.graph.signal=features .* expected config.graph.layers=0"
@@ -154,7 +158,7 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
   with config.ignore_type():
     config.table.update({"variants": ("base", "hardness", "lda"), "seeds": (0, 1)})
   config.graph.min_count, config.model.dim, config.steps = 2, 16, 6
-  results = command.train_and_evaluate(config, tmp_path / "table")
+  results = train.train_and_evaluate(config, tmp_path / "table")
   assert (
     set(results["rows"]) == {"base", "hardness", "lda"} and results["rows"]["base"]["map"]["n"] == 2
   )
@@ -188,18 +192,18 @@ def test_the_table_has_a_row_per_variant_and_tests_against_base(make_config, tmp
   form = json.loads((tmp_path / "table" / "seed1" / "hardness" / "config.json").read_text())
   assert form["loss.form"] == "h" and form["seed"] == 1
   monkeypatch.setattr(two_stage, "run", None)  # Finished runs are read.
-  assert command.train_and_evaluate(config, tmp_path / "table")["rows"] == results["rows"]
+  assert train.train_and_evaluate(config, tmp_path / "table")["rows"] == results["rows"]
 
 
 def test_paired_tests_see_a_row_that_is_better_on_every_query():
   rng = np.random.default_rng(0)
-  base = [{"i2t": rng.random(40), "t2i": rng.random(40)} for _ in range(3)]
+  base = [{"i2t/map": rng.random(40), "t2i/map": rng.random(40)} for _ in range(3)]
   found = {
     "base": base,
     "fine_grained": [{name: x + 0.01 for name, x in run.items()} for run in base],
   }
   rows = {name: table.mean_of(runs) for name, runs in found.items()}
-  rows["semantic_matching"] = {"i2t": rng.random(40), "t2i": rng.random(40)}
+  rows["semantic_matching"] = {"i2t/map": rng.random(40), "t2i/map": rng.random(40)}
   tests = table.tests(found, rows)
   assert tests["fine_grained"]["map"]["difference"] == pytest.approx(0.01)
   assert (
@@ -212,10 +216,13 @@ def test_paired_tests_see_a_row_that_is_better_on_every_query():
 
 def test_the_best_variant_is_held_against_two_regressions():
   rng = np.random.default_rng(0)
-  run = {"i2t": rng.random(40), "t2i": rng.random(40)}
-  found = {"base": [run], "cross_entropy": [{"i2t": run["i2t"] + 0.02, "t2i": run["t2i"]}]}
+  run = {"i2t/map": rng.random(40), "t2i/map": rng.random(40)}
+  found = {
+    "base": [run],
+    "cross_entropy": [{"i2t/map": run["i2t/map"] + 0.02, "t2i/map": run["t2i/map"]}],
+  }
   rows = {name: table.mean_of(runs) for name, runs in found.items()}
-  rows["semantic_matching_words"] = {"i2t": run["i2t"], "t2i": run["t2i"] + 0.01}
+  rows["semantic_matching_words"] = {"i2t/map": run["i2t/map"], "t2i/map": run["t2i/map"] + 0.01}
   best = table.best_against(found, rows)
   assert best["row"] == "cross_entropy"
   differences = [best[figure]["difference"] for figure in ("i2t/map", "t2i/map", "map")]
@@ -231,7 +238,7 @@ def test_an_unknown_row_of_the_table_is_named(make_config, tmp_path):
   with pytest.raises(
     UserError, match="config.table.variants holds 'other'; expected some of base, fine_grained"
   ):
-    command.train_and_evaluate(config, tmp_path / "table")
+    train.train_and_evaluate(config, tmp_path / "table")
 
 
 def test_hardness_is_low_for_alike_positives_and_for_unlike_negatives():
@@ -322,5 +329,5 @@ def test_a_wrong_field_is_named_before_the_run_folder_exists(
   config = make_config()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message):
-    command.train_and_evaluate(config, tmp_path / "run")
+    train.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run" / "checkpoints").exists()

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 from xmr import recipe
 from xmr.errors import UserError
+from xmr.tasks import TASKS
 
 placeholder = config_dict.placeholder
 
@@ -17,7 +18,7 @@ def base_config():
   defaults.
   """
   config = ml_collections.ConfigDict()
-  config.task = "retrieval"  # retrieval: one dual encoder · fine_grained: the two stages of FG-CMIR
+  config.task = "retrieval"  # a name in xmr.tasks.TASKS
   config.seed = 0
   # fixed: as given · by_size: fields that are 0 suit the number of captions (xmr/recipe.py)
   config.recipe = "fixed"
@@ -216,7 +217,7 @@ RESUMABLE = (
 FEATURE_ENCODERS = ("linear", "mlp")
 
 CHOICES = {
-  "task": ("retrieval", "fine_grained"),
+  "task": tuple(TASKS),
   "recipe": ("fixed", "by_size"),
   "match": ("image_id", "pair"),
   "loss_form": ("plain", "ring"),

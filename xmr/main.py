@@ -66,10 +66,14 @@ def main(argv):
 
     logging.set_verbosity(logging.ERROR)
     start_jax(CONFIG.value)
-    from xmr import parallel, run
+    from xmr import parallel, preemption, train
 
+    stop = preemption.Stop(every=CONFIG.value.log.steps)
     with parallel.together(), reported():
-      run.run(CONFIG.value, WORKDIR.value, eval_only=EVAL_ONLY.value)
+      train.train_and_evaluate(CONFIG.value, WORKDIR.value, eval_only=EVAL_ONLY.value, stop=stop)
+    if stop.signal == "SIGINT":
+      # As a shell expects of a command that Ctrl-C ended: what is chained behind it does not run.
+      raise SystemExit(130)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Training: one pure step, one loop, and the evaluation of what came out."""
+"""Training: one pure step, one loop, one front door; what is trained is a Stage of a task."""
 
+import dataclasses
 import functools
 import inspect
+import pathlib
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
 import jax
+import ml_collections
 import numpy as np
 import optax
 
-from xmr import checkpoint, encode, mining, parallel, run_folder
-from xmr.config import in_steps
-from xmr.eval import configured, protocol
-from xmr.experiment import prepare
-from xmr.files import write_arrays
-from xmr.inspect import plots
+from xmr import checkpoint, parallel, tasks
+from xmr.errors import UserError
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
@@ -43,48 +43,61 @@ class TrainState:
     }
 
 
-def train_step(state, batch, pool, *, model, transform, loss, miner=None, match="image_id", seed=0):
-  """One step: encode, mine, loss, gradient, update.
+def embed_and_compare(
+  params, state, batch, pool, *, model, loss, miner=None, match="image_id", seed=0
+):
+  """The objective of retrieval: encode, mine, loss.
 
   Args:
-    state: TrainState.
-    batch: dict of global arrays (design: batch), B rows.
+    params: of the model; differentiated.
+    state: TrainState.  batch: dict of global arrays (design: batch), B rows.
     pool: what the miner chooses from, or None.
     model: DualEncoder.
-    transform: optax.GradientTransformation.
     loss: function of xmr.losses with its parameters bound.
     miner: function of mining.make(), for losses that take negatives.
     match: "image_id": captions of one image are never its negatives; "pair": only the pair itself
       is a match (released).
     seed: int, of dropout and random mining.
   Returns:
-    (TrainState, terms): terms a dict of [] float32: loss, its named terms, norms of gradient,
-    parameters and update.
+    (loss [], (terms, what changes in the state beside the parameters)).
   """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
-  dropout, mined = jax.random.split(key)
+  dropout, mined = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
   same = owner = None
   if match == "image_id":
     owner = batch["image_id"]
     same = owner[:, None] == owner[None, :]
+  variables = {**state.variables, "params": params}
+  (image, text), updated = model.apply(
+    variables, batch, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
+  )
+  tensors = {"image": image, "text": text, "match": same, "image_id": owner}
+  bank = state.bank
+  if miner is not None:
+    negatives, bank = miner(variables, batch, tensors, pool, bank, step=state.step, key=mined)
+    tensors |= negatives
+  value, terms = loss(
+    **{name: tensors[name] for name in inspect.signature(loss).parameters if name in tensors}
+  )
+  return value, (terms, {"batch_stats": updated.get("batch_stats", {}), "bank": bank})
 
-  def objective(params):
-    variables = {**state.variables, "params": params}
-    (image, text), updated = model.apply(
-      variables, batch, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
-    )
-    tensors = {"image": image, "text": text, "match": same, "image_id": owner}
-    bank = state.bank
-    if miner is not None:
-      negatives, bank = miner(variables, batch, tensors, pool, bank, step=state.step, key=mined)
-      tensors |= negatives
-    value, terms = loss(
-      **{name: tensors[name] for name in inspect.signature(loss).parameters if name in tensors}
-    )
-    return value, (terms, updated.get("batch_stats", {}), bank)
 
-  (value, (terms, batch_stats, bank)), gradient = jax.value_and_grad(objective, has_aux=True)(
-    state.params
+def train_step(state, batch, pool, *, transform, objective=embed_and_compare, **settings):
+  """One step of any stage: objective, gradient, update.
+
+  Args:
+    state: TrainState.
+    batch: dict of arrays, as the objective takes it.
+    pool: what the objective reads beside the batch, or None.
+    transform: optax.GradientTransformation.
+    objective: function (params, state, batch, pool, **settings) -> (loss, (terms, changes of the
+      state)).
+    settings: of the objective: for retrieval `model`, `loss`, `miner`, `match`, `seed`.
+  Returns:
+    (TrainState, terms): terms a dict of [] float32: loss, its named terms, norms of gradient,
+    parameters and update.
+  """
+  (value, (terms, changes)), gradient = jax.value_and_grad(objective, has_aux=True)(
+    state.params, state, batch, pool, **settings
   )
   updates, opt_state = transform.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -95,7 +108,18 @@ def train_step(state, batch, pool, *, model, transform, loss, miner=None, match=
     "parameter_norm": optax.tree.norm(params),
     "update_norm": optax.tree.norm(updates),
   }
-  return TrainState(state.step + 1, params, batch_stats, opt_state, bank), terms
+  return state.replace(step=state.step + 1, params=params, opt_state=opt_state, **changes), terms
+
+
+def compiled(*, options=None, **settings):
+  """Returns the jitted train_step with its settings bound; the state given to it is used up.
+
+  Args:
+    options: of the compiler, as {name: value}.  settings: as `train_step`.
+  """
+  return jax.jit(
+    functools.partial(train_step, **settings), donate_argnums=0, compiler_options=options
+  )
 
 
 def create_train_state(variables, transform, *, mesh, bank=None):
@@ -106,127 +130,140 @@ def create_train_state(variables, transform, *, mesh, bank=None):
   return TrainState(step, variables["params"], variables.get("batch_stats", {}), opt_state, bank)
 
 
-def embeddings(experiment, variables, split):
-  """Returns (image [N, D], text [T, D]) float32 of a split."""
-  e = experiment
-  encoded = functools.partial(
-    encode.encode_split,
-    e.model,
-    variables,
-    split,
-    config=e.config,
-    mesh=e.mesh,
-    vocabulary=e.vocabulary,
-  )
-  return encoded(side="image"), encoded(side="text")
+@dataclasses.dataclass(frozen=True)
+class Validation:
+  """What a validation found."""
+
+  score: float  # the higher, the better; selects the best checkpoint
+  metrics: dict[str, float]  # logged as val/NAME
+  line: str  # the same for people
+  picture: Callable[[], np.ndarray] | None = None  # draws [H, W, 3] uint8, for TensorBoard
 
 
-def train_and_evaluate(config, workdir):
-  """Trains a run, or goes on with it, and scores it.
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """The steps of a stage that share a loss."""
+
+  name: str  # of the loss
+  until: int  # its last step
+  step: Callable  # train_step with its settings bound, jitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One training: what is learned, from which batches, and what says how good it is."""
+
+  name: str  # for people: "retrieval", "siamese"
+  workdir: pathlib.Path  # its checkpoints and curves
+  config: ml_collections.ConfigDict
+  initial: Callable[[], TrainState]
+  phases: tuple[Phase, ...]  # in order; the last one ends the stage
+  batches: Callable[[int], Iterator[dict]]  # host batches from a step on
+  ids: str  # field of a batch that names its rows, for errors
+  place: Callable[[dict], dict]  # puts a batch on the devices
+  pool: Any  # on the devices; what steps read beside the batch
+  validate: Callable[[TrainState], Validation]
+  every: int  # steps between validations
+  shown: str  # name of the score on the progress line
+  record: Callable[[dict | None], dict]  # what a checkpoint says of its run; given the best so far
+  rates: optax.Schedule
+  steps_per_epoch: int
+
+  @property
+  def steps(self):
+    """The last step."""
+    return self.phases[-1].until
+
+  def phase(self, step):
+    """Returns the phase that a step (from 1) belongs to."""
+    return next(phase for phase in self.phases if step <= phase.until)
+
+
+def train_and_evaluate(config, workdir, *, eval_only=False, stop=None):
+  """Trains a run, or goes on with it, and scores it; prints and writes its results.
 
   Order of starting values: 1. the newest checkpoint of this run that restores; 2. the best one of
   the run in config.init; 3. pretrained weights of the image backbone; 4. from scratch.
 
   Args:
-    config: validated config.
+    config: of a file in configs/; config.task names what is trained.
     workdir: folder of the run.
+    eval_only: True scores what is there.
+    stop: Stop, which tells afterwards what ended the training early.
   Returns:
     The results, as in results.json; None where the run was stopped before its end.
   Raises:
     UserError: anything wrong with config, data or run folder; a loss that is not finite.
   """
-  experiment = prepare(config, workdir)
-  return score(experiment)[0] if train(experiment) else None
+  if config.task not in tasks.TASKS:
+    raise UserError(f"config.task is {config.task!r}; expected one of {', '.join(tasks.TASKS)}")
+  stop = Stop(every=config.log.steps) if stop is None else stop
+  task = tasks.module(config.task)
+  return task.train_and_evaluate(config, workdir, eval_only=eval_only, stop=stop)
 
 
-def train(experiment):
-  """Trains up to the last step of the config; returns False where a signal stopped it, with a
-  checkpoint.
+def fit(stage, stop):
+  """Runs a stage from its newest checkpoint to its last step.
+
+  Args:
+    stage: Stage.
+    stop: Stop, entered: signals are noted, not obeyed at once.
+  Returns:
+    True at the last step; False where a signal stopped the run, with a checkpoint.
   """
-  e = experiment
-  configured.check(e.config, e.splits[e.config.evaluate.split])
-  with (
-    Stop(every=e.config.log.steps) as stop,
-    run_folder.held(
-      e.config, e.workdir, vocabulary=e.vocabulary, record=getattr(e.splits, "record", None)
-    ),
-  ):
-    return fit(e, stop)
-
-
-def fit(experiment, stop):
-  """Runs the loop to its last step; returns False where a signal stopped it."""
-  e, config = experiment, experiment.config
-  checkpoints = checkpoint.Checkpoints(e.workdir)
-  miner, pool, bank = mining.make(e)
-  state, best = restore(
-    e, checkpoints, create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank)
-  )
+  config = stage.config
+  checkpoints = checkpoint.Checkpoints(stage.workdir)
+  state, best = restore(stage, checkpoints)
   start = int(state.step)
   writer = Writer(
-    e.workdir,
+    stage.workdir,
     step=start,
-    total=e.total_steps,
+    total=stage.steps,
     tensorboard=config.log.tensorboard,
     progress=config.log.progress,
     active=jax.process_index() == 0,
   )
-  writer.say(f"from step {start} of {e.total_steps}") if start else writer.hparams(e.flat_config)
+  if start:
+    writer.say(f"{stage.name}: from step {start} of {stage.steps}")
+  else:
+    writer.hparams(stage.record(None)["config"])
   journal = Journal(
-    writer, batch_size=config.batch_size, steps_per_epoch=e.steps_per_epoch, rates=e.rates
+    writer,
+    batch_size=config.batch_size,
+    steps_per_epoch=stage.steps_per_epoch,
+    rates=stage.rates,
   )
   if best["score"] is not None:
     journal.scores = {"best": best["score"]}
-  profiler = Profiler(config.profile, e.workdir, start=start)
-  step_of = functools.partial(
-    train_step,
-    model=e.model,
-    transform=e.transform,
-    miner=miner,
-    match=config.match,
-    seed=config.seed,
-  )
-  run_step, run_warmup = (
-    jax.jit(
-      functools.partial(step_of, loss=loss),
-      donate_argnums=0,
-      compiler_options=parallel.compiler_options(e.mesh),
-    )
-    for loss in (e.loss, e.warmup_loss)
-  )
-  every = max(1, in_steps(config.evaluate, e.steps_per_epoch, name="config.evaluate."))
-  batches = e.train_batches(start)
+  profiler = Profiler(config.profile, stage.workdir, start=start)
+  batches = stage.batches(start)
   try:
-    for step in range(start + 1, e.total_steps + 1):
+    for step in range(start + 1, stage.steps + 1):
       begun = time.perf_counter()
       batch = next(batches)
       waited = time.perf_counter() - begun
-      state, terms = (run_warmup if step <= e.warmup_steps else run_step)(
-        state, parallel.shard(e.mesh, batch), pool
-      )
-      journal.record(step, batch["text_id"], terms, waited=waited)
+      state, terms = stage.phase(step).step(state, stage.place(batch), stage.pool)
+      journal.record(step, batch[stage.ids], terms, waited=waited)
       profiler.step(step, state)
-      stopping = step < e.total_steps and stop.wanted(step)
-      validating = step % every == 0 or step == e.total_steps
-      saving = (
-        validating or stopping or (config.checkpoint.steps and step % config.checkpoint.steps == 0)
-      )
+      last = step == stage.steps
+      stopping = not last and stop.wanted(step)
+      validating = last or step % stage.every == 0
+      saving = validating or stopping or divides(config.checkpoint.steps, step)
       if saving or step % config.log.steps == 0:
         journal.flush()
       score = None
       if validating:
-        score, best = validate(e, state, best, writer, journal)
+        score, best = validated(stage, state, best, writer, journal)
       if saving:
         begun = time.perf_counter()
         checkpoints.save(
-          step, params=state.params, state=rest(state), score=score, run=e.run_record(best)
+          step, params=state.params, state=rest(state), score=score, run=stage.record(best)
         )
         writer.scalars(step, {"seconds/checkpoint": time.perf_counter() - begun})
         journal.restart()
       if stopping:
         writer.say(
-          f"{stop.reason}: saved step {step} of {e.total_steps}; the same command goes on from "
-          "there"
+          f"{stop.reason}: saved step {step} of {stage.steps}; the same command goes on from there"
         )
         return False
     return True
@@ -234,6 +271,11 @@ def fit(experiment, stop):
     profiler.close()
     writer.close()
     checkpoints.close()
+
+
+def divides(every, step):
+  """Returns whether a step is one of every so many; never for 0."""
+  return bool(every) and step % every == 0
 
 
 def rest(state):
@@ -246,8 +288,11 @@ def rest(state):
   }
 
 
-def restore(experiment, checkpoints, state):
-  """Returns the newest saved state and its best score so far, or the given one and none."""
+def restore(stage, checkpoints):
+  """Returns the newest saved state of a stage and its best score so far, or the initial one and
+  none.
+  """
+  state = stage.initial()
   restored = checkpoints.latest(state.params, rest(state))
   if restored is None:
     return state, {"score": None, "step": None}
@@ -255,57 +300,17 @@ def restore(experiment, checkpoints, state):
   return TrainState(params=params, **others), run["best"]
 
 
-def validate(experiment, state, best, writer, journal):
-  """Scores the validation split, writes it, and returns (score that selects, best so far)."""
-  begun, step, split = time.perf_counter(), int(state.step), experiment.splits["val"]
-  image, text = embeddings(experiment, state.variables, split)
-  metrics = protocol.score(
-    encode.over_devices(image, experiment.mesh),
-    text,
-    split.image_of_text,
-    kind=experiment.config.similarity,
-  )
-  score = metrics["rsum"]
-  if best["score"] is None or score > best["score"]:
-    best = {"score": score, "step": step}
-  values = {f"val/{name}": value for name, value in metrics.items()}
+def validated(stage, state, best, writer, journal):
+  """Scores a state, writes what was found, and returns (score that selects, best so far)."""
+  begun, step = time.perf_counter(), int(state.step)
+  found = stage.validate(state)
+  if best["score"] is None or found.score > best["score"]:
+    best = {"score": found.score, "step": step}
+  values = {f"val/{name}": value for name, value in found.metrics.items()}
   writer.scalars(step, {**values, "seconds/evaluation": time.perf_counter() - begun})
-  if writer.board and experiment.config.picture:
-    figure = plots.retrieved(
-      image, text, split, kind=experiment.config.similarity, folder=experiment.config.data.dir
-    )
-    writer.image(step, "val/retrieved", plots.pixels(figure))
+  if writer.board and found.picture:
+    writer.image(step, "val/retrieved", found.picture())
   mark = " (best)" if best["step"] == step else ""
-  writer.say(
-    f"epoch {step / experiment.steps_per_epoch:.2f}, step {step}: {protocol.line(metrics)}{mark}"
-  )
-  journal.scores = {"rsum": score, "best": best["score"]}
-  return score, best
-
-
-def score(experiment):
-  """Scores the checkpoint that config.evaluate.select names on config.evaluate.split.
-
-  Writes results.json, and what each query scores into queries.npz.
-
-  Returns:
-    (results, image [N, D], text [T, D]): as in results.json, and the embeddings that were scored.
-  """
-  e, config = experiment, experiment.config
-  step, variables, _ = checkpoint.load(e.workdir, config.evaluate.select)
-  split = e.splits[config.evaluate.split]
-  image, text = embeddings(e, parallel.replicate(e.mesh, variables), split)
-  found, queries = configured.figures(config, split, image, text)
-  workdir = e.workdir if jax.process_index() == 0 else None
-  if workdir:
-    write_arrays(workdir / "queries.npz", queries)
-  results = protocol.report(
-    encode.over_devices(image, e.mesh),
-    text,
-    split,
-    config=config,
-    step=step,
-    workdir=workdir,
-    extra=found,
-  )
-  return results, image, text
+  writer.say(f"epoch {step / stage.steps_per_epoch:.2f}, step {step}: {found.line}{mark}")
+  journal.scores = {stage.shown: found.score, "best": best["score"]}
+  return found.score, best

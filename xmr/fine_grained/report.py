@@ -1,20 +1,19 @@
-"""What a run of FG-CMIR leaves in its folder: figures beside the baselines, curves, and what the
+"""What a run of FG-CMIR leaves in its folder: metrics beside the baselines, curves, and what the
 labels look like.
 """
 
-import importlib.metadata
 import pathlib
 
 import numpy as np
 
 from xmr.config import flat
+from xmr.eval import protocol
 from xmr.eval.average_precision import average_precisions, mean_average_precision, precision_recall
 from xmr.fine_grained.data import Problem
 from xmr.fine_grained.scores import both_directions
 from xmr.fine_grained.semantic_matching import posteriors, semantic_matching
 
 RELEASED_AT = 100  # R of AP@R in SCKR and keras_gcn
-LIBRARIES = ("jax", "flax", "optax", "numpy")
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#57606a", "#cf222e")
 
 
@@ -26,7 +25,8 @@ def results(config, problem, embeddings, *, step, baselines=True):
       parameters scored.
     baselines: measure semantic matching too.
   Returns:
-    dict; MAPs in [0, 1]. Queries are the test split; the gallery is the test split, or as released
+    dict, the keys of xmr.eval.protocol.results, and "baselines": {name: metrics}, "details"; MAPs
+    in [0, 1]. Queries are the test split; the gallery is the test split, or as released
     the training split (train and val), over all of it or the first 100.
   """
   image, text = embeddings["test"]
@@ -47,23 +47,30 @@ def results(config, problem, embeddings, *, step, baselines=True):
       f"{prefix}{key}": value
       for key, value in both_directions(image, text, label, gallery=where, at=at).items()
     }
-  found = {
+  return {
     "dataset": config.data.name,
     "split": "test",
     "protocol": "MAP, relevant = same category; test against test unless named",
     "n_images": len(image),
     "n_texts": len(text),
+    "captions_per_image": {"min": 1, "mean": 1.0, "max": 1},
     "step": step,
     "similarity": "dot",
-    "ties": "other categories first",
+    "tie_rule": "other categories first",
+    "ties": {},
+    "precision": "float32 products",
     "metrics": metrics,
-    "random": random_map(label),
-    "words": problem.graph.report if problem.graph else None,
-    "loss": {key: value for key, value in flat(config.loss).items() if value is not None},
-    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    "baselines": {
+      "random": {"map": random_map(label)},
+      **(matching(problem) if baselines else {}),
+    },
+    "details": {
+      "words": problem.graph.report if problem.graph else None,
+      "loss": {key: value for key, value in flat(config.loss).items() if value is not None},
+    },
+    "versions": protocol.versions(),
     "seed": config.seed,
   }
-  return found | matching(problem) if baselines else found
 
 
 def matching(problem):
@@ -92,17 +99,22 @@ def matching_posteriors(problem):
 
 
 def per_query(image, text, label):
-  """Returns {"i2t", "t2i": [Q] average precision, "i2t_curve", "t2i_curve": [11] precision at
-  levels of recall}.
+  """Returns {"i2t/map", "t2i/map": [Q] average precision, "i2t/curve", "t2i/curve": [11] precision
+  at levels of recall, "image_of_text": [T]}.
   """
   sides = {"i2t": (image, text), "t2i": (text, image)}
   found = {
-    name: average_precisions(*side, label, label, kind="dot") for name, side in sides.items()
-  }
-  return found | {
-    f"{name}_curve": precision_recall(*side, label, label, kind="dot")
+    f"{name}/map": average_precisions(*side, label, label, kind="dot")
     for name, side in sides.items()
   }
+  return (
+    found
+    | {
+      f"{name}/curve": precision_recall(*side, label, label, kind="dot")
+      for name, side in sides.items()
+    }
+    | {"image_of_text": np.arange(len(label))}
+  )
 
 
 def random_map(label, *, seed=0):
@@ -138,7 +150,7 @@ def curves_figure(rows, *, share):
   other.
 
   Args:
-    rows: {name: with "i2t_curve" and "t2i_curve" [11] float}.  share: of relevant items, what a
+    rows: {name: with "i2t/curve" and "t2i/curve" [11] float}.  share: of relevant items, what a
       random ranking gives.
   Returns:
     matplotlib Figure.
@@ -148,7 +160,7 @@ def curves_figure(rows, *, share):
   figure = Figure(figsize=(8, 3.6), dpi=110, facecolor="white", layout="constrained")
   for axis, (key, title) in zip(
     figure.subplots(1, 2, sharey=True),
-    (("i2t_curve", "image query"), ("t2i_curve", "text query")),
+    (("i2t/curve", "image query"), ("t2i/curve", "text query")),
     strict=True,
   ):
     for (name, row), colour, marker in zip(rows.items(), COLOURS, "o^sDvP", strict=False):

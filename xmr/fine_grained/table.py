@@ -16,10 +16,10 @@ from xmr.eval.significance import (
   seed_difference,
 )
 from xmr.files import write_json
-from xmr.fine_grained import report, two_stage
+from xmr.fine_grained import checks, report, two_stage
+from xmr.fine_grained.config import VARIANTS, labelled
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
-from xmr.fine_grained.variants import VARIANTS
 from xmr.run_folder import check_folder, held
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
@@ -37,7 +37,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
   by a seed's variants.
 
   Args:
-    config: with a table.  workdir: gets seed<S>/<variant>, table.md, results.json and the pictures.
+    config: with a table.  workdir: gets seed<S>/<variant>, table.md, table.json and the pictures.
       stop: Stop.
     eval_only: True scores the checkpoints that are there.
   Returns:
@@ -50,7 +50,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
     (v, seed): single(config, v, seed) for seed in config.table.seeds for v in config.table.variants
   }
   for one in configs.values():
-    two_stage.validate(one)
+    checks.validate(one)
   with held(config, workdir, eval_only=eval_only):
     return rows_of(config, configs, workdir, stop, eval_only=eval_only)
 
@@ -78,7 +78,7 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
     )
     if result is None:
       return None
-    with np.load(folder / variant / "per_query.npz") as arrays:
+    with np.load(folder / variant / "queries.npz") as arrays:
       found.setdefault(variant, []).append(dict(arrays))
     figures = " · ".join(
       f"{title} {result['metrics'][name]:.3f}" for name, title in FIGURES.items()
@@ -98,7 +98,7 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
     "random": report.random_map(label),
     "baselines": {name: semantic_matching(p, label) for name, p in posteriors.items()},
   }
-  write_json(workdir / "results.json", _plain(results))
+  write_json(workdir / "table.json", _plain(results))
   share = float(np.mean(label[:, None] == label[None, :]))
   drawn = {
     TITLES.get(name, BASELINES.get(name, name)): rows[name] for name in DRAWN if name in rows
@@ -116,7 +116,7 @@ def finished(config, folder):
   config's.
   """
   check_folder(config, folder)
-  if not (folder / "per_query.npz").exists():
+  if not (folder / "queries.npz").exists():
     return None
   return json.loads((folder / "results.json").read_text())
 
@@ -139,7 +139,7 @@ def single(config, variant, seed):
 def draw_labels(configs, workdir, problem, stop):
   """Draws the labels of the first seed, where a variant of the table has any."""
   for (_, seed), one in configs.items():
-    if two_stage.labelled(one):
+    if labelled(one):
       similarity = two_stage.label_similarity(
         one, problem, workdir / f"seed{seed}" / "siamese", stop, eval_only=True
       )
@@ -148,18 +148,22 @@ def draw_labels(configs, workdir, problem, stop):
 
 
 def mean_of(runs):
-  """Returns the arrays of several seeds' per_query.npz, averaged."""
+  """Returns the arrays of several seeds' queries.npz, averaged."""
   return {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
 
 
 def by_figure(row):
-  """Returns {figure: [Q] average precision} of the arrays of a per_query.npz."""
-  return {"i2t/map": row["i2t"], "t2i/map": row["t2i"], "map": (row["i2t"] + row["t2i"]) / 2}
+  """Returns {figure: [Q] average precision} of the arrays of a queries.npz."""
+  return {
+    "i2t/map": row["i2t/map"],
+    "t2i/map": row["t2i/map"],
+    "map": (row["i2t/map"] + row["t2i/map"]) / 2,
+  }
 
 
 def over(runs):
   """Returns {figure: [S] MAP of each seed}."""
-  sides = {f"{side}/map": np.array([run[side].mean() for run in runs]) for side in ("i2t", "t2i")}
+  sides = {side: np.array([run[side].mean() for run in runs]) for side in ("i2t/map", "t2i/map")}
   return sides | {"map": (sides["i2t/map"] + sides["t2i/map"]) / 2}
 
 
@@ -167,7 +171,7 @@ def tests(found, rows):
   """Paired differences of every row to base, over queries and over seeds.
 
   Args:
-    found: {variant: one dict of per_query.npz per seed}, with "base".
+    found: {variant: one dict of queries.npz per seed}, with "base".
     rows: {variant or baseline: arrays averaged over seeds}.
   Returns:
     {row: {figure: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over

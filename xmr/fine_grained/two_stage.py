@@ -7,46 +7,95 @@ neither is public.
 """
 
 import functools
+import itertools
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr import checkpoint, home, losses
+from xmr import checkpoint, losses, optim, train
 from xmr import config as config_lib
-from xmr.data.pairs import SCHEMES, Pairs
-from xmr.data.text_graph import SIGNALS
+from xmr.data.pairs import Pairs
 from xmr.errors import UserError
 from xmr.files import write_arrays, write_json
 from xmr.fine_grained import report
-from xmr.fine_grained.data import FEATURES, SCALES, Problem, load
-from xmr.fine_grained.loop import Stage, fit
+from xmr.fine_grained.checks import loss_of
+from xmr.fine_grained.config import BASE, labelled
+from xmr.fine_grained.data import Problem, load
 from xmr.fine_grained.scores import area_under_roc, both_directions
-from xmr.fine_grained.variants import BASE, CROSS_ENTROPY, FINE_GRAINED
-from xmr.models.graph import ACTIVATIONS, BIASES, STARTS, GraphEncoder
-from xmr.models.siamese import NORMALIZED, PairScore, Siamese
+from xmr.models.graph import GraphEncoder
+from xmr.models.siamese import PairScore, Siamese
 from xmr.run_folder import begun, check_folder, held
 
-CHOICES = {
-  "siamese.loss": (CROSS_ENTROPY, BASE),
-  "pairs.scheme": SCHEMES,
-  "pairs.image_scale": SCALES,
-  "graph.signal": (*SIGNALS, FEATURES),
-  "graph.bias": BIASES,
-  "graph.start": STARTS,
-  "pairs.activation": tuple(ACTIVATIONS),
-  "pairs.normalize": NORMALIZED,
-}
-POSITIVE = (
-  "graph.min_count",
-  "graph.neighbours",
-  "graph.order",
-  "graph.dim",
-  "siamese.steps",
-  "siamese.every",
-  "pairs.head_start",
-)
+
+def score_and_compare(params, state, batch, arrays, *, scores, loss):
+  """The objective of either stage: scores of pairs, and a loss of scores and labels.
+
+  Args:
+    params: of the network; differentiated.  state: TrainState.
+    batch: of Pairs.batch: text [U], item [V], text_of_pair, item_of_pair [M] int32, positive [M]
+      bool.
+    arrays: dict of what rows refer to: signal [T, N], and in stage 2 image [T, F] and similarity
+      [T, T]; and key, the random key of dropout.
+    scores: function (params, arrays, batch, key) -> [M] float32.
+    loss: function (scores, batch, arrays) -> (loss, terms).
+  Returns:
+    (loss [], (terms, {})).
+  """
+  key = jax.random.fold_in(arrays["key"], state.step)
+  value, terms = loss(scores(params, arrays, batch, key), batch, arrays)
+  return value, (terms, {})
+
+
+def stage_of(
+  config, workdir, *, name, pairs, params, scores, loss, arrays, validate, steps, every, programs
+):
+  """Returns the train.Stage of one of the two stages.
+
+  Args:
+    config: of the stage.  workdir: its folder.  name: "siamese" or "pairs".
+    pairs: Pairs.  params: starting values.
+    scores, loss, arrays: as `score_and_compare`; whatever differs between seeds is in the arrays,
+      so that seeds share a program.
+    validate: function params -> {name of a metric: value}; the first one selects.
+    steps: the last step.  every: steps between validations.
+    programs: dict of jitted steps, shared by the runs of a table; None: of this run alone.
+  """
+  transform, rates = optim.make(
+    config.optimizer, params, steps_per_epoch=pairs.steps_per_epoch, total_steps=steps
+  )
+
+  def initial():
+    return train.TrainState(jnp.zeros((), jnp.int32), params, {}, transform.init(params))
+
+  def validation(state):
+    metrics = validate(state.params)
+    line = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+    return train.Validation(next(iter(metrics.values())), metrics, line)
+
+  fields = {key: repr(value) for key, value in config_lib.flat(config).items() if key != "seed"}
+  step = ({} if programs is None else programs).setdefault(
+    (name, *sorted(fields.items())),
+    train.compiled(transform=transform, objective=score_and_compare, scores=scores, loss=loss),
+  )
+  return train.Stage(
+    name=name,
+    workdir=pathlib.Path(workdir),
+    config=config,
+    initial=initial,
+    phases=(train.Phase(config.loss.name, steps, step),),
+    batches=lambda start: map(pairs.batch, itertools.count(start)),
+    ids="text",
+    place=dict,
+    pool=arrays,
+    validate=validation,
+    every=every,
+    shown="auc" if name == "siamese" else "map",
+    record=lambda best: {"config": config_lib.flat(config), "vocabulary": None, "best": best},
+    rates=rates,
+    steps_per_epoch=pairs.steps_per_epoch,
+  )
 
 
 def hardness(similarity, batch):
@@ -62,44 +111,6 @@ def hardness(similarity, batch):
   """
   g = similarity[batch["text"][batch["text_of_pair"]], batch["item"][batch["item_of_pair"]]]
   return jnp.where(batch["positive"], 1 - g, g)
-
-
-def validate(config):
-  """Raises UserError for a config that the two stages cannot run."""
-  home.expand(config)
-  config_lib.validate(config)
-  if jax.process_count() > 1:
-    raise UserError(f"config.task=fine_grained runs in one process; found {jax.process_count()}")
-  values = config_lib.flat(config)
-  for key, choices in CHOICES.items():
-    if values[key] not in choices:
-      raise UserError(f"config.{key} is {values[key]!r}; expected one of {', '.join(choices)}")
-  for key in POSITIVE:
-    if not values[key] > 0:
-      raise UserError(f"config.{key} is {values[key]}; expected more than 0")
-  bound, pair = loss_of(config), jnp.zeros(2)
-  # The loss checks its own parameters when it is traced.
-  jax.eval_shape(bound, pair, pair > 0, *([pair] if labelled(config) else []))
-  for key in (
-    "siamese.dropout",
-    "pairs.dropout",
-    "pairs.unit_dropout",
-    "pairs.image_dropout",
-    "graph.dropout",
-  ):
-    if not 0 <= values[key] < 1:
-      raise UserError(f"config.{key} is {values[key]}; expected from 0 to below 1")
-
-
-def loss_of(config):
-  """Returns the loss of stage 2 with its parameters bound: without or with labels."""
-  names = (BASE, CROSS_ENTROPY, FINE_GRAINED)
-  if config.loss.name not in names:
-    expected = f"one of {', '.join(names)} with config.task=fine_grained"
-    raise UserError(f"config.loss.name is {config.loss.name!r}; expected {expected}")
-  return losses.get(
-    config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"}
-  )
 
 
 def run(
@@ -154,24 +165,19 @@ def both_stages(
     )
     if similarity is None:
       return None
-  stage, model = retrieval_stage(config, problem, workdir, similarity)
-  if not eval_only and not fit(stage, config, stop, programs=programs):
+  stage, model = retrieval_stage(config, problem, workdir, similarity, programs=programs)
+  if not eval_only and not train.fit(stage, stop):
     return None
   step, variables, _ = checkpoint.load(workdir, "best")
   embeddings = {name: embed(model, variables["params"], problem, name) for name in problem.signals}
   results = report.results(config, problem, embeddings, step=step, baselines=baselines)
   write_json(workdir / "results.json", results)
   write_arrays(
-    workdir / "per_query.npz", report.per_query(*embeddings["test"], problem.label["test"])
+    workdir / "queries.npz", report.per_query(*embeddings["test"], problem.label["test"])
   )
   if baselines:
     report.draw(workdir, problem, embeddings, similarity)
   return results
-
-
-def labelled(config):
-  """Returns whether the loss of stage 2 takes fine-grained labels, so that stage 1 is needed."""
-  return config.loss.name == FINE_GRAINED
 
 
 def encoder(config):
@@ -200,8 +206,8 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     alone.update({"steps": config.siamese.steps, "epochs": 0.0})
   check_folder(alone, folder)
   model = Siamese(encoder=encoder(config), dropout=config.siamese.dropout)
-  train, val = (jnp.asarray(problem.signals[name]) for name in ("train", "val"))
-  example = (train[:2], problem.laplacian, jnp.arange(2), jnp.arange(2))
+  signal, val = (jnp.asarray(problem.signals[name]) for name in ("train", "val"))
+  example = (signal[:2], problem.laplacian, jnp.arange(2), jnp.arange(2))
   params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 1), *example)[
     "params"
   ]
@@ -228,26 +234,28 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     value = area_under_roc(
       np.asarray(_similarity(model, params, val, problem.laplacian))[upper], same[upper]
     )
-    return {"score": value, "auc": value}
+    return {"auc": value}
 
   bound = losses.get(config.siamese.loss)
-  stage = Stage(
-    "siamese",
+  stage = stage_of(
+    alone,
     folder,
-    pairs_of(config, problem, own=False),
-    params,
-    scores,
-    lambda s, batch, _: bound(s, batch["positive"]),
-    {"signal": train, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)},
-    validate,
-    config.siamese.steps,
-    config.siamese.every,
+    name="siamese",
+    pairs=pairs_of(config, problem, own=False),
+    params=params,
+    scores=scores,
+    loss=lambda s, batch, _: bound(s, batch["positive"]),
+    arrays={"signal": signal, "laplacian": problem.laplacian, "key": jax.random.key(config.seed)},
+    validate=validate,
+    steps=config.siamese.steps,
+    every=config.siamese.every,
+    programs=programs,
   )
   with held(alone, folder, eval_only=eval_only):
-    if not eval_only and not fit(stage, alone, stop, programs=programs):
+    if not eval_only and not train.fit(stage, stop):
       return None
   _, variables, _ = checkpoint.load(folder, "best")
-  return np.asarray(_similarity(model, variables["params"], train, problem.laplacian))
+  return np.asarray(_similarity(model, variables["params"], signal, problem.laplacian))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -256,7 +264,7 @@ def _similarity(model, params, signal, laplacian):
   return jax.nn.sigmoid(model.apply({"params": params}, encoded, encoded, method="all_pairs"))
 
 
-def retrieval_stage(config, problem, workdir, similarity):
+def retrieval_stage(config, problem, workdir, similarity, *, programs=None):
   """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
   section = config.pairs
   model = PairScore(
@@ -308,15 +316,29 @@ def retrieval_stage(config, problem, workdir, similarity):
 
   def validate(params):
     image, text = embed(model, params, problem, "val")
-    figures = both_directions(image, text, problem.label["val"])
-    return {"score": figures["map"], **figures}
+    found = both_directions(image, text, problem.label["val"])
+    return {"map": found.pop("map"), **found}
 
   pairs = pairs_of(config, problem, own=True)
   steps = config_lib.in_steps(config, pairs.steps_per_epoch, name="config.")
   every = max(
     1, config_lib.in_steps(config.evaluate, pairs.steps_per_epoch, name="config.evaluate.")
   )
-  return Stage("pairs", workdir, pairs, params, scores, loss, arrays, validate, steps, every), model
+  stage = stage_of(
+    config,
+    workdir,
+    name="pairs",
+    pairs=pairs,
+    params=params,
+    scores=scores,
+    loss=loss,
+    arrays=arrays,
+    validate=validate,
+    steps=steps,
+    every=every,
+    programs=programs,
+  )
+  return stage, model
 
 
 def pairs_of(config, problem, *, own):

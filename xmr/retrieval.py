@@ -1,0 +1,160 @@
+"""Retrieval: one dual encoder of images and texts, trained in one stage and scored by recall."""
+
+import functools
+
+import jax
+
+from xmr import checkpoint, encode, mining, parallel, train
+from xmr.config import base_config, in_steps, validate
+from xmr.errors import UserError
+from xmr.eval import configured, protocol
+from xmr.experiment import prepare
+from xmr.files import write_arrays
+from xmr.inspect import plots
+from xmr.run_folder import begun, held, imported
+
+__all__ = ["base_config", "score", "stage", "train_and_evaluate", "validate"]
+
+
+def train_and_evaluate(config, workdir, *, eval_only, stop):
+  """Trains (or only scores) a run, prints its results and draws retrieved examples; see
+  train.train_and_evaluate.
+  """
+  if eval_only and not begun(workdir):
+    raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")
+  if not eval_only and imported(workdir):
+    raise UserError(
+      f"{workdir} was imported and has no optimiser to go on with; train on from it with "
+      f"--config.init={workdir}"
+    )
+  experiment = prepare(config, workdir, eval_only=eval_only)
+  # Fields that the recipe leaves open are filled in by the data.
+  config = experiment.config
+  if not eval_only:
+    configured.check(config, experiment.splits[config.evaluate.split])
+    record = getattr(experiment.splits, "record", None)
+    with stop, held(config, workdir, vocabulary=experiment.vocabulary, record=record):
+      if not train.fit(stage(experiment), stop):
+        return None
+  results, image, text = score(experiment)
+  if jax.process_index() == 0:
+    show(experiment, results, image, text)
+  return results
+
+
+def stage(experiment):
+  """Returns the Stage of a run's experiment: warm-up, then the loss."""
+  e, config = experiment, experiment.config
+  miner, pool, bank = mining.make(e)
+
+  def phase(name, until, loss):
+    step = train.compiled(
+      options=parallel.compiler_options(e.mesh),
+      transform=e.transform,
+      model=e.model,
+      loss=loss,
+      miner=miner,
+      match=config.match,
+      seed=config.seed,
+    )
+    return train.Phase(name, until, step)
+
+  warmup = min(e.warmup_steps, e.total_steps)
+  return train.Stage(
+    name="retrieval",
+    workdir=e.workdir,
+    config=config,
+    initial=lambda: train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank),
+    phases=(
+      phase(config.warmup.loss, warmup, e.warmup_loss),
+      phase(config.loss.name, e.total_steps, e.loss),
+    ),
+    batches=e.train_batches,
+    ids="text_id",
+    place=functools.partial(parallel.shard, e.mesh),
+    pool=pool,
+    validate=functools.partial(validation, e),
+    every=max(1, in_steps(config.evaluate, e.steps_per_epoch, name="config.evaluate.")),
+    shown="rsum",
+    record=e.run_record,
+    rates=e.rates,
+    steps_per_epoch=e.steps_per_epoch,
+  )
+
+
+def embeddings(experiment, variables, split):
+  """Returns (image [N, D], text [T, D]) float32 of a split."""
+  e = experiment
+  encoded = functools.partial(
+    encode.encode_split,
+    e.model,
+    variables,
+    split,
+    config=e.config,
+    mesh=e.mesh,
+    vocabulary=e.vocabulary,
+  )
+  return encoded(side="image"), encoded(side="text")
+
+
+def validation(experiment, state):
+  """Returns the Validation of a state: recall on the validation split, rsum selects."""
+  config, split = experiment.config, experiment.splits["val"]
+  image, text = embeddings(experiment, state.variables, split)
+  metrics = protocol.score(
+    encode.over_devices(image, experiment.mesh), text, split.image_of_text, kind=config.similarity
+  )
+
+  def picture():
+    return plots.pixels(
+      plots.retrieved(image, text, split, kind=config.similarity, folder=config.data.dir)
+    )
+
+  return train.Validation(
+    metrics["rsum"], metrics, protocol.line(metrics), picture if config.picture else None
+  )
+
+
+def score(experiment):
+  """Scores the checkpoint that config.evaluate.select names on config.evaluate.split.
+
+  Writes results.json, and what each query scores into queries.npz.
+
+  Returns:
+    (results, image [N, D], text [T, D]): as in results.json, and the embeddings that were scored.
+  """
+  e, config = experiment, experiment.config
+  step, variables, _ = checkpoint.load(e.workdir, config.evaluate.select)
+  split = e.splits[config.evaluate.split]
+  image, text = embeddings(e, parallel.replicate(e.mesh, variables), split)
+  found, queries = configured.figures(config, split, image, text)
+  workdir = e.workdir if jax.process_index() == 0 else None
+  if workdir:
+    write_arrays(workdir / "queries.npz", queries)
+  results = protocol.report(
+    encode.over_devices(image, e.mesh),
+    text,
+    split,
+    config=config,
+    step=step,
+    workdir=workdir,
+    extra=found,
+  )
+  return results, image, text
+
+
+def show(experiment, results, image, text):
+  """Prints the table of results, draws retrieved.png, and says where things lie."""
+  config, workdir = experiment.config, experiment.workdir
+  print(protocol.table(results))
+  made = ["results.json"]
+  if config.picture:
+    split = experiment.splits[config.evaluate.split]
+    figure = plots.retrieved(image, text, split, kind=config.similarity, folder=config.data.dir)
+    figure.savefig(workdir / "retrieved.png")
+    made.append("retrieved.png")
+  print("wrote " + ", ".join(str(workdir / name) for name in made))
+  print(f"parameters: {workdir / 'checkpoints' / str(results['step'])}")
+  if config.log.tensorboard:
+    print(f"curves: tensorboard --logdir {workdir}/tensorboard")
+  print(f"look inside: python -m xmr.inspect.report --workdir={workdir}")

@@ -1,0 +1,19 @@
+"""The table of tasks: what `config.task` may be, and the module that runs each.
+
+A task's module offers `train_and_evaluate(config, workdir, *, eval_only, stop)`, which trains its
+stages with `train.fit` and scores what came out; `base_config()`, with the task's own fields;
+`validate(config)`; and `load(folder, config, step, variables, record)`, the run as xmr.inspect
+shows it.
+"""
+
+import importlib
+
+TASKS = {
+  "retrieval": "xmr.retrieval",  # one dual encoder of images and texts
+  "fine_grained": "xmr.fine_grained.task",  # the two stages of FG-CMIR
+}
+
+
+def module(name):
+  """Returns the module of a task, by its name in the table."""
+  return importlib.import_module(TASKS[name])

@@ -118,3 +118,25 @@ def test_errors_name_what_was_found():
     ValueError, match="pair_rule is 'all'; expected one of same, different, released"
   ):
     full_hard_negative(*arrays, same_pair=np.ones(11), pair_rule="all")
+
+
+@pytest.mark.parametrize("loss", [hard_negative, margin_hard_negative, full_hard_negative])
+def test_a_negative_that_was_not_found_costs_nothing(loss):
+  arrays, same = unit_rows(4), np.arange(11) % 2 == 0
+  masks = {"image_found": np.arange(11) % 3 > 0, "text_found": np.arange(11) % 4 > 0}
+  both = masks["image_found"] & masks["text_found"]
+  parameters = {"same_pair": same, "intra_margin": 9.0} if loss is full_hard_negative else {}
+
+  def value(*x):
+    return loss(*x, **parameters, **masks)[0]
+
+  gradients = jax.jit(jax.grad(value, (0, 1, 2, 3)))(*arrays)
+  lost = ~masks["image_found"] & ~masks["text_found"]
+  assert lost.any() and not any(np.any(np.asarray(g)[lost]) for g in gradients)
+  assert not np.any(np.asarray(gradients[2])[~masks["image_found"]])
+  assert not np.any(np.asarray(gradients[3])[~masks["text_found"]])
+  # Rows that have both negatives count as they do alone.
+  chosen = {"same_pair": same[both], "intra_margin": 9.0} if parameters else {}
+  alone = jax.grad(lambda *x: loss(*x, **chosen)[0], (0, 1, 2, 3))(*(x[both] for x in arrays))
+  for found, expected in zip(gradients, alone, strict=True):
+    np.testing.assert_allclose(np.asarray(found)[both] * 11, expected * both.sum(), atol=1e-5)

@@ -25,11 +25,13 @@ CASES = {
 }
 
 
-def mesh():
-  return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+def mesh(devices):
+  return jax.make_mesh(
+    (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+  )
 
 
-def ring_form(name, **parameters):
+def ring_form(name, devices=8, **parameters):
   """(image, text, image_id, scalars) -> (loss, terms) on global arrays, through shard_map."""
   function = getattr(ring, f"ring_{name}")
 
@@ -39,7 +41,7 @@ def ring_form(name, **parameters):
   rows = PartitionSpec("data")
   return jax.shard_map(
     local,
-    mesh=mesh(),
+    mesh=mesh(devices),
     in_specs=(rows, rows, rows, PartitionSpec()),
     out_specs=(PartitionSpec(), PartitionSpec()),
   )
@@ -81,6 +83,24 @@ def test_equals_the_plain_loss_and_gradient_on_eight_devices(case):
   assert found[0][1].keys() == expected[0][1].keys()
   assert_equal(found, expected)
   assert any(np.any(leaf) for leaf in jax.tree.leaves(found[1]))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("case", ["max_of_hinges", "info_nce", "imc", "imc msd", "imc paper l1"])
+def test_equals_the_plain_loss_and_gradient_on_one_and_two_devices(case, devices):
+  name, parameters = case.split()[0], CASES[case]
+  image, text, image_id = batch(3, size=24)
+
+  def plain(image, text):
+    match = image_id[:, None] == image_id[None, :]
+    return losses.LOSSES[name](image, text, match=match, **parameters)
+
+  form = ring_form(name, devices, **parameters)
+  expected = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))(image, text)
+  found = jax.jit(jax.value_and_grad(lambda *x: form(*x, image_id, {}), (0, 1), has_aux=True))(
+    image, text
+  )
+  assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["identical", "one image", "duplicates"])

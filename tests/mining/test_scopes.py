@@ -307,9 +307,10 @@ def test_the_batch_is_mined_as_by_brute_force(change, tmp_path):
       )
 
 
-def test_a_query_without_a_negative_gets_a_constant_loss_without_gradient():
+@pytest.mark.parametrize("name", ["hard_negative", "margin_hard_negative", "full_hard_negative"])
+def test_a_query_without_a_negative_costs_nothing_and_has_no_gradient(name):
   split = make_split()
-  e = make_experiment(split, make_config(mining__semi_hard=True))
+  e = make_experiment(split, make_config(mining__semi_hard=True), loss=name)
   same = dict.fromkeys(("image_id", "text_id"), np.zeros(B, np.int32))
   batch = make_batch(split)[0] | same
 
@@ -318,11 +319,54 @@ def test_a_query_without_a_negative_gets_a_constant_loss_without_gradient():
     tensors = {"image": image, "text": text, "match": jnp.ones((B, B), bool)}
     miner, pool, _ = mining.make(e)
     negatives, _ = miner(variables, batch, tensors, pool, None, step=0, key=jax.random.key(0))
-    return e.loss(image, text, negatives["image_negative"], negatives["text_negative"])[0]
+    if name != "full_hard_negative":
+      del negatives["same_pair"]
+    return e.loss(image, text, **negatives)[0]
 
-  value, gradient = jax.value_and_grad(loss)(e.variables)
-  assert value == pytest.approx(0.4)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(e.variables)
+  assert value == 0
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) == 0
+
+
+@pytest.mark.parametrize("scope, devices", [("batch", 1), ("train", 1), ("train", 8), ("bank", 1)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copies_of_the_positive_are_no_semi_hard_negatives(scope, devices, dtype):
+  if scope == "batch" and dtype == "bfloat16":
+    pytest.skip("scores of a batch are float32")
+  split = make_split(width=(256, 200))
+  # Five captions, seven pictures: equal ones belong to different images.
+  split.text_features[:] = split.text_features[np.arange(len(split.text_id)) % 5]
+  split.image_features[:] = split.image_features[np.arange(N) % 7]
+  config = make_config(
+    mining__scope=scope, mining__semi_hard=True, mining__dtype=dtype, model__dim=150
+  )
+  e = make_experiment(split, config, devices)
+  for seed in range(3):
+    batch, image, text = make_batch(split, seed)
+    found, embeddings = mine(e, batch)[0], embed(e, split)
+    for side, own in (("image", image), ("text", text)):
+      positive = embeddings[side == "text"][own]
+      copies = np.abs(found[f"{side}_negative"] - positive).max(axis=1) < 1e-5
+      np.testing.assert_array_equal(copies & found[f"{side}_found"], False)
+      assert found[f"{side}_found"].any()
+
+
+def test_siblings_in_a_batch_are_the_same_pair_where_only_the_pair_matches():
+  split = make_split()
+  e = make_experiment(split, make_config())
+  batch, image, text = make_batch(split)
+  batch["image_id"] = split.image_id[np.arange(B) % 3]
+  miner, pool, _ = mining.make(e)
+  rng = np.random.default_rng(0)
+  tensors = {side: rng.normal(size=(B, 3)).astype(np.float32) for side in ("image", "text")}
+  tensors["match"] = None
+  found, _ = miner(e.variables, batch, tensors, pool, None, step=0, key=jax.random.key(0))
+  scores = tensors["image"] @ tensors["text"].T
+  np.fill_diagonal(scores, -np.inf)
+  mined = {"image": scores.argmax(axis=0), "text": scores.argmax(axis=1)}
+  expected = batch["image_id"][mined["image"]] == batch["image_id"][mined["text"]]
+  np.testing.assert_array_equal(found["same_pair"], expected)
+  assert np.any(expected & (mined["image"] != mined["text"])) and not expected.all()
 
 
 @pytest.mark.parametrize("scope", ["train", "bank", "released"])

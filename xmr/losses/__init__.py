@@ -46,7 +46,15 @@ RING = {
   "sigmoid": ring_sigmoid,
 }
 # Keyword arguments that a batch supplies, not a config.
-TENSORS = ("match", "same_pair", "image_mask", "text_mask", "axis_name")
+TENSORS = (
+  "match",
+  "same_pair",
+  "image_found",
+  "text_found",
+  "image_mask",
+  "text_mask",
+  "axis_name",
+)
 
 
 def get(name, **parameters):

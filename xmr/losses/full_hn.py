@@ -12,7 +12,9 @@ from xmr.ops.similarity import rowwise
 PAIR_RULES = ("same", "different", "released")
 
 
-def hard_negative(image, text, image_negative, text_negative, *, margin=0.2):
+def hard_negative(
+  image, text, image_negative, text_negative, *, margin=0.2, image_found=None, text_found=None
+):
   """Hinge loss on one negative per query, both directions (HN).
 
   mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with p_k = s(i_k,
@@ -23,6 +25,8 @@ def hard_negative(image, text, image_negative, text_negative, *, margin=0.2):
     image_negative, text_negative: [B, D] float, unit rows: the image mined for text k, the text
       mined for image k.
     margin: hinge margin in cosine units; 0.4 on Flickr30K and 0.2 on COCO in the notebooks.
+    image_found, text_found: [B] bool, False where no image, no text could be mined: the hinges with
+      that negative are 0, without a gradient, and its triplet violates nothing; None: all were.
   Returns:
     loss: [] float.  terms: {"i2t", "t2i": [] the two means, "active": [] share of their hinges
       above 0,
@@ -35,12 +39,14 @@ def hard_negative(image, text, image_negative, text_negative, *, margin=0.2):
   References:
     Mallea et al., Discovery Science 2023; FullHN `Net.loss` as released.
   """
-  s = _similarities(image, text, image_negative, text_negative)
+  s = _similarities(image, text, image_negative, text_negative, image_found, text_found)
   terms = _cross_modal(s, margin, margin) | _order(s, margin)
   return terms["i2t"] + terms["t2i"], terms
 
 
-def margin_hard_negative(image, text, image_negative, text_negative):
+def margin_hard_negative(
+  image, text, image_negative, text_negative, *, image_found=None, text_found=None
+):
   """HN with the intra-modal similarity of the negative in place of the margin (M-HN).
 
   mean_k [s(i-_k, i_k) - p_k + s(i_k, c-_k)]_+ + mean_k [s(c-_k, c_k) - p_k + s(i-_k, c_k)]_+;
@@ -50,7 +56,7 @@ def margin_hard_negative(image, text, image_negative, text_negative):
   Returns:
     loss: [] float.  terms: as `hard_negative`, with b = 0 in the satisfied constraints.
   """
-  s = _similarities(image, text, image_negative, text_negative)
+  s = _similarities(image, text, image_negative, text_negative, image_found, text_found)
   terms = _cross_modal(s, s["image_image"], s["text_text"]) | _order(s, 0.0)
   return terms["i2t"] + terms["t2i"], terms
 
@@ -65,6 +71,8 @@ def full_hard_negative(
   margin=0.2,
   intra_margin=0.2,
   pair_rule="same",
+  image_found=None,
+  text_found=None,
 ):
   """HN with constraints that order intra-modal and negative pairs below the positive (Full-HN).
 
@@ -79,6 +87,7 @@ def full_hard_negative(
     pair_rule: "same" (mask = same_pair: what the notebooks intend), "different" (mask = not
       same_pair: F-TERAN and, it seems, the abstract), "released" (s_p = mean(same_pair)
       mean(hinge): their [B] x [B, 1] product is [B, B]).
+    image_found, text_found: as in `hard_negative`.
   Returns:
     loss: [] float.  terms: as `hard_negative`, with b = intra_margin in the satisfied constraints,
       and
@@ -88,7 +97,7 @@ def full_hard_negative(
   References:
     Mallea et al., Discovery Science 2023; FullHN `Net.loss`.
   """
-  s = _similarities(image, text, image_negative, text_negative)
+  s = _similarities(image, text, image_negative, text_negative, image_found, text_found)
   choice("pair_rule", pair_rule, PAIR_RULES)
   if jnp.shape(same_pair) != s["positive"].shape:
     raise ValueError(
@@ -112,17 +121,27 @@ def full_hard_negative(
   return terms["i2t"] + terms["t2i"] + sum(constraints.values()), terms
 
 
-def _similarities(image, text, image_negative, text_negative):
+def _similarities(image, text, image_negative, text_negative, image_found, text_found):
+  """Scores [B] by name; -inf where a negative was not found, so that its hinges are 0."""
   image, text, image_negative, text_negative = shapes.matrices(
     image=image, text=text, image_negative=image_negative, text_negative=text_negative
   )
+  batch = image.shape[0]
+  image_found, text_found = (
+    shapes.mask(name, found, batch)
+    for name, found in (("image_found", image_found), ("text_found", text_found))
+  )
+
+  def score(a, b, found=True):
+    return jnp.where(found, rowwise(a, b, kind="dot"), -jnp.inf)
+
   return {
-    "positive": rowwise(image, text, kind="dot"),
-    "image_text_negative": rowwise(image, text_negative, kind="dot"),
-    "image_negative_text": rowwise(image_negative, text, kind="dot"),
-    "image_image": rowwise(image_negative, image, kind="dot"),
-    "text_text": rowwise(text_negative, text, kind="dot"),
-    "negatives": rowwise(image_negative, text_negative, kind="dot"),
+    "positive": score(image, text),
+    "image_text_negative": score(image, text_negative, text_found),
+    "image_negative_text": score(image_negative, text, image_found),
+    "image_image": score(image_negative, image, image_found),
+    "text_text": score(text_negative, text, text_found),
+    "negatives": score(image_negative, text_negative, image_found & text_found),
   }
 
 

@@ -54,6 +54,19 @@ def match_mask(match, batch):
   return jnp.asarray(match).astype(bool) | identity
 
 
+def mask(name, array, batch):
+  """Returns a mask of the rows as [B] bool; None is all.
+
+  Raises:
+    ValueError: the array is not [B].
+  """
+  if array is None:
+    return jnp.ones(batch, bool)
+  if jnp.shape(array) != (batch,):
+    raise ValueError(f"{name} has shape {jnp.shape(array)}; expected {(batch,)} as text has rows")
+  return jnp.asarray(array).astype(bool)
+
+
 def reduction(reduce, batch):
   """Returns the factor that turns a sum over the batch into `reduce`: 1 for "sum", 1 / B for
   "mean".

@@ -17,6 +17,9 @@ from xmr.ops.similarity import PRECISION
 from xmr.ops.tiles import largest
 
 PANEL = 256  # columns of a triangular product at a time
+# Scores of equal rows differ by what their summation rounds: some units in the last place of the
+# largest score that two rows can have.
+ULPS = 32
 
 
 class Options(NamedTuple):
@@ -50,7 +53,11 @@ def hardest(side, scores, rows, batch, queries, pool, options):
   images = row_of(pool["image"], batch["image_id"])
   shared = {"scores": shared, "owner": images}
   if options.semi_hard:
-    shared["limit"] = jnp.sum(queries["image"] * queries["text"], axis=1)
+    # The positive as the rows hold it, too: dropout and old embeddings make it another one.
+    own = images if side == "image" else row_of(pool["text"], batch["text_id"])
+    of_rows = jnp.diagonal(score(shared["scores"], rows_at(rows, own, options)))
+    positive = jnp.sum(queries["image"] * queries["text"], axis=1)
+    shared["limit"] = below(jnp.minimum(positive, of_rows), queries["image"], queries["text"])
   if "skip" in pool:
     near = (
       ("of_text", row_of(pool["text"], batch["text_id"]))
@@ -87,6 +94,16 @@ def hardest(side, scores, rows, batch, queries, pool, options):
   # Devices hold rows in order, so that the first of equal scores is the lowest row.
   value, place = lax.top_k(value.T, count)
   return kth(value, jnp.take_along_axis(index.T, place, axis=1), options.rank)
+
+
+def below(positive, image, text):
+  """Returns the score [B] under which a row is no copy of the positive, whatever is rounded.
+
+  Args:
+    positive: [B] scores of the pairs.  image, text: [B, D], their embeddings.
+  """
+  largest = jnp.linalg.norm(image, axis=1) * jnp.linalg.norm(text, axis=1)
+  return positive - ULPS * jnp.finfo(positive.dtype).eps * largest
 
 
 def merged(best, value, place):

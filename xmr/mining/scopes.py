@@ -22,10 +22,10 @@ def make(experiment):
   of the batch alone.
 
   A miner is called as (variables, batch, tensors, pool, bank, *, step, key) and returns (negatives,
-  bank): negatives a dict of image_negative, text_negative [B, D] with gradient and same_pair [B]
-  float32, 1 where the mined text describes the mined image. Queries are the batch's own embeddings;
-  what the batch's image or another caption of it is, is never mined. A query that nothing is left
-  for gets its own positive: a constant loss without a gradient.
+  bank): negatives a dict of image_negative, text_negative [B, D] with gradient; image_found,
+  text_found [B] bool, False for a query that nothing is left for (its hinges count as 0); and
+  same_pair [B] float32, 1 where the mined text describes the mined image. Queries are the
+  batch's own embeddings. The image of a query and its captions are never mined for it.
 
   Args:
     experiment: Experiment; reads config.mining, splits["train"], model, mesh, loss.
@@ -142,20 +142,24 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     marks = pool_lib.marked("of_image", rows["image"], options.count["text"], pool, options)
     allowed = {side: ~match & ~pool_lib.is_marked(marks, rows["text"]).T for side in OTHER}
   if options.semi_hard:
-    positive = jnp.diagonal(scores)
-    allowed["image"] &= scores < positive[None, :]
-    allowed["text"] &= scores < positive[:, None]
-  index = {}
+    limit = pool_lib.below(jnp.diagonal(scores), *lax.stop_gradient((image, text)))
+    allowed["image"] &= scores < limit[None, :]
+    allowed["text"] &= scores < limit[:, None]
+  index, some = {}, {}
   for axis, side in enumerate(OTHER):
     best = pool_lib.best_of(
       jnp.where(allowed[side], scores, -jnp.inf), min(options.rank + 1, len(image)), axis=axis
     )
-    found, some = pool_lib.kth(*best, options.rank)
-    index[side] = jnp.where(some, found, jnp.arange(len(image)))
+    found, some[side] = pool_lib.kth(*best, options.rank)
+    index[side] = jnp.where(some[side], found, jnp.arange(len(image)))
+  # Not `match`, which knows a pair alone where config.match is "pair".
+  owner = jnp.asarray(batch["image_id"])
   return {
     "image_negative": image[index["image"]],
     "text_negative": text[index["text"]],
-    "same_pair": match[index["image"], index["text"]].astype(jnp.float32),
+    "image_found": some["image"],
+    "text_found": some["text"],
+    "same_pair": (owner[index["image"]] == owner[index["text"]]).astype(jnp.float32),
   }, bank
 
 
@@ -267,7 +271,8 @@ def negatives(variables, batch, tensors, pool, index, key, options):
   Args:
     index: {"image", "text": (rows [B] int32, found [B] bool)}.
   Returns:
-    {"image_negative", "text_negative": [B, D], "same_pair": [B] float32}.
+    {"image_negative", "text_negative": [B, D], "image_found", "text_found": [B] bool, "same_pair":
+    [B] float32}.
   """
   result, owner = {}, {}
   for side, stream in zip(OTHER, jax.random.split(key), strict=True):
@@ -275,5 +280,6 @@ def negatives(variables, batch, tensors, pool, index, key, options):
     rows = pool_lib.rows_at(pool["rows"][side], place, options)
     encoded = pool_lib.encode(variables, side, rows, options, train=True, rngs={"dropout": stream})
     result[f"{side}_negative"] = jnp.where(found[:, None], encoded, tensors[side])
+    result[f"{side}_found"] = found
     owner[side] = jnp.where(found, rows["owner"], pool_lib.row_of(pool["image"], batch["image_id"]))
   return result | {"same_pair": (owner["image"] == owner["text"]).astype(jnp.float32)}

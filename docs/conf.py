@@ -12,6 +12,8 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 html_theme = "alabaster"
 html_theme_options = {"page_width": "1100px", "sidebar_width": "240px", "show_powered_by": False}
+html_static_path = ["_static"]
+html_css_files = ["xmr.css"]
 html_sidebars = {"**": ["about.html", "searchbox.html", "navigation.html"]}
 
 

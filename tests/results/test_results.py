@@ -77,7 +77,7 @@ def test_every_record_names_its_command_and_belongs_to_a_table():
 
 def test_a_block_holds_means_deviations_and_the_code(root, capsys):
   command.main(["results", f"--root={root}"])
-  text = (root / "docs" / "page.md").read_text()
+  text = (root / "docs" / "page.md").read_text().replace("\u00a0", " ")
   assert "| MH | 2 | 12.0 ± 2.8 | 1.00 ± 0.00 | 0123456 |" in text
   assert "| IMC | 3 | 5.0 ± 0.2 | - | abc |" in text
   assert text.startswith("before\n<!-- table: t -->\n") and text.endswith("<!-- end -->\nafter\n")

@@ -119,7 +119,9 @@ def _number(found, metric, decimals):
     mean, deviation, _ = records.statistics_of(found, metric)
   except UserError:
     return "-"
-  spread = "" if deviation is None else f" ± {deviation:.{decimals}f}"
+  spread = (
+    "" if deviation is None else f"\u00a0±\u00a0{deviation:.{decimals}f}"
+  )  # One cell, one line.
   return f"{mean:.{decimals}f}{spread}"
 
 

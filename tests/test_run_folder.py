@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import types
 
 import numpy as np
 import pytest
@@ -119,5 +120,6 @@ def test_the_vocabulary_is_that_of_the_checkpoint_whatever_lies_beside_it(tmp_pa
   workdir = tmp_path if field == "workdir" else tmp_path / "next"
   if field == "init":
     config.init = str(tmp_path)
-  found, length, _ = experiment.vocabulary_of(config, {}, workdir, glove=False)
+  splits = {"train": types.SimpleNamespace(tokens=[["dog"]])}
+  found, length, _ = experiment.vocabulary_of(config, splits, workdir, glove=False)
   assert (found.words, length) == (words, 5)

@@ -1,11 +1,14 @@
+import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from xmr.errors import UserError, reported
+from xmr.preemption import Stop
 
 
 @pytest.mark.parametrize("lines, unbuffered", [(1, ""), (100_000, ""), (1, "1")])
@@ -47,3 +50,81 @@ def test_a_full_disk_behind_another_error_is_named(capsys):
     except OSError as error:
       raise RuntimeError("writing failed") from error
   assert stopped.value.code == 2 and "No space left on device" in capsys.readouterr().err
+
+
+NAME = "a\x1b[2J\x1b]0;title\x07\x9b31m\rhidden\u202egnp.exe\ud800ö"
+SHOWN = r"a\x1b[2J\x1b]0;title\x07\x9b31m\rhidden\u202egnp.exe\ud800ö"
+
+
+def test_control_characters_of_a_name_never_reach_the_terminal(capsys):
+  with reported():
+    print(NAME)
+    print(f"\r 12% {NAME}", file=sys.stderr)
+  found = capsys.readouterr()
+  assert (found.out, found.err) == (SHOWN + "\n", f"\r 12% {SHOWN}\n")
+  with pytest.raises(SystemExit), reported():
+    raise UserError(f"no image {NAME}")
+  line = SHOWN.replace(r"\r", " ")  # A line of an error has no white space but blanks.
+  assert capsys.readouterr().err == f"xmr: error: no image {line}\n"
+  print(NAME[:6])  # Outside of a command nothing is changed.
+  assert capsys.readouterr().out == NAME[:6] + "\n"
+
+
+def test_a_name_that_the_encoding_of_the_terminal_lacks_is_escaped():
+  code = (
+    "from xmr.errors import reported\nwith reported():\n  print('h\\u00f6\\u72d7.png', '\\udcff')"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+  )
+  assert (done.stdout, done.stderr) == (b"h\xf6\\u72d7.png \\udcff\n", b"")
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys):
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(SystemExit) as stopped, reported():
+    signal.raise_signal(signal.SIGINT)
+  assert stopped.value.code == 130 and capsys.readouterr().err == "xmr: interrupted\n"
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_that_a_callback_swallowed_stops_before_the_training_begins(capsys):
+  with pytest.raises(SystemExit) as stopped, reported():
+    with contextlib.suppress(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+    with Stop():
+      pytest.fail("the training began")
+  assert stopped.value.code == 130 and capsys.readouterr().err == "xmr: interrupted\n"
+
+
+TWICE = {
+  "anywhere": "from xmr.errors import reported\nwith reported():\n  try:\n    kill(9)\n  finally:\n"
+  "    kill(9)\n    print('too late')",
+  "training": "from xmr.preemption import Stop\nwith Stop() as stop:\n  kill(9)\n"
+  "  assert stop.wanted(1) and stop.signal == 'SIGINT'\n  kill(9)\n  print('too late')",
+}
+
+
+@pytest.mark.parametrize("code", TWICE.values(), ids=TWICE.keys())
+def test_the_second_ctrl_c_ends_at_once_with_one_line(code):
+  code = "import signal\ndef kill(_): signal.raise_signal(signal.SIGINT)\n" + code
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (130, "")
+  assert done.stderr == "xmr: interrupted twice: ended at once\n"
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback():
+  code = (
+    "import sys; sys.argv = ['-m']; import xmr, signal; signal.raise_signal(signal.SIGINT); "
+    "print('too late')"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+  done = subprocess.run(
+    [sys.executable, "-c", "import xmr, signal; print(signal.getsignal(signal.SIGINT))"],
+    capture_output=True,
+    text=True,
+  )
+  assert "default_int_handler" in done.stdout

@@ -12,7 +12,9 @@ COMMANDS = {"main", "extract", "sweep", "search", "bench"}
 # What a part may import of ours; a part is the first name under xmr, or "eval.metrics" and the like
 # where it differs.
 ALLOWED = {
-  "errors": set(),
+  "interrupts": set(),
+  "terminal": set(),
+  "errors": {"interrupts", "terminal"},
   "files": {"errors"},
   "home": set(),
   "command_line": {"errors", "home"},
@@ -33,7 +35,7 @@ ALLOWED = {
   "parallel": {"errors"},
   "checkpoint": {"errors", "files", "checkpoint"},
   "tracking": {"errors", "files", "tracking"},
-  "preemption": set(),
+  "preemption": {"interrupts"},
   "encode": {"data", "parallel"},
   "mining": {"errors", "ops", "parallel", "mining", "eval.relevance", "data"},
   "eval": {

@@ -6,6 +6,8 @@ import re
 import select
 import sys
 
+from xmr import interrupts, terminal
+
 FULL = re.compile(
   "No space left on device|Disk quota exceeded|File too large|Read-only file system"
 )
@@ -50,28 +52,34 @@ def reader_is_gone():
 
 @contextlib.contextmanager
 def reported():
-  """Turns a UserError, or a full disk, into a line on standard error and exit status 2; others keep
-  their traceback.
+  """Turns a UserError, or a full disk, into a line on standard error and exit status 2, and Ctrl-C
+  into a line and 130; others keep their traceback.
+
+  This is the border to the terminal: all that is printed inside is made printable.
   """
-  try:
-    yield
-    sys.stdout.flush()
-  except BrokenPipeError:
-    if not reader_is_gone():
-      raise
-    # Python would complain once more when it flushes at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(1) from None
-  except UserError as error:
-    message = str(error).removesuffix(error.tree)
-    print("xmr: error: " + " ".join(message.split()) + error.tree, file=sys.stderr)
-    raise SystemExit(2) from None
-  except Exception as error:
-    reason = disk_full(error)
-    if reason is None:
-      raise
-    print(
-      f"xmr: error: {reason}: {getattr(error, 'filename', None) or 'while writing'}",
-      file=sys.stderr,
-    )
-    raise SystemExit(2) from None
+  with interrupts.heard(), terminal.plain():
+    try:
+      yield
+      sys.stdout.flush()
+    except BrokenPipeError:
+      if not reader_is_gone():
+        raise
+      # Python would complain once more when it flushes at its end.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      raise SystemExit(1) from None
+    except KeyboardInterrupt:
+      print("xmr: interrupted", file=sys.stderr)
+      raise SystemExit(interrupts.STATUS) from None
+    except UserError as error:
+      message = str(error).removesuffix(error.tree)
+      print("xmr: error: " + " ".join(message.split()) + error.tree, file=sys.stderr)
+      raise SystemExit(2) from None
+    except Exception as error:
+      reason = disk_full(error)
+      if reason is None:
+        raise
+      print(
+        f"xmr: error: {reason}: {getattr(error, 'filename', None) or 'while writing'}",
+        file=sys.stderr,
+      )
+      raise SystemExit(2) from None

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from xmr import interrupts
+
 
 class Stop:
-  """Context in which the first SIGINT or SIGTERM only raises a flag; the second SIGINT interrupts
-  as usual.
+  """Context in which the first SIGINT or SIGTERM only raises a flag; the second SIGINT ends the
+  process at once.
   """
 
   def __init__(self, *, every=10):
@@ -22,6 +24,7 @@ class Stop:
     self.signal = None
 
   def __enter__(self):
+    interrupts.check()
     self.old = {
       number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
     }
@@ -33,7 +36,7 @@ class Stop:
 
   def _note(self, number, _):
     self.signal = signal.Signals(number).name
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupts.at_once)
 
   @property
   def reason(self):

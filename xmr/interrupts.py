@@ -1,0 +1,48 @@
+"""Ctrl-C: the first ends a command after its cleaning up, with one line; the second at once."""
+
+import contextlib
+import os
+import signal
+import threading
+
+STATUS = 130  # as a shell reports a command that Ctrl-C ended
+_asked = threading.Event()
+
+
+@contextlib.contextmanager
+def heard():
+  """Makes the first SIGINT a KeyboardInterrupt that `check` remembers, and the second end the
+  process; in a thread, or where somebody else takes the signal, nothing changes.
+  """
+  ours = threading.current_thread() is threading.main_thread() and signal.getsignal(
+    signal.SIGINT
+  ) in (signal.default_int_handler, signal.SIG_DFL)
+  if not ours:
+    yield
+    return
+  before = signal.signal(signal.SIGINT, _first)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+    _asked.clear()
+
+
+def _first(*_):
+  _asked.set()
+  signal.signal(signal.SIGINT, at_once)
+  raise KeyboardInterrupt
+
+
+def check():
+  """Raises KeyboardInterrupt where one came and was lost: Python drops what is raised in a callback
+  of the garbage collector.
+  """
+  if _asked.is_set():
+    raise KeyboardInterrupt
+
+
+def at_once(*_):
+  """Handler of a signal that ends the process without waiting for anything."""
+  os.write(2, b"xmr: interrupted twice: ended at once\n")
+  os._exit(STATUS)

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 from xmr import recipe
 from xmr.errors import UserError
+from xmr.eval.table import options as evaluations
 from xmr.tasks import TASKS
 
 placeholder = config_dict.placeholder
@@ -150,14 +151,13 @@ def base_config():
   config.evaluate = evaluate = ml_collections.ConfigDict()
   evaluate.epochs = 1.0  # validate every so many epochs,
   evaluate.steps = 0  # or steps with epochs=0
-  evaluate.folds = 1  # 5: COCO's 1K protocol beside the full test
   evaluate.select = (
     "best"  # checkpoint that is scored: best (validation rsum) · latest (Full-HN as released)
   )
   evaluate.split = "test"  # scored at the end
-  evaluate.graded = False  # i2t, t2i, i2i, t2t with ROUGE-L relevance at the end
-  evaluate.spice = ""  # file of SPICE relevance for the same, in the released layout
-  evaluate.include_self = True  # i2i, t2t: the query itself is in the ranking (released)
+  # What is scored at the end: the options of xmr/eval/table.py.
+  for name, option in evaluations().items():
+    evaluate[name] = option.default
 
   config.checkpoint = ml_collections.ConfigDict(
     {"steps": 500}
@@ -200,10 +200,6 @@ RESUMABLE = (
   "eval_batch_size",
   "evaluate.split",
   "evaluate.select",
-  "evaluate.folds",
-  "evaluate.graded",
-  "evaluate.spice",
-  "evaluate.include_self",
   "checkpoint.steps",
   "log.steps",
   "log.tensorboard",
@@ -250,7 +246,6 @@ POSITIVE = (
   "model.dim",
   "model.text.word_dim",
   "optimizer.learning_rate",
-  "evaluate.folds",
   "log.steps",
   "mining.block",
   "mining.refresh_steps",
@@ -332,6 +327,8 @@ def validate(config):
   for key in NOT_NEGATIVE:
     if not values[key] >= 0:
       raise UserError(f"config.{key} is {values[key]}; expected 0 or more")
+  for name, option in evaluations().items():
+    option.check(f"config.evaluate.{name}", values[f"evaluate.{name}"])
   for side in ("image", "text"):
     if not 0 <= values[f"model.{side}.dropout"] < 1:
       raise UserError(
@@ -372,7 +369,7 @@ def differences(old, new):
   """Returns "key: old -> new" for every field that differs and would change training; two flat
   dicts of a config.
   """
-  free = set(RESUMABLE)
+  free = set(RESUMABLE) | {f"evaluate.{name}" for name in evaluations()}
   if new["optimizer.schedule"] == "cosine":
     # Its learning rate depends on the last step from the first one on.
     free -= {"epochs", "steps"}

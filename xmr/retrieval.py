@@ -1,15 +1,16 @@
 """Retrieval: one dual encoder of images and texts, trained in one stage and scored by recall."""
 
 import functools
+import time
 
 import jax
 
 from xmr import checkpoint, encode, mining, parallel, train
 from xmr.config import base_config, in_steps, validate
 from xmr.errors import UserError
-from xmr.eval import configured, protocol
+from xmr.eval import protocol
+from xmr.eval import results as results_lib
 from xmr.experiment import prepare
-from xmr.files import write_arrays
 from xmr.inspect import plots
 from xmr.run_folder import begun, held, imported
 
@@ -20,6 +21,7 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
   """Trains (or only scores) a run, prints its results and draws retrieved examples; see
   train.train_and_evaluate.
   """
+  began = time.perf_counter()
   if eval_only and not begun(workdir):
     raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")
   if not eval_only and imported(workdir):
@@ -31,12 +33,12 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
   # Fields that the recipe leaves open are filled in by the data.
   config = experiment.config
   if not eval_only:
-    configured.check(config, experiment.splits[config.evaluate.split])
+    results_lib.check(config, experiment.splits[config.evaluate.split])
     record = getattr(experiment.splits, "record", None)
     with stop, held(config, workdir, vocabulary=experiment.vocabulary, record=record):
       if not train.fit(stage(experiment), stop):
         return None
-  results, image, text = score(experiment)
+  results, image, text = score(experiment, began=began)
   if jax.process_index() == 0:
     show(experiment, results, image, text)
   return results
@@ -111,34 +113,33 @@ def validation(experiment, state):
     )
 
   return train.Validation(
-    metrics["rsum"], metrics, protocol.line(metrics), picture if config.picture else None
+    metrics["rsum"], metrics, results_lib.line(metrics), picture if config.picture else None
   )
 
 
-def score(experiment):
+def score(experiment, *, began=None):
   """Scores the checkpoint that config.evaluate.select names on config.evaluate.split.
 
   Writes results.json, and what each query scores into queries.npz.
 
+  Args:
+    experiment: Experiment.  began: time.perf_counter() when the command began, or None.
   Returns:
     (results, image [N, D], text [T, D]): as in results.json, and the embeddings that were scored.
   """
   e, config = experiment, experiment.config
+  results_lib.check(config, e.splits[config.evaluate.split])
   step, variables, _ = checkpoint.load(e.workdir, config.evaluate.select)
   split = e.splits[config.evaluate.split]
   image, text = embeddings(e, parallel.replicate(e.mesh, variables), split)
-  found, queries = configured.figures(config, split, image, text)
-  workdir = e.workdir if jax.process_index() == 0 else None
-  if workdir:
-    write_arrays(workdir / "queries.npz", queries)
-  results = protocol.report(
+  results = results_lib.report(
     encode.over_devices(image, e.mesh),
     text,
     split,
     config=config,
     step=step,
-    workdir=workdir,
-    extra=found,
+    workdir=None if jax.process_index() else e.workdir,
+    seconds=None if began is None else time.perf_counter() - began,
   )
   return results, image, text
 
@@ -146,7 +147,7 @@ def score(experiment):
 def show(experiment, results, image, text):
   """Prints the table of results, draws retrieved.png, and says where things lie."""
   config, workdir = experiment.config, experiment.workdir
-  print(protocol.table(results))
+  print(results_lib.shown(results))
   made = ["results.json"]
   if config.picture:
     split = experiment.splits[config.evaluate.split]

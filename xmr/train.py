@@ -311,6 +311,8 @@ def validated(stage, state, best, writer, journal):
   if writer.board and found.picture:
     writer.image(step, "val/retrieved", found.picture())
   mark = " (best)" if best["step"] == step else ""
-  writer.say(f"epoch {step / stage.steps_per_epoch:.2f}, step {step}: {found.line}{mark}")
+  writer.say(
+    f"validation, epoch {step / stage.steps_per_epoch:.2f}, step {step}: {found.line}{mark}"
+  )
   journal.scores = {stage.shown: found.score, "best": best["score"]}
   return found.score, best

@@ -133,9 +133,19 @@ def test_bad_files_are_one_clear_error(tmp_path):
     eccv_caption.load_positives(tmp_path, "eccv", image_id=[1], text_id=[5])
   with pytest.raises(UserError, match="image ids repeat"):
     eccv_caption.load_positives(tmp_path, "eccv", image_id=[1, 1], text_id=[5])
-  (tmp_path / "eccv_image_to_caption.json").write_text("{")
-  with pytest.raises(UserError, match="not JSON"):
-    eccv_caption.load_positives(tmp_path, "eccv", image_id=[1], text_id=[5])
+  for content, message in (
+    ("{", "not JSON"),
+    ("[" * 200_000, "nested too deeply"),
+    ("[]", "expected {query id"),
+    ("{}", "holds no queries"),
+    ('{"one": [5]}', "expected {query id"),
+    ('{"1": 5}', "expected {query id"),
+    ('{"1": [1e400]}', "expected {query id"),
+    ('{"1": [' + "9" * 40 + "]}", "expected {query id"),
+  ):
+    (tmp_path / "eccv_image_to_caption.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+      eccv_caption.load_positives(tmp_path, "eccv", image_id=[1], text_id=[5])
 
 
 def test_too_small_a_gallery_is_one_clear_error(tmp_path):

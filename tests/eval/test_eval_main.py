@@ -231,6 +231,123 @@ def test_mistakes_are_one_clear_line_before_anything_is_written(tmp_path, capsys
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  "flag, message",
+  [
+    ("--folds=0", "--folds is 0; expected from 1"),
+    ("--folds=-5", "--folds is -5; expected from 1"),
+    ("--folds=1e300", "folds"),
+    ("--k=0", "--k is 0; expected from 1"),
+    (f"--k={10**30}", "--k is"),
+    ("--alpha=1.01", "--alpha is 1.01; expected from 0 to 1"),
+    ("--alpha=nan", "--alpha is nan; expected a finite number"),
+    ("--novelty=last", "--novelty is 'last'; expected one of corrected, first"),
+    ("--diversity=twice", "--diversity is 'twice'; expected one of once, released"),
+    ("--category_at=-1", "--category_at is -1; expected from 0"),
+    ("--cca_dim=-1", "--cca_dim is -1; expected from 0"),
+    ("--cca_regularization=0", "--cca_regularization is 0.0; expected more than 0"),
+    ("--cca_regularization=inf", "--cca_regularization is inf; expected a finite number"),
+    ("--cca_power=1e300", "--cca_power is 1e+300; expected from -100"),
+    ("--category", "--category needs the category of each image: expected --captions"),
+    ("--graded", "--graded needs the captions as written: expected --captions=FILE"),
+  ],
+)
+def test_a_flag_out_of_range_is_one_line(flag, message, tmp_path, capsys):
+  example(tmp_path)
+  assert message in refused(capsys, tmp_path, flag)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_scored(
+  tmp_path, capsys, monkeypatch
+):
+  example(tmp_path)
+  (tmp_path / "file").write_text("")
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  for name in ("file", "file/below", "loop"):
+    error = refused(capsys, tmp_path, f"--out={tmp_path}/{name}")
+    assert "--out" in error and "is no folder" in error
+  (tmp_path / "out/results.json").mkdir(parents=True)
+  assert "--out: cannot write" in refused(capsys, tmp_path, f"--out={tmp_path}/out")
+  monkeypatch.setattr("os.access", lambda *_: False)
+  assert "--out: cannot write into" in refused(capsys, tmp_path, f"--out={tmp_path}/new")
+
+
+def test_json_and_arrays_of_any_kind_are_one_line(tmp_path, capsys):
+  _, text, _, texts = example(tmp_path)
+  known = json.loads((tmp_path / "captions.json").read_text())
+
+  def changed(**of_sentence):
+    content = json.loads(json.dumps(known))
+    content["images"][3]["sentences"][0] |= of_sentence
+    return json.dumps(content).encode()
+
+  cases = {
+    "deep": b"[" * 200_000,
+    "latin": '["\u00e4"]'.encode("latin-1"),
+    "null": b"null",
+    "half": b'{"images": [',
+    "numbers": json.dumps(list(range(len(texts)))).encode(),
+    "number": changed(raw=7),
+    "id": changed(sentid="seven"),
+    "huge": changed(sentid=2**70),
+    "many": b"[" + b"1" * 5000 + b"]",
+    "zipped.json.gz": b"no gzip",
+  }
+  for name, content in cases.items():
+    path = tmp_path / (name if "." in name else f"{name}.json")
+    path.write_bytes(content)
+    assert path.name in refused(capsys, tmp_path, f"--captions={path}"), name
+  (tmp_path / "folder.json").mkdir()
+  assert "no captions file" in refused(capsys, tmp_path, f"--captions={tmp_path / 'folder.json'}")
+  header = (tmp_path / "T.npy").read_bytes()
+  shape = f"({len(text)}, 8)".encode()
+  assert shape in header
+  for number, wrong in enumerate((b"(-1, 8)", b"(9999999999999, 8)", b"((((((", b"(nan, 8)")):
+    name = f"wrong{number}"
+    (tmp_path / f"{name}.npy").write_bytes(
+      header.replace(shape, wrong).replace(b" " * (len(wrong) - len(shape)) + b"\n", b"\n", 1)
+    )
+    assert "wrong" in refused(capsys, tmp_path, embeddings=("I", name, "M"))
+
+
+def test_captions_in_another_order_than_the_embeddings_are_refused(tmp_path, capsys):
+  image, text, owner, texts = example(tmp_path)
+  order = np.random.default_rng(1).permutation(len(text))
+  np.save(tmp_path / "T2.npy", text[order])
+  np.save(tmp_path / "M2.npy", owner[order])
+  captions = f"--captions={tmp_path}/captions.json"
+  error = refused(capsys, tmp_path, captions, embeddings=("I", "T2", "M2"))
+  first = np.flatnonzero(owner[order] != owner)[0]
+  assert f"image_of_text[{first}] is {owner[order][first]}, but caption {first} of" in error
+  assert f"describes image {owner[first]}" in error
+  # The same embeddings with their own captions in their own order are fine.
+  (tmp_path / "own.json").write_text(json.dumps([texts[t] for t in order]))
+  run(tmp_path, f"--captions={tmp_path}/own.json", "--k=5", embeddings=("I", "T2", "M2"))
+
+
+def test_switches_are_on_with_captions_and_go_off_one_by_one(tmp_path, capsys):
+  *_, owner, _ = example(tmp_path)
+  captions = [f"--captions={tmp_path}/captions.json", "--k=5"]
+  run(tmp_path, *captions, "--noconsistency")
+  shown = capsys.readouterr().out
+  assert "rouge_l/i2t/ndcg" in shown and "order/pair" not in shown
+  run(tmp_path, *captions, "--nograded")
+  shown = capsys.readouterr().out
+  assert "rouge_l/i2t/ndcg" not in shown and "order/pair" in shown
+  run(tmp_path, "--consistency")
+  assert "order/pair" in capsys.readouterr().out
+  run(tmp_path, *captions, "--kind=dot")
+  shown = capsys.readouterr().out
+  assert "rouge_l/i2t/ndcg" in shown and "order/pair" not in shown
+  np.save(tmp_path / "label.npy", np.arange(30) % 4)
+  run(tmp_path, f"--label={tmp_path}/label.npy", "--category")
+  assert "i2t/map" in capsys.readouterr().out
+  np.save(tmp_path / "few.npy", np.arange(29) % 4)
+  assert "29 categories; expected 30" in refused(
+    capsys, tmp_path, f"--label={tmp_path}/few.npy", "--category"
+  )
+
+
 def test_missing_embeddings_are_named(capsys):
   with pytest.raises(SystemExit):
     main(["xmr.eval", "--text=T.npy"])
@@ -242,9 +359,14 @@ def test_raw_features_of_two_widths_are_refused():
     baselines.check_raw(np.ones((2, 3)), np.ones((2, 4)))
 
 
-def test_help_lists_every_flag():
+def test_help_lists_every_flag_without_jax():
+  code = (
+    "import sys; from xmr.eval.__main__ import main; main(['xmr.eval', '--help']); "
+    "assert 'jax' not in sys.modules and 'scipy' not in sys.modules"
+  )
   shown = subprocess.run(
-    [sys.executable, "-m", "xmr.eval", "--help"], capture_output=True, text=True, check=True
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
   ).stdout
   for name in ("image_of_text", "relevance", "spice", "baseline", "train_text", "positives", "sts"):
     assert f"--{name}" in shown
+  assert "of similarity" not in shown and "one of cosine, dot, order" in shown

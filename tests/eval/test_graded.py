@@ -8,6 +8,7 @@ import pytest
 
 from xmr.errors import UserError
 from xmr.eval import consistency
+from xmr.eval import lists as lists_lib
 
 # xmr.eval.graded is the function of the same name.
 graded = importlib.import_module("xmr.eval.graded")
@@ -183,12 +184,12 @@ def test_list_metrics_equal_their_pairwise_definition():
   vectors = np.zeros((9, 20))
   np.put_along_axis(vectors, lists, 1, axis=1)
   pairs = [vectors[a] @ vectors[b] / 4 for a, b in itertools.combinations(range(9), 2)]
-  assert graded.list_cosine(lists, n_gallery=20) == pytest.approx(np.mean(pairs))
-  assert graded.list_cosine(lists[:1], n_gallery=20) == 0
-  assert graded.coverage(lists, n_gallery=20) == len(set(lists.ravel())) / 20
-  assert graded.coverage(lists, n_gallery=20, coverage_of=400) == len(set(lists.ravel())) / 400
+  assert lists_lib.list_cosine(lists, n_gallery=20) == pytest.approx(np.mean(pairs))
+  assert lists_lib.list_cosine(lists[:1], n_gallery=20) == 0
+  assert lists_lib.coverage(lists, n_gallery=20) == len(set(lists.ravel())) / 20
+  assert lists_lib.coverage(lists, n_gallery=20, coverage_of=400) == len(set(lists.ravel())) / 400
   held = [sum(x in row for row in lists) for x in range(20)]
-  assert graded.self_information(lists) == pytest.approx(
+  assert lists_lib.self_information(lists) == pytest.approx(
     np.mean([-np.log2(held[x] / 9) for x in lists.ravel()])
   )
 
@@ -277,3 +278,23 @@ def test_order_consistency_equals_loops():
 def test_order_consistency_needs_a_second_image():
   with pytest.raises(UserError, match="at least 2"):
     consistency.order_consistency(np.ones((1, 2)), np.ones((4, 2)), np.zeros(4, int))
+
+
+def test_i2i_diversity_counts_an_image_once_or_once_per_caption():
+  image, text, owner, relevance = example(images=20)
+  found = {
+    diversity: graded.graded(image, text, owner, relevance, k=6, diversity=diversity)
+    for diversity in graded.DIVERSITY
+  }
+  ranked = graded.ranked_lists(image, text, k=6)["i2i"]
+  for diversity, queries in (("once", np.arange(20)), ("released", owner)):
+    pairs = [
+      len(set(ranked[queries[a]]) & set(ranked[queries[b]])) / 6
+      for a, b in itertools.permutations(range(len(queries)), 2)
+    ]
+    assert found[diversity]["i2i/list_cosine"] == pytest.approx(np.mean(pairs))
+  assert found["released"]["i2i/list_cosine"] > found["once"]["i2i/list_cosine"]
+  same = {name for name in found["once"] if found["once"][name] == found["released"][name]}
+  assert set(found["once"]) - same == {"i2i/list_cosine"}
+  with pytest.raises(UserError, match="diversity is 'twice'; expected one of once, released"):
+    graded.graded(image, text, owner, relevance, k=6, diversity="twice")

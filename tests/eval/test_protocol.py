@@ -1,15 +1,12 @@
-"""Recall against loops and the released figures; what results.json holds."""
+"""Recall against loops and the released metrics."""
 
 import importlib
-import json
-import types
 
-import ml_collections
 import numpy as np
 import pytest
 
 from xmr.errors import UserError
-from xmr.eval import protocol, recall
+from xmr.eval import recall
 
 similarity = importlib.import_module("xmr.eval.ranks")
 NAMES = [f"{d}/{n}" for d in ("i2t", "t2i") for n in ("r1", "r5", "r10", "medr", "meanr")]
@@ -54,15 +51,15 @@ def order_scores(image, text):
   return -np.sqrt((np.maximum(text[None].astype(np.float64) - image[:, None], 0) ** 2).sum(-1))
 
 
-def test_recall_equals_the_released_figures(golden):
+def test_recall_equals_the_released_found(golden):
   for name in ("recall_ranks_small", "recall_ranks_1k"):
     data = golden(name)
     n = len(data["image"])
-    figures = recall(data["image"], data["text"], np.arange(5 * n) // 5)
+    found = recall(data["image"], data["text"], np.arange(5 * n) // 5)
     expected = dict(zip(NAMES, [*data["i2t"], *data["t2i"]], strict=True))
-    assert {key: figures[key] for key in NAMES} == pytest.approx(expected, rel=1e-12)
-    assert figures["rsum"] == pytest.approx(data["i2t"][:3].sum() + data["t2i"][:3].sum())
-    assert figures["i2t/ties"] == figures["t2i/ties"] == 0
+    assert {key: found[key] for key in NAMES} == pytest.approx(expected, rel=1e-12)
+    assert found["rsum"] == pytest.approx(data["i2t"][:3].sum() + data["t2i"][:3].sum())
+    assert found["i2t/ties"] == found["t2i/ties"] == 0
 
 
 @pytest.mark.parametrize("block", (1, 7, 512))
@@ -70,17 +67,17 @@ def test_recall_equals_the_released_figures(golden):
 def test_recall_with_ties_equals_a_loop(kind, block):
   image, text, image_of_text = example()
   scores = image @ text.T if kind == "dot" else order_scores(image, text)
-  figures = recall(image, text, image_of_text, kind=kind, block=block)
+  found = recall(image, text, image_of_text, kind=kind, block=block)
   expected = loop_recall(scores, image_of_text)
-  assert figures == pytest.approx(expected)
-  assert figures["i2t/ties"] > 0 and figures["t2i/ties"] > 0
+  assert found == pytest.approx(expected)
+  assert found["i2t/ties"] > 0 and found["t2i/ties"] > 0
 
 
 def test_text_queries_of_order_embeddings_keep_the_direction(golden):
   data = golden("order_similarity")
   image, text = data["image"], data["text"][:12]
-  figures = recall(image, text, np.arange(12), kind="order")
-  assert figures == pytest.approx(loop_recall(data["order_similarity"][:, :12], np.arange(12)))
+  found = recall(image, text, np.arange(12), kind="order")
+  assert found == pytest.approx(loop_recall(data["order_similarity"][:, :12], np.arange(12)))
 
 
 def test_order_of_texts_does_not_matter():
@@ -98,23 +95,23 @@ def test_one_caption_per_image():
 
 def test_collapsed_model_recalls_nothing():
   rows = np.full((50, 8), 8**-0.5, np.float32)
-  figures = recall(rows, np.repeat(rows, 5, axis=0), np.arange(250) // 5)
-  assert figures["rsum"] == 0
-  assert figures["i2t/ties"] == 50 and figures["t2i/ties"] == 250
+  found = recall(rows, np.repeat(rows, 5, axis=0), np.arange(250) // 5)
+  assert found["rsum"] == 0
+  assert found["i2t/ties"] == 50 and found["t2i/ties"] == 250
 
 
 def test_folds_are_scored_apart_and_averaged():
   image, text, image_of_text = example(images=24)
-  figures = recall(image, text, image_of_text, folds=4, kind="dot")
+  found = recall(image, text, image_of_text, folds=4, kind="dot")
   parts = []
   for f in range(4):
     own = image_of_text // 6 == f
     parts.append(loop_recall(image[6 * f : 6 * f + 6] @ text[own].T, image_of_text[own] - 6 * f))
-  assert {n: figures[n] for n in NAMES} == pytest.approx(
+  assert {n: found[n] for n in NAMES} == pytest.approx(
     {n: np.mean([p[n] for p in parts]) for n in NAMES}
   )
-  assert figures["rsum"] == pytest.approx(np.mean([p["rsum"] for p in parts]))
-  assert figures["i2t/ties"] == sum(p["i2t/ties"] for p in parts)
+  assert found["rsum"] == pytest.approx(np.mean([p["rsum"] for p in parts]))
+  assert found["i2t/ties"] == sum(p["i2t/ties"] for p in parts)
 
 
 def test_both_directions_take_one_product_per_block(monkeypatch):
@@ -146,52 +143,3 @@ def test_bad_ground_truth_names_what_and_where():
     recall(image, text, image_of_text, folds=2)
   with pytest.raises(UserError, match="folds is 3; expected a divisor of the 20 images"):
     recall(image, image[image_of_text], image_of_text, folds=3)
-
-
-def config(folds=1):
-  return ml_collections.ConfigDict(
-    {"data": {"name": "scenes"}, "evaluate": {"folds": folds}, "similarity": "dot", "seed": 3}
-  )
-
-
-def test_results_say_which_figures_they_are(tmp_path):
-  image, text, image_of_text = example()
-  split = types.SimpleNamespace(name="test", image_of_text=image_of_text)
-  found = protocol.report(
-    image, text, split, config=config(5), step=70, workdir=tmp_path, extra={"map": 0.5}
-  )
-  assert json.loads((tmp_path / "results.json").read_text()) == found
-  assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-  assert (found["dataset"], found["split"], found["step"], found["seed"]) == (
-    "scenes",
-    "test",
-    70,
-    3,
-  )
-  assert (found["n_images"], found["n_texts"], found["similarity"]) == (20, 55, "dot")
-  assert found["captions_per_image"] == {"min": 1, "mean": 2.75, "max": 5}
-  assert found["protocol"] == "all 20 images and 55 texts; folds/: mean of 5 folds of 4 images"
-  whole, folds = (recall(image, text, image_of_text, folds=n, kind="dot") for n in (1, 5))
-  assert (
-    found["metrics"]["rsum"] == whole["rsum"] and found["metrics"]["folds/rsum"] == folds["rsum"]
-  )
-  assert found["metrics"]["map"] == 0.5
-  assert found["ties"] == {
-    "i2t": whole["i2t/ties"],
-    "t2i": whole["t2i/ties"],
-    "folds/i2t": folds["i2t/ties"],
-    "folds/t2i": folds["t2i/ties"],
-  }
-  assert {"xmr", "jax", "numpy", "python", "device"} <= set(found["versions"])
-  shown = protocol.table(found)
-  assert (
-    "folds/" in shown
-    and f"{whole['rsum']:.1f}" in shown
-    and "map" in shown
-    and "tied queries" in shown
-  )
-
-
-def test_line_holds_the_six_recalls():
-  figures = {f"{d}/r{k}": float(k) for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": 32.0}
-  assert protocol.line(figures) == "i2t 1.0/5.0/10.0  t2i 1.0/5.0/10.0  rsum 32.0"

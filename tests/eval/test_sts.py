@@ -88,6 +88,13 @@ def test_bad_ratings_are_one_clear_error(tmp_path, content, message):
   path.write_text(content)
   with pytest.raises(UserError, match=message):
     sts.load_sts(path, text_id=[7, 8])
+  for binary in (b"\xff\xfe\x00", b"caption1,caption2,agg_score\n" + b"x" * 200_000):
+    path.write_bytes(binary)
+    with pytest.raises(UserError, match="is no CSV of ratings"):
+      sts.load_sts(path, text_id=[7, 8])
+  (tmp_path / "sts.csv.gz").write_bytes(b"no gzip")
+  with pytest.raises(UserError, match="is no CSV of ratings"):
+    sts.load_sts(tmp_path / "sts.csv.gz", text_id=[7, 8])
   with pytest.raises(UserError, match="no ratings file"):
     sts.load_sts(tmp_path / "absent.csv", text_id=[7, 8])
 

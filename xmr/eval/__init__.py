@@ -1,9 +1,42 @@
 """Evaluation of embeddings against ground truth: it never sees a model."""
 
-from xmr.eval.average_precision import mean_average_precision
-from xmr.eval.graded import graded
-from xmr.eval.protocol import recall
-from xmr.eval.ranks import ranks, similarity
-from xmr.eval.top_k import top_k
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from xmr.eval.average_precision import mean_average_precision
+  from xmr.eval.graded import graded
+  from xmr.eval.protocol import recall
+  from xmr.eval.ranks import ranks, similarity
+  from xmr.eval.top_k import top_k
 
 __all__ = ["graded", "mean_average_precision", "ranks", "recall", "similarity", "top_k"]
+
+
+class _Package(types.ModuleType):
+  """This package, whose functions are imported when they are asked for: `table` alone needs no JAX.
+
+  Properties, since three functions have the names of their modules, which Python would put in
+  their place.
+  """
+
+
+def _function(module, name):
+  def get(self):
+    return getattr(importlib.import_module(f"{self.__name__}.{module}"), name)
+
+  return property(get, lambda self, value: None)
+
+
+for _name, _module in {
+  "graded": "graded",
+  "mean_average_precision": "average_precision",
+  "ranks": "ranks",
+  "recall": "protocol",
+  "similarity": "ranks",
+  "top_k": "top_k",
+}.items():
+  setattr(_Package, _name, _function(_module, _name))
+sys.modules[__name__].__class__ = _Package

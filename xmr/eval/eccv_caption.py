@@ -3,12 +3,12 @@ Captions.
 """
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.eval.readers import load_json
 from xmr.eval.top_k import top_k
 
 # Two of the 22,550 captions that ECCV Caption names are not among Karpathy's 25,000; a wrong split
@@ -54,14 +54,10 @@ def load_positives(folder, name, *, image_id, text_id):
     path = pathlib.Path(folder) / f"{name}_{stem}.json"
     if not path.is_file():
       raise UserError(f"no file {path}; expected the data folder of ECCV Caption")
-    try:
-      entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-      raise UserError(f"{path} is not JSON: {error}") from None
+    entries = _entries(path)
     source, target = stem.split("_to_")
     answers = [
-      sorted({rows[target].get(int(item), -1 - int(item)) for item in items})
-      for items in entries.values()
+      sorted({rows[target].get(item, -1 - item) for item in items}) for items in entries.values()
     ]
     if not all(answers):
       raise UserError(
@@ -76,7 +72,7 @@ def load_positives(folder, name, *, image_id, text_id):
         f"{-1 - item.min()}"
       )
       raise UserError(f"{path}: {found}; expected all of COCO 5K test")
-    query = [rows[source][int(identity)] for identity in entries]
+    query = [rows[source][identity] for identity in entries]
     start = np.concatenate([[0], np.cumsum([len(found) for found in answers])]).astype(np.int64)
     positives[direction] = Positives(
       np.array(query, np.int32), start, np.maximum(item, -1).astype(np.int32)
@@ -118,9 +114,9 @@ def retrieval(image, text, positives, *, kind="cosine", recall_at=(1, 5, 10)):
     queries = np.asarray(query)[answers.query]
     found = np.asarray(top_k(queries, gallery, k, kind=kind, text_query=direction == "t2i")[1])
     hit = _hits(found, answers, len(gallery))
-    place = np.arange(1, k + 1)
-    within = place <= count[:, None]
-    precision = np.cumsum(hit, axis=1) / place
+    rank = np.arange(1, k + 1)
+    within = rank <= count[:, None]
+    precision = np.cumsum(hit, axis=1) / rank
     metrics[f"{direction}/map_at_r"] = 100 * float(
       ((precision * hit * within).sum(axis=1) / count).mean()
     )
@@ -128,6 +124,24 @@ def retrieval(image, text, positives, *, kind="cosine", recall_at=(1, 5, 10)):
     for at in recall_at:
       metrics[f"{direction}/r{at}"] = 100 * float(hit[:, :at].any(axis=1).mean())
   return metrics
+
+
+def _entries(path):
+  """Returns {query id: [item ids]} of a file, all ids int."""
+  try:
+    entries = {
+      int(query): [int(item) for item in items] for query, items in load_json(path).items()
+    }
+    wide = [item for items in entries.values() for item in items if abs(item) >= 2**62]
+    if wide:
+      raise ValueError(f"the id {wide[0]}")
+  except (AttributeError, TypeError, ValueError, OverflowError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{path} holds {error}; expected {{query id: [item ids]}}") from None
+  if not entries:
+    raise UserError(f"{path} holds no queries; expected {{query id: [item ids]}}")
+  return entries
 
 
 def _hits(found, answers, width):
@@ -146,7 +160,7 @@ def _rows(identities, what):
 
 
 def _check_known(identities, rows, what, path):
-  absent = [identity for identity in identities if int(identity) not in rows]
+  absent = [identity for identity in identities if identity not in rows]
   if absent:
     found = f"{what} {absent[0]} is not among the {len(rows)} {what}s ({len(absent)} such)"
     raise UserError(f"{path}: {found}; expected all of COCO 5K test")

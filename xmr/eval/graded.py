@@ -1,17 +1,20 @@
-"""Graded retrieval in four tasks: nDCG, alpha-nDCG, novelty, coverage and list diversity of the
-top-k lists.
+"""Graded retrieval in four tasks: nDCG and alpha-nDCG of the top-k lists, their novelty, coverage
+and diversity.
 """
 
 import functools
 
 import numpy as np
 
-from xmr.errors import UserError
+from xmr.errors import UserError, choice
+from xmr.eval.lists import list_metrics
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.top_k import top_k_of_both
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 FORMS = ("released", "standard")
+NOVELTY = ("corrected", "first")
+DIVERSITY = ("once", "released")
 BLOCK_BYTES = 1 << 22  # of relevance looked at together
 
 
@@ -28,6 +31,7 @@ def graded(
   include_self=True,
   novelty="corrected",
   coverage_of=None,
+  diversity="once",
 ):
   """Scores the four retrieval tasks with graded relevance.
 
@@ -51,7 +55,9 @@ def graded(
       similarity.
     include_self: i2i and t2t rank the query itself too (released); False takes it out of lists and
       ideals.
-    novelty, coverage_of: see `self_information` and `coverage`.
+    novelty, coverage_of: see `lists.self_information` and `lists.coverage`.
+    diversity: "once": i2i/list_cosine takes the list of each image once; "released": once per
+      caption of the image, as the notebooks do.
 
   Returns:
     {"i2t/ndcg", "i2t/alpha_ndcg", "i2t/self_information", "i2t/coverage", "i2t/list_cosine",
@@ -59,7 +65,7 @@ def graded(
 
   Raises:
     UserError: k exceeds a gallery; relevance has another shape, NaN or values outside [0, 1]; an
-      image without a caption; unknown form or novelty.
+      image without a caption; unknown form, novelty or diversity.
 
   References:
     Mallea et al., Discovery Science 2023, notebooks as released. Jarvelin and Kekalainen 2002
@@ -77,11 +83,29 @@ def graded(
     include_self=include_self,
     novelty=novelty,
     coverage_of=coverage_of,
+    diversity=diversity,
   )
   return {name.removeprefix("/"): value for name, value in metrics.items()}
 
 
-def graded_by(
+def graded_by(image, text, image_of_text, relevances, **options):
+  """Scores the four tasks by several relevances of the same lists.
+
+  Args:
+    image, text, image_of_text, **options: as of `graded`.
+    relevances: {name: [T, N] float in [0, 1]}, such as {"rouge_l": ..., "spice": ...}.
+
+  Returns:
+    {"NAME/i2t/ndcg", "NAME/i2t/alpha_ndcg", ... for each name, and once "i2t/self_information",
+    "i2t/coverage", "i2t/list_cosine", ...}.
+
+  Raises:
+    UserError: as `graded`.
+  """
+  return scored_by(image, text, image_of_text, relevances, **options)[0]
+
+
+def scored_by(
   image,
   text,
   image_of_text,
@@ -94,19 +118,13 @@ def graded_by(
   include_self=True,
   novelty="corrected",
   coverage_of=None,
+  diversity="once",
 ):
-  """Scores the four tasks by several relevances of the same lists; arguments and errors as of
-  `graded`.
-
-  Args:
-    relevances: {name: [T, N] float in [0, 1]}, such as {"rouge_l": ..., "spice": ...}.
-
-  Returns:
-    {"NAME/i2t/ndcg", "NAME/i2t/alpha_ndcg", ... for each name, and once "i2t/self_information",
-    "i2t/coverage", "i2t/list_cosine", ...}.
+  """Returns (metrics as of `graded_by`, {name of the relevance: what each query scores, as of
+  `per_query`}).
   """
   image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
-  _check_options(alpha=alpha, form=form, novelty=novelty)
+  _check_options(alpha=alpha, form=form, novelty=novelty, diversity=diversity)
   # Before the lists: they are the expensive part.
   relevances = {
     name: checked_relevance(
@@ -115,9 +133,9 @@ def graded_by(
     for name, relevance in relevances.items()
   }
   lists = ranked_lists(image, text, k=k, kind=kind, include_self=include_self)
-  metrics = {}
+  metrics, queries = {}, {}
   for name, relevance in relevances.items():
-    values = per_query(
+    values = queries[name] = per_query(
       lists, image_of_text, relevance, alpha=alpha, form=form, include_self=include_self
     )
     for task in TASKS:
@@ -126,16 +144,17 @@ def graded_by(
         values[task], form, task, image_of_text
       )
   for task in TASKS:
-    figures = list_metrics(
+    found = list_metrics(
       lists[task],
       n_gallery=len(image) if task.endswith("i") else len(text),
       image_of_text=image_of_text if task == "i2i" else None,
       n_texts=len(text),
       novelty=novelty,
       coverage_of=coverage_of,
+      diversity=diversity,
     )
-    metrics |= {f"{task}/{name}": value for name, value in figures.items()}
-  return metrics
+    metrics |= {f"{task}/{name}": value for name, value in found.items()}
+  return metrics, queries
 
 
 def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
@@ -216,71 +235,6 @@ def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", in
   return values
 
 
-def list_metrics(
-  lists, *, n_gallery, n_texts, image_of_text=None, novelty="corrected", coverage_of=None
-):
-  """Returns self_information, coverage and list_cosine of the lists [Q, k] of one task; arguments
-  as of the three.
-  """
-  repeated = lists if image_of_text is None or novelty == "corrected" else lists[image_of_text]
-  return {
-    "self_information": self_information(repeated, n_texts=n_texts, novelty=novelty),
-    "coverage": coverage(lists, n_gallery=n_gallery, coverage_of=coverage_of),
-    "list_cosine": list_cosine(lists, n_gallery=n_gallery),
-  }
-
-
-def self_information(lists, *, n_texts=None, novelty="corrected"):
-  """Novelty: the mean of -log2(n(x) / Q) over the items x of all lists, n(x) being the number of
-  lists that hold x.
-
-  Args:
-    lists: [Q, k] int.
-    novelty: "corrected", as above; "first": the form of the first printed tables, which takes the
-      number of captions for Q and 10 for k in every task (i2i: one list per caption).
-    n_texts: number of captions, for "first".
-
-  Returns:
-    Bits, 0 (all lists equal) to log2(Q).
-
-  References:
-    FullHN notebooks: "first" in plots.ipynb, "corrected" in the later ones.
-  """
-  queries, length = lists.shape if novelty == "corrected" else (n_texts, 10)
-  count = np.bincount(lists.ravel())
-  count = count[count > 0]
-  return float(-(count * np.log2(count / queries)).sum() / (queries * length))
-
-
-def coverage(lists, *, n_gallery, coverage_of=None):
-  """Returns the share of the gallery that is in any list [Q, k]; coverage_of: divide by this many
-  items instead.
-
-  As released the divisor is the number of images in training and test together, in every task.
-  """
-  return len(np.unique(lists)) / (coverage_of or n_gallery)
-
-
-def list_cosine(lists, *, n_gallery):
-  """List diversity: the mean cosine of two different lists as binary vectors, i.e. the share of
-  items that they share.
-
-  Through the counts n(x): sum_{a != b} |a and b| = sum_x n(x)^2 - Q k, so no Q x Q matrix appears.
-
-  Args:
-    lists: [Q, k] int of distinct items; n_gallery: number of items.
-
-  Returns:
-    0 (no two lists share an item) to 1 (all lists are equal); lower is more diverse. 0 for a single
-    list.
-  """
-  queries, length = lists.shape
-  if queries < 2:
-    return 0.0
-  count = np.bincount(lists.ravel(), minlength=n_gallery).astype(np.float64)
-  return float((np.square(count).sum() - queries * length) / (length * queries * (queries - 1)))
-
-
 def checked_relevance(relevance, *, n_texts, n_images, name="relevance"):
   """Returns relevance as a NumPy array if it is [T, N] floats in [0, 1]; raises UserError
   otherwise.
@@ -311,11 +265,10 @@ def check_k(k, *, n_images, n_texts, include_self):
       raise UserError(f"k is {k} but the gallery has {size} {name}; expected 1 to {most}{without}")
 
 
-def _check_options(*, alpha, form, novelty):
-  if form not in FORMS:
-    raise UserError(f"form is {form!r}; expected one of {', '.join(FORMS)}")
-  if novelty not in ("corrected", "first"):
-    raise UserError(f"novelty is {novelty!r}; expected corrected or first")
+def _check_options(*, alpha, form, novelty, diversity):
+  choice("form", form, FORMS)
+  choice("novelty", novelty, NOVELTY)
+  choice("diversity", diversity, DIVERSITY)
   if not 0 <= alpha <= 1:
     raise UserError(f"alpha is {alpha}; expected a number in [0, 1]")
 
@@ -362,18 +315,18 @@ def _largest_in_rows(matrix, k):
 def _without_self(lists):
   """Takes item q out of list q: [Q, k + 1] -> [Q, k]; a list that lacks it loses its last item."""
   own = lists == np.arange(len(lists))[:, None]
-  place = np.where(own.any(axis=1), own.argmax(axis=1), lists.shape[1] - 1)
-  return _without_place(lists, place)
+  index = np.where(own.any(axis=1), own.argmax(axis=1), lists.shape[1] - 1)
+  return _without_index(lists, index)
 
 
 def _without_value(values, value):
-  """Takes one entry equal to value [Q, 1] out of descending rows: [Q, k + 1] -> [Q, k]; if too
-  small, the last goes.
+  """Takes one entry equal to value [Q, 1] out of descending rows: [Q, k + 1] -> [Q, k]; where the
+  value is below all of them, the last entry goes.
   """
-  place = np.minimum((values > value).sum(axis=1), values.shape[1] - 1)
-  return _without_place(values, place)
+  index = np.minimum((values > value).sum(axis=1), values.shape[1] - 1)
+  return _without_index(values, index)
 
 
-def _without_place(rows, place):
-  before = np.arange(rows.shape[1] - 1) < place[:, None]
+def _without_index(rows, index):
+  before = np.arange(rows.shape[1] - 1) < index[:, None]
   return np.where(before, rows[:, :-1], rows[:, 1:])

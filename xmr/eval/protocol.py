@@ -1,22 +1,11 @@
-"""Embeddings and ground truth in, named figures and results.json out."""
+"""Recall of both directions, whole or in folds, with ties counted against the query."""
 
-import importlib.metadata
-import pathlib
-import platform
-
-import jax
 import numpy as np
 
-from xmr import __version__, files
 from xmr.errors import UserError
 from xmr.eval import exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
 from xmr.eval.ranks import count
-
-# Folds by the name that papers use: Flickr's tests are scored whole, COCO's 5,000 images whole and
-# as five times 1,000.
-PROTOCOLS = {"flickr": 1, "coco": 5}
-TIE_RULE = "pessimistic: every non-positive that scores as the best positive stands before it"
 
 
 def recall(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
@@ -24,7 +13,7 @@ def recall(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
 
   An image finds its best text, a text its one image; ties count against the query (see `ranks`).
   Both directions come from one pass over the products. With folds, images are split into equal
-  consecutive parts with their texts, each is scored on its own, and the figures are averaged; rsum
+  consecutive parts with their texts, each is scored on its own, and the metrics are averaged; rsum
   is the plain sum of the averages.
 
   Args:
@@ -43,31 +32,37 @@ def recall(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
     VSE++ `evaluation.i2t`, `evaluation.t2i`, as released, but for the sum over folds, which is
     printed six times too big.
   """
+  return counted(image, text, image_of_text, folds=folds, kind=kind, block=block)[0]
+
+
+def counted(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
+  """Returns (metrics as of `recall`, {"i2t/rank": [N], "t2i/rank": [T] int32, from 0, within the
+  fold}).
+  """
   placement = placement_of(image)
   image, text = exact.sides(image, text, kind=kind, names=("image", "text"))
   image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   fold = metrics.fold_of(image_of_text, n_images=len(image), folds=folds)
   size = len(image) // folds
-  figures = []
+  ranks = [np.empty(len(side), np.int32) for side in (image, text)]
+  scores = []
   for f in range(folds):
+    images = slice(f * size, (f + 1) * size)
     rows = np.flatnonzero(fold == f)
     # A slice where it can be: a view, not a copy.
     texts = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
     pairs = image_of_text[rows] - f * size, np.arange(len(rows))
     sides = count(
-      image.take(slice(f * size, (f + 1) * size)),
-      text.take(texts),
-      pairs,
-      kind=kind,
-      block=block,
-      placement=placement,
+      image.take(images), text.take(texts), pairs, kind=kind, block=block, placement=placement
     )
+    ranks[0][images], ranks[1][rows] = (side["rank"] for side in sides)
     ties = {
       f"{name}/ties": int(np.count_nonzero(side["ties"]))
       for name, side in zip(metrics.DIRECTIONS, sides, strict=True)
     }
-    figures.append({**metrics.both_directions(*(side["rank"] for side in sides)), **ties})
-  return metrics.mean_of_folds(figures)
+    scores.append({**metrics.both_directions(*(side["rank"] for side in sides)), **ties})
+  of_query = {f"{name}/rank": of for name, of in zip(metrics.DIRECTIONS, ranks, strict=True)}
+  return metrics.mean_of_folds(scores), of_query
 
 
 def checked_image_of_text(image_of_text, *, n_texts, n_images):
@@ -94,138 +89,16 @@ def checked_image_of_text(image_of_text, *, n_texts, n_images):
 
 
 def score(image, text, image_of_text, *, folds=1, kind="cosine"):
-  """All figures of a protocol: `recall` of the whole set, and with folds their averages beside it
+  """All metrics of a protocol: `recall` of the whole set, and with folds their averages beside it
   as "folds/i2t/r1".
   """
-  figures = recall(image, text, image_of_text, kind=kind)
-  if folds > 1:
-    parts = recall(image, text, image_of_text, folds=folds, kind=kind)
-    figures |= {f"folds/{name}": value for name, value in parts.items()}
-  return figures
+  found = recall(image, text, image_of_text, kind=kind)
+  return found | of_folds(image, text, image_of_text, folds=folds, kind=kind)
 
 
-def results(
-  image, text, image_of_text, *, dataset, split, step, seed, folds=1, kind="cosine", extra=None
-):
-  """What results.json holds: the figures and all that is needed to know which figures they are.
-
-  Args:
-    image, text, image_of_text, folds, kind: as `recall`.
-    dataset, split: names.  step: of the checkpoint, or None.  seed: of the run, or None.
-    extra: further figures by name, or None.
-  Returns:
-    {"dataset", "split", "protocol", "n_images", "n_texts", "captions_per_image": {"min", "mean",
-    "max"}, "step", "similarity", "tie_rule", "ties": {"i2t": tied queries, ...}, "precision",
-    "metrics", "versions", "seed"}.
-  """
-  figures = {**score(image, text, image_of_text, folds=folds, kind=kind), **(extra or {})}
-  ties = {
-    name.removesuffix("/ties"): figures.pop(name)
-    for name in list(figures)
-    if name.endswith("/ties")
-  }
-  captions = np.bincount(image_of_text)
-  whole = f"all {len(image)} images and {len(text)} texts"
-  return {
-    "dataset": dataset,
-    "split": split,
-    "protocol": whole
-    if folds == 1
-    else f"{whole}; folds/: mean of {folds} folds of {len(image) // folds} images",
-    "n_images": len(image),
-    "n_texts": len(text),
-    "captions_per_image": {
-      "min": int(captions.min()),
-      "mean": float(captions.mean()),
-      "max": int(captions.max()),
-    },
-    "step": None if step is None else int(step),
-    "similarity": kind,
-    "tie_rule": TIE_RULE,
-    "ties": ties,
-    "precision": "float32 products, near ties in float64",
-    "metrics": figures,
-    "versions": versions(),
-    "seed": seed,
-  }
-
-
-def report(image, text, split, *, config, step, workdir=None, extra=None):
-  """Scores a split's embeddings as a run's config asks, and writes results.json into workdir where
-  one is given.
-
-  Args:
-    image, text: [N, D], [T, D] float.  split: with `.name` and `.image_of_text`.
-    config: the run's (data.name, evaluate.folds, similarity, seed).  step: of the checkpoint.
-    workdir: folder, or None to write nothing.  extra: further figures by name, or None.
-  Returns:
-    The results, as `results`.
-  """
-  found = results(
-    image,
-    text,
-    split.image_of_text,
-    dataset=config.data.name,
-    split=split.name,
-    step=step,
-    seed=config.seed,
-    folds=config.evaluate.folds,
-    kind=config.similarity,
-    extra=extra,
-  )
-  if workdir is not None:
-    files.write_json(pathlib.Path(workdir) / "results.json", found)
-  return found
-
-
-def versions():
-  """Versions of what the figures depend on, and the device."""
-  devices = jax.devices()
-  packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-  return {
-    "xmr": __version__,
-    **packages,
-    "python": platform.python_version(),
-    "device": f"{devices[0].platform} {devices[0].device_kind} x {len(devices)}",
-  }
-
-
-def line(figures, prefix=""):
-  """One line: "i2t 58.5/85.0/91.2  t2i 45.4/74.8/83.0  rsum 437.9"."""
-  recalls = (
-    f"{direction} " + "/".join(f"{figures[f'{prefix}{direction}/r{k}']:.1f}" for k in metrics.AT)
-    for direction in metrics.DIRECTIONS
-  )
-  return "  ".join([*recalls, f"rsum {figures[f'{prefix}rsum']:.1f}"])
-
-
-def table(found):
-  """A table of results for the terminal, with counts, protocol and ties."""
-  figures = found["metrics"]
-  columns = [*(f"r{k}" for k in metrics.AT), "medr", "meanr"]
-  out = [
-    f"{found['dataset']} {found['split']}, {found['protocol']}, {found['similarity']} "
-    f"similarity, step {found['step']}"
-  ]
-  for prefix in ("", "folds/"):
-    if f"{prefix}rsum" not in figures:
-      continue
-    out.append(f"{prefix:12}" + "".join(f"{name:>9}" for name in columns))
-    for direction in metrics.DIRECTIONS:
-      out.append(
-        f"{direction:12}"
-        + "".join(f"{figures[f'{prefix}{direction}/{name}']:9.1f}" for name in columns)
-      )
-    out.append(f"{'rsum':12}{figures[f'{prefix}rsum']:9.1f}")
-  known = {f"{p}{d}/{c}" for p in ("", "folds/") for d in metrics.DIRECTIONS for c in columns} | {
-    "rsum",
-    "folds/rsum",
-  }
-  out += [f"{name:28}{value:9.4f}" for name, value in figures.items() if name not in known]
-  tied = sum(found["ties"].values())
-  if tied:
-    out.append(
-      f"tied queries: {', '.join(f'{name} {n}' for name, n in found['ties'].items() if n)} "
-      "(counted against)"
-    )
-  return "\n".join(out)
+def of_folds(image, text, image_of_text, *, folds, kind):
+  """Returns {"folds/i2t/r1": ...}, averages over folds; {} where there is one."""
+  if folds == 1:
+    return {}
+  parts = recall(image, text, image_of_text, folds=folds, kind=kind)
+  return {f"folds/{name}": value for name, value in parts.items()}

@@ -11,6 +11,7 @@ from xmr import files
 from xmr.errors import UserError
 from xmr.eval.graded import checked_relevance
 from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.readers import open_npy
 
 BLOCK_PAIRS = 1 << 22  # caption pairs whose common subsequences are held at a time
 
@@ -123,7 +124,7 @@ def load_spice(path, *, n_texts, n_images):
   with path.open("rb") as file:
     has_header = file.read(6) == b"\x93NUMPY"
   if has_header:
-    relevance = _open_npy(path)
+    relevance = open_npy(path)
   else:
     size, expected = path.stat().st_size, 4 * n_texts * n_images
     if size != expected:
@@ -216,13 +217,6 @@ def _by_level(image_of_text, n_images):
   return order, images, [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _open_npy(path):
-  try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-  except (ValueError, EOFError, OSError) as error:
-    raise UserError(f"{path} is not a readable .npy file: {error}") from None
-
-
 def _cache_path(cache_dir, kind, texts, image_of_text, n_images, beta):
   digest = hashlib.sha256(f"{kind} {n_images} {float(beta)!r}".encode())
   digest.update(image_of_text.astype("<i8").tobytes())
@@ -238,8 +232,8 @@ def _read_cache(path, shape, dtype):
   if not path.is_file():
     return None
   try:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (ValueError, EOFError, OSError):  # damaged: computed anew
+    array = open_npy(path)
+  except UserError:  # damaged: computed anew
     return None
   fits = array.ndim == len(shape) and all(
     want in (None, n) for want, n in zip(shape, array.shape, strict=True)

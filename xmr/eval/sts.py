@@ -30,19 +30,22 @@ def load_sts(path, *, text_id):
   if not path.is_file():
     raise UserError(f"no ratings file {path}")
   opened = gzip.open if path.suffix == ".gz" else open
-  with opened(path, "rt", encoding="utf-8", newline="") as file:
-    reader = csv.DictReader(file)
-    missing = {"caption1", "caption2", "agg_score"} - set(reader.fieldnames or ())
-    if missing:
-      raise UserError(
-        f"{path} lacks the columns {', '.join(sorted(missing))}; found {reader.fieldnames}"
-      )
-    row_of = {int(identity): row for row, identity in enumerate(text_id)}
-    pairs, score = [], []
-    for line, entry in enumerate(reader, start=2):
-      where = f"{path}, line {line}"
-      pairs.append([_row(entry[name], row_of, where) for name in ("caption1", "caption2")])
-      score.append(_score(entry["agg_score"], where))
+  row_of = {int(identity): row for row, identity in enumerate(text_id)}
+  pairs, score = [], []
+  try:
+    with opened(path, "rt", encoding="utf-8", newline="") as file:
+      reader = csv.DictReader(file)
+      missing = {"caption1", "caption2", "agg_score"} - set(reader.fieldnames or ())
+      if missing:
+        raise UserError(
+          f"{path} lacks the columns {', '.join(sorted(missing))}; found {reader.fieldnames}"
+        )
+      for line, entry in enumerate(reader, start=2):
+        where = f"{path}, line {line}"
+        pairs.append([_row(entry[name], row_of, where) for name in ("caption1", "caption2")])
+        score.append(_score(entry["agg_score"], where))
+  except (csv.Error, UnicodeDecodeError, EOFError, OSError) as error:
+    raise UserError(f"{path} is no CSV of ratings: {error}") from None
   if not pairs:
     raise UserError(f"{path} holds no pairs")
   return np.array(pairs, np.int32), np.array(score)

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 
 from xmr.config import flat
-from xmr.eval import protocol
 from xmr.eval.average_precision import average_precisions, mean_average_precision, precision_recall
+from xmr.eval.results import record
 from xmr.fine_grained.data import Problem
 from xmr.fine_grained.scores import both_directions
 from xmr.fine_grained.semantic_matching import posteriors, semantic_matching
@@ -17,15 +17,15 @@ RELEASED_AT = 100  # R of AP@R in SCKR and keras_gcn
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#57606a", "#cf222e")
 
 
-def results(config, problem, embeddings, *, step, baselines=True):
+def results(config, problem, embeddings, *, step, baselines=True, seconds=None):
   """Returns what results.json holds of a run.
 
   Args:
     config, problem: of the run.  embeddings: {split: (image [T, D], text [T, D])}.  step: of the
       parameters scored.
-    baselines: measure semantic matching too.
+    baselines: measure semantic matching too.  seconds: since the command began.
   Returns:
-    dict, the keys of xmr.eval.protocol.results, and "baselines": {name: metrics}, "details"; MAPs
+    dict, the keys of xmr.eval.results.record, and "baselines": {name: metrics}, "details"; MAPs
     in [0, 1]. Queries are the test split; the gallery is the test split, or as released
     the training split (train and val), over all of it or the first 100.
   """
@@ -47,30 +47,29 @@ def results(config, problem, embeddings, *, step, baselines=True):
       f"{prefix}{key}": value
       for key, value in both_directions(image, text, label, gallery=where, at=at).items()
     }
-  return {
-    "dataset": config.data.name,
-    "split": "test",
-    "protocol": "MAP, relevant = same category; test against test unless named",
-    "n_images": len(image),
-    "n_texts": len(text),
-    "captions_per_image": {"min": 1, "mean": 1.0, "max": 1},
-    "step": step,
-    "similarity": "dot",
-    "tie_rule": "other categories first",
-    "ties": {},
-    "precision": "float32 products",
-    "metrics": metrics,
-    "baselines": {
+  return record(
+    metrics,
+    dataset=config.data.name,
+    split="test",
+    protocol="MAP, relevant = same category; test against test unless named",
+    n_images=len(image),
+    n_texts=len(text),
+    similarity="dot",
+    step=step,
+    seed=config.seed,
+    seconds=seconds,
+    captions_per_image={"min": 1, "mean": 1.0, "max": 1},
+    tie_rule="other categories first",
+    precision="float32 products",
+    baselines={
       "random": {"map": random_map(label)},
       **(matching(problem) if baselines else {}),
     },
-    "details": {
+    details={
       "words": problem.graph.report if problem.graph else None,
       "loss": {key: value for key, value in flat(config.loss).items() if value is not None},
     },
-    "versions": protocol.versions(),
-    "seed": config.seed,
-  }
+  )
 
 
 def matching(problem):

@@ -9,6 +9,7 @@ neither is public.
 import functools
 import itertools
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,7 @@ def both_stages(
   config, workdir, stop, *, siamese_dir, problem, programs, baselines, eval_only=False
 ):
   """As run, in a run folder that is held."""
+  began = time.perf_counter()
   similarity = None
   if labelled(config):
     similarity = label_similarity(
@@ -170,7 +172,10 @@ def both_stages(
     return None
   step, variables, _ = checkpoint.load(workdir, "best")
   embeddings = {name: embed(model, variables["params"], problem, name) for name in problem.signals}
-  results = report.results(config, problem, embeddings, step=step, baselines=baselines)
+  seconds = time.perf_counter() - began
+  results = report.results(
+    config, problem, embeddings, step=step, baselines=baselines, seconds=seconds
+  )
   write_json(workdir / "results.json", results)
   write_arrays(
     workdir / "queries.npz", report.per_query(*embeddings["test"], problem.label["test"])

@@ -57,15 +57,20 @@ class _Scored:
 
   def __init__(self, workdir, step):
     from xmr import data, inspect
-    from xmr.eval import protocol
+    from xmr.eval import results
     from xmr.inspect import study
 
     self.run = inspect.load(workdir, step)
     self.config, self.name = self.run.config, pathlib.Path(workdir).resolve().name
     self.split = data.load(self.config)[self.config.evaluate.split]
     self.image, self.text = study.embeddings(self.run, self.split)
-    self.results = protocol.report(
-      self.image, self.text, self.split, config=self.config, step=self.run.step
+    self.results = results.report(
+      self.image,
+      self.text,
+      self.split,
+      config=self.config,
+      step=self.run.step,
+      only=("recall",),
     )
     self.results["metrics"] |= self._written()
     self.outcomes = study.outcomes(

@@ -1,0 +1,197 @@
+"""A field of a config: its default, what it may be and what it means, declared in one place."""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from xmr.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """Default, allowed values and meaning of a field; made by `field`."""
+
+  default: Any = None
+  about: str = ""
+  choices: tuple | str | Mapping = ()
+  at_least: float | None = None
+  above: float | None = None
+  at_most: float | None = None
+  below: float | None = None
+  resumable: bool = False
+
+  @property
+  def known(self):
+    """The values that `choices` holds or names; () where it says nothing."""
+    return constant(self.choices) if isinstance(self.choices, str) else tuple(self.choices)
+
+  @property
+  def allowed(self):
+    """What the field may be, in words: "one of a, b", "from 0 to below 1"; "" for anything."""
+    if self.choices:
+      return "one of " + ", ".join(map(str, self.known))
+    high = "" if self.at_most is None else f"{self.at_most:,}"
+    high = high if self.below is None else f"below {self.below}"
+    if self.at_least is not None:
+      return f"from {self.at_least} to {high}" if high else f"{self.at_least} or more"
+    if self.above is not None:
+      return f"more than {self.above}" + (f", at most {high}" if high else "")
+    return f"at most {high}" if high else ""
+
+  def check(self, name, value):
+    """Raises UserError where a value, or an entry of a list of numbers, is not allowed."""
+    if self.choices and value not in self.known:
+      raise UserError(f"{name} is {value!r}; expected {self.allowed}")
+    for number in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(number, bool) or not isinstance(number, int | float):
+        continue
+      if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"{name} is {number}; expected a finite number")
+      if (
+        (self.at_least is not None and number < self.at_least)
+        or (self.above is not None and number <= self.above)
+        or (self.at_most is not None and number > self.at_most)
+        or (self.below is not None and number >= self.below)
+      ):
+        raise UserError(f"{name} is {number}; expected {self.allowed}")
+
+
+def field(default=None, about="", **limits):
+  """Declares a field: `field(0.2, "of the hinge", at_least=0)`.
+
+  Args:
+    default: its value where nobody sets it; its type is that of the field. Left out where the
+      signature of a function or class has it.
+    about: what it means.
+    **limits: choices (a tuple, a table, or the path of one as of `constant`); at_least, above,
+      at_most, below (numbers; for a list, of each entry); resumable: True where it may change
+      between two starts of a run, as it moves no parameter of the steps already done.
+  """
+  return Field(default, about, **limits)
+
+
+def resolve(path):
+  """Returns the object that "package.module.name" names, and what is no such text as it is."""
+  if not isinstance(path, str):
+    return path
+  module, _, name = path.rpartition(".")
+  return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def source(module):
+  """Returns {name: node} of the top level of a module's source; the module is not imported, nor JAX
+  with it.
+  """
+  found = {}
+  path = pathlib.Path(importlib.util.find_spec(module).origin)
+  for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      found[node.name] = node
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+      found[node.targets[0].id] = node.value
+  return found
+
+
+def constant(path):
+  """Reads a tuple, or the keys of a dict, from the source: `constant("package.module.NAME")`."""
+  module, _, name = path.rpartition(".")
+  node = source(module)[name]
+  return tuple(map(literal, node.keys if isinstance(node, ast.Dict) else node.elts))
+
+
+def defaults(path):
+  """Reads the defaults of a function or class from its source.
+
+  Args:
+    path: "package.module.name", or the function or class itself.
+  Returns:
+    {name: default} of the keyword-only parameters of a function, or of the fields of a class, that
+    have a literal default other than None: what takes None takes a tensor.
+  """
+  if not isinstance(path, str):
+    path = f"{path.__module__}.{path.__qualname__}"
+  module, _, name = path.rpartition(".")
+  node = source(module)[name]
+  if isinstance(node, ast.FunctionDef):
+    found = zip([a.arg for a in node.args.kwonlyargs], node.args.kw_defaults, strict=True)
+  else:
+    found = ((a.target.id, a.value) for a in node.body if isinstance(a, ast.AnnAssign))
+  return {key: value for key, value in ((k, literal(v)) for k, v in found) if value is not None}
+
+
+def literal(node):
+  """Returns the value of a literal of the source, or None for anything else."""
+  try:
+    return None if node is None else ast.literal_eval(node)
+  except ValueError:
+    return None
+
+
+class Section(ml_collections.ConfigDict):
+  """A section whose `name` picks a row of a table; the fields of the row stand beside it.
+
+  Another name brings the fields of its row with their defaults. Subclasses say which fields a name
+  has, and which values stay.
+  """
+
+  NAME = Field()  # what `name` may be
+  WHERE = "config"  # of the section, for the errors
+
+  @staticmethod
+  def declared(name):
+    """Returns {field: Field} of a name, all with defaults; UserError for an unknown name."""
+    raise NotImplementedError
+
+  def kept(self, fields):
+    """Returns {field: value} of what outlives another name, among the fields that it has."""
+    del fields
+    return {}
+
+  def __getitem__(self, key):
+    if key not in self._fields:
+      raise KeyError(self.unknown(key))
+    return super().__getitem__(key)
+
+  def unknown(self, key):
+    """Returns what is said of a field that the row does not have."""
+    own = ", ".join(other for other in self._fields if other != "name")
+    return f"{self.WHERE} {self._fields.get('name')} has no field {key}; expected some of {own}"
+
+  def __setitem__(self, key, value):
+    if self.is_locked and key not in self._fields:
+      raise KeyError(self.unknown(key))
+    if key == "name" and value != self._fields.get("name"):
+      fields = self.declared(value)
+      kept, locked = self.kept(fields), self.is_locked
+      # Not unlocked(): a section that is being made has nothing to unlock.
+      self.unlock()
+      self._fields.clear()
+      super().__setitem__("name", value)
+      for other, declared in fields.items():
+        super().__setitem__(other, kept.get(other, declared.default))
+      if locked:
+        self.lock()
+      return
+    super().__setitem__(key, value)
+
+  def update_from_flattened_dict(self, flattened_dict, strip_prefix=""):
+    """As ConfigDict's; the name comes first, whatever the order of the keys."""
+    if f"{strip_prefix}name" in flattened_dict:
+      self.name = flattened_dict[f"{strip_prefix}name"]
+    super().update_from_flattened_dict(flattened_dict, strip_prefix)
+
+  def update(self, *other, **values):
+    """As ConfigDict's; the name comes first."""
+    for given in (*other, values):
+      if "name" in given:
+        self.name = given["name"]
+    super().update(*other, **values)

@@ -61,17 +61,14 @@ def views(image, *, size, resize, average):
   """
   import numpy as np
 
-  from xmr.data.images import eval_crop
+  from xmr.data.images import eval_crop, shorter_side
 
   crops = [eval_crop(image, resize=resize, size=size)]
   if average == "none":
     return np.stack(crops)
   if average == "ten_crop":
-    from PIL import Image
-
-    scale = resize / min(image.size)
-    width, height = (max(resize, int(side * scale)) for side in image.size)
-    whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    whole = np.asarray(shorter_side(image, resize))
+    height, width = whole.shape[:2]
     corners = [(0, 0), (0, width - size), (height - size, 0), (height - size, width - size)]
     crops = [whole[top : top + size, left : left + size] for top, left in corners] + crops
   crops = np.stack(crops)
@@ -138,8 +135,10 @@ def images_of(config):
   """All images of a dataset as [(id, encoded bytes' reader, name)] in order of their ids."""
   from xmr import data
 
-  found = {}
-  for split in data.load(config).values():
+  found, splits = {}, data.load(config)
+  for line in getattr(splits, "lines", ()):
+    print(line, file=sys.stderr)
+  for split in splits.values():
     if split.pixels is None:
       raise UserError(
         f'config.data.image is {config.data.image!r}; features are extracted from "pixels"'

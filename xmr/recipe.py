@@ -11,7 +11,7 @@ def by_size(config, captions, *, devices=1):
 
   Open are, where they are 0: batch_size (a sixteenth of the captions, 16 to 128, a power of two);
   epochs and steps (30 epochs up to 1,000 captions, half of that for every sixteenfold, at least 5);
-  evaluate.epochs and .steps (20 validations); optimizer.learning_rate (1e-3, 3e-4 from config.init
+  evaluate.epochs and .steps (10 validations); optimizer.learning_rate (1e-3, 3e-4 from config.init
   or pretrained weights on) and its warmup_steps (a twentieth); for a loss on the hardest negatives
   alone the warm-up's (a quarter). A field that is set stays.
 
@@ -32,7 +32,7 @@ def by_size(config, captions, *, devices=1):
       config.epochs = float(round(min(30, max(5, 30 * (1000 / captions) ** (1 / 4)))))
     steps = config.steps or round(config.epochs * samples)
     if not config.evaluate.epochs and not config.evaluate.steps:
-      config.evaluate.steps = max(1, steps // 20)
+      config.evaluate.steps = max(1, steps // 10)
     optimizer, warmup = config.optimizer, config.warmup
     if not optimizer.learning_rate:
       pretrained = config.init or config.model.image.weights

@@ -3,6 +3,7 @@ are needed.
 """
 
 import concurrent.futures
+import functools
 import io
 import itertools
 import os
@@ -13,6 +14,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from xmr.data import drawing, images, split_file
+from xmr.data.files import read_file
 
 tfds.disable_progress_bar()  # _generate_examples shows its own.
 _AHEAD = 256  # images in memory at a time while preparing
@@ -110,7 +112,7 @@ class Karpathy(CaptionedImages, skip_registration=True):
     for i in places:
       first, end = source.first_text[i], source.first_text[i + 1]
       yield {
-        "image": (folder / source.names[i]).read_bytes,
+        "image": functools.partial(read_file, folder / source.names[i], what="an image"),
         "image_id": source.image_id[i],
         "name": source.names[i],
         "text_id": source.text_id[first:end],

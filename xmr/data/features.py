@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from xmr.data.files import opened
 from xmr.errors import UserError
 from xmr.ops.unit import unit
 
@@ -25,14 +26,17 @@ def open_features(path, *, field, rows, row_is):
       infinity.
   """
   try:
-    features = np.lib.format.open_memmap(
-      path, mode="r"
-    )  # Refuses pickled objects, as it cannot map them.
+    with opened(path, what="a .npy file", field=field):
+      pass  # A pipe would wait for ever below.
+    # Refuses pickled objects, as it cannot map them.
+    features = np.lib.format.open_memmap(path, mode="r")
+  except UserError:
+    raise
   except OSError as error:
     raise UserError(
       f"config.{field}: {path}: {error.strerror or 'truncated'}; expected a .npy file"
     ) from None
-  except (ValueError, EOFError) as error:
+  except (ValueError, EOFError, OverflowError, TypeError) as error:
     raise UserError(f"config.{field}: {path} is no .npy array of numbers: {error}") from None
   if features.ndim != 2 or features.shape[1] == 0:
     raise UserError(

@@ -8,28 +8,29 @@ from xmr.errors import UserError
 
 
 @contextlib.contextmanager
-def opened(path, *, what="a file"):
+def opened(path, *, what="a file", field=""):
   """Gives a plain file, open for reading bytes.
 
   Args:
     path: of the file, or of a link to one.
-    what: what was expected there, for the error.
+    what: what was expected there, field: config field that named it, for the error.
   Raises:
     UserError: there is none, it cannot be read, or it is a folder, a pipe or a device, of which a
       pipe would keep the reader waiting for ever.
   """
+  field = f"config.{field}: " if field else ""
   try:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
       os.close(descriptor)
       found = "a folder" if stat.S_ISDIR(kind) else "no plain file"
-      raise UserError(f"{path} is {found}; expected {what}")
+      raise UserError(f"{field}{path} is {found}; expected {what}")
     with open(descriptor, "rb") as file:
       yield file
   except (OSError, EOFError) as error:
     reason = getattr(error, "strerror", None) or error
-    raise UserError(f"{path} cannot be read: {reason}; expected {what}") from None
+    raise UserError(f"{field}{path} cannot be read: {reason}; expected {what}") from None
 
 
 def read_file(path, *, what="a file"):

@@ -144,11 +144,19 @@ def eval_crop(image, *, resize, size):
     raise UserError(
       f"config.data.image_size is {size}; expected at most config.data.resize, {resize}"
     )
-  short, long = min(image.size), max(image.size)
-  if short != resize:
-    other = int(resize * long / short)
-    image = image.resize(
-      (resize, other) if image.width <= image.height else (other, resize), Image.Resampling.BILINEAR
-    )
+  image = shorter_side(image, resize)
   left, top = round((image.width - size) / 2), round((image.height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def shorter_side(image, size):
+  """Returns a PIL image whose shorter side was brought to `size` pixels, antialiased bilinear; the
+  longer one is cut to whole pixels, as torchvision's Resize does.
+  """
+  short, long = min(image.size), max(image.size)
+  if short == size:
+    return image
+  # In whole numbers: size / short, rounded first, loses a pixel at some sizes.
+  other = size * long // short
+  shape = (size, other) if image.width <= image.height else (other, size)
+  return image.resize(shape, Image.Resampling.BILINEAR)

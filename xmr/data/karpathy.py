@@ -3,11 +3,11 @@
 import dataclasses
 import hashlib
 import os
-import pathlib
 
 import numpy as np
 
 from xmr.data import features, records
+from xmr.data.files import read_file
 from xmr.data.split_file import SPLITS, check_counts, find_json, read_json
 from xmr.errors import UserError
 
@@ -62,7 +62,7 @@ def _pixels(data, path, source):
 
   folder = os.path.expanduser(data.dir)
   files = records.image_files(os.path.join(folder, "images"), source.names)
-  content = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  content = hashlib.sha256(read_file(path, what="a split file")).hexdigest()
   counts = {split: len(source.rows_of(split)) for split in SPLITS}
   return records.prepare(
     data.cache_dir,

@@ -42,6 +42,8 @@ def image_files(root, names):
       raise UserError(
         f"image {name} is not in {root}; expected all {len(names):,} images that the JSON names"
       )
+    if entry.is_symlink() and not os.path.exists(entry.path):
+      raise UserError(f"image {name} in {root} is a link that leads nowhere; expected an image")
     if entry.is_symlink() and not _inside(entry.path, real_root):
       raise UserError(
         f"image {name} in {root} is a link to {os.path.realpath(entry.path)}; expected a file "

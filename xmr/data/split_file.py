@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 
+from xmr.data.files import read_file
 from xmr.data.split import Split
 from xmr.data.text import tokenize
 from xmr.errors import UserError
@@ -178,12 +179,14 @@ def read_json(path):
     UserError: what is missing or wrong, and in which image.
   """
   try:
-    content = pathlib.Path(path).read_bytes()
+    content = read_file(path, what="a split file")
     images = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)[
       "images"
     ]
     if not isinstance(images, list) or not images:
       raise TypeError("images is no list, or empty")
+  except UserError:
+    raise
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f"{path} cannot be read: {error}") from None
   except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -210,6 +213,11 @@ def read_json(path):
       if not caption.strip():
         raise UserError(
           f"{where}: the caption with sentid {sentid} is empty; expected words in raw"
+        )
+      if any("\ud800" <= c <= "\udfff" for c in caption):
+        raise UserError(
+          f"{where}: the caption with sentid {sentid} holds half of a surrogate pair; expected "
+          "Unicode text"
         )
       if sentence.get("imgid", imgid) != imgid:
         raise UserError(
@@ -257,6 +265,7 @@ def _name(image, filename, where):
     or ".." in name.parts
     or not filename
     or "\0" in str(name)
+    or any("\ud800" <= c <= "\udfff" for c in str(name))
     or "\\" in str(name)
   ):
     raise UserError(

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from xmr.data.files import opened
 from xmr.errors import UserError
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
@@ -20,11 +21,12 @@ ABBREVIATIONS = frozenset(
 # Punkt's ideas of where a sentence may end, which word stands before, and what still belongs to the
 # sentence.
 _END = re.compile(r"[.?!](?=[\"')\];}*:@({\[!?]|\s+\S)")
-_LAST_WORD = re.compile(r"'?[^\s?!)\";}\]*:@'({\[]*$")
+_NOT_OF_A_WORD = frozenset("?!)\";}]*:@'({[")
 _CLOSING = re.compile(r"[\"')\]}]+(?:\s+|(?=--)|$)")
-_NEXT_ENDS = re.compile(
-  r"\S*[.?!][\"')\];}*:@({\[!?]"
-)  # Punkt then splits before that word too: u.s. | troops."
+_BLANKS = re.compile(r"\s*")
+# Punkt then splits before that word too: u.s. | troops." The shortest match, so that a long run
+# without blanks is read once.
+_NEXT_ENDS = re.compile(r"\S*?[.?!][\"')\];}*:@({\[!?]")
 _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*")
 
 # The Penn Treebank conventions, in the order in which NLTK's NLTKWordTokenizer applies them; for
@@ -71,10 +73,9 @@ def _sentences(text):
     end = match.end()
     if end <= start:
       continue
-    following = text[end:].lstrip()
-    begin = len(text) - len(following)
-    if match.group() == "." and not _NEXT_ENDS.match(following):
-      if not _period_ends_sentence(_LAST_WORD.search(text, start, end - 1).group(), following[:1]):
+    begin = _BLANKS.match(text, end).end()
+    if match.group() == "." and not _NEXT_ENDS.match(text, begin):
+      if not _period_ends_sentence(_last_word(text, start, end - 1), text[begin : begin + 1]):
         continue
     closing = _CLOSING.match(text, begin)
     if closing:
@@ -82,6 +83,16 @@ def _sentences(text):
     yield text[start:end]
     start = begin
   yield text[start:]
+
+
+def _last_word(text, start, end):
+  """Returns the word that ends at `end`, with the apostrophe before it; looks from its end, so that
+  no period reads the whole sentence again.
+  """
+  first = end
+  while first > start and text[first - 1] not in _NOT_OF_A_WORD and not text[first - 1].isspace():
+    first -= 1
+  return text[first - 1 if first > start and text[first - 1] == "'" else first : end]
 
 
 def _period_ends_sentence(word, following):
@@ -288,7 +299,7 @@ def _read_vectors(path, wanted):
   vectors, dim = {}, None
   try:
     # Binary: some words of 840B hold Unicode line ends, which text mode would split.
-    with open(path, "rb") as file:
+    with opened(path, what="a GloVe text file", field="vocabulary.glove") as file:
       for number, line in enumerate(file, 1):
         line = line.rstrip(b"\r\n").rstrip(b" ")
         fields = line.count(b" ")

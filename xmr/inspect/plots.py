@@ -1,12 +1,15 @@
 """Pictures of what a model retrieves."""
 
-import io
+import contextlib
+import functools
 import pathlib
 import textwrap
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from xmr.data import images
+from xmr.data.files import read_file
+from xmr.errors import UserError
 from xmr.eval import similarity, top_k
 
 RIGHT, WRONG, INK = "#1a7f37", "#b8b8b8", "#1f2328"
@@ -18,14 +21,17 @@ def picture(split, row, *, folder=""):
 
   Args:
     split: xmr.data.Split.  row: int.
-    folder: the dataset's folder, whose images/ is looked into where the split holds no pixels.
+    folder: the dataset's folder, in which and in whose images/ the file is looked for where the
+      split holds no pixels.
   """
-  try:
-    if split.pixels is not None:
-      return Image.open(io.BytesIO(split.pixels[row])).convert("RGB")
-    return Image.open(pathlib.Path(folder) / "images" / split.image_names[row]).convert("RGB")
-  except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-    return None
+  name, root = split.image_names[row], pathlib.Path(folder).expanduser()
+  reads = [functools.partial(read_file, root / part / name) for part in ("images", "")]
+  if split.pixels is not None:
+    reads = [lambda: split.pixels[row]]
+  for read in reads:
+    with contextlib.suppress(UserError):
+      return images.decode(read(), name=name)
+  return None
 
 
 def retrieved(image, text, split, *, kind="cosine", folder="", rows=6, k=5, seed=0):
@@ -72,9 +78,8 @@ def retrieved(image, text, split, *, kind="cosine", folder="", rows=6, k=5, seed
       axis.set_xticks([])
       axis.set_yticks([])
       if shown is None:
-        axis.text(
-          0.5, 0.5, split.image_names[found[at, place]][:14], ha="center", va="center", fontsize=6
-        )
+        name = split.image_names[found[at, place]][:14]
+        axis.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, parse_math=False)
       else:
         axis.imshow(shown)
       axis.set_xlabel(

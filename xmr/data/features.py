@@ -1,5 +1,6 @@
 """Ready-made features of images and captions: .npy files, memory-mapped."""
 
+import math
 import os
 
 import numpy as np
@@ -11,19 +12,20 @@ from xmr.ops.unit import unit
 _BLOCK_BYTES = 1 << 26
 
 
-def open_features(path, *, field, rows, row_is):
-  """Returns a matrix of features, memory-mapped, after all of its values were checked.
+def open_features(path, *, field, rows, row_is, ranks=None):
+  """Returns an array of features, memory-mapped, after all of its values were checked.
 
   Args:
     path: .npy file; pickled objects are refused.
     field: config field that named it, for errors.
     rows: int, how many rows the source needs.
     row_is: what a row belongs to, for errors: "imgid" or "sentid".
+    ranks: {number of dimensions: names of those after the first}; None: {2: "features"}.
   Returns:
-    [rows, F] float16, float32 or float64.
+    [rows, F] (or as `ranks` says) float16, float32 or float64.
   Raises:
-    UserError: no .npy file, not two dimensions, not floats, another number of rows, NaN or
-      infinity.
+    UserError: no .npy file, another number of dimensions, not floats, another number of rows, NaN
+      or infinity.
   """
   try:
     with opened(path, what="a .npy file", field=field):
@@ -38,11 +40,11 @@ def open_features(path, *, field, rows, row_is):
     ) from None
   except (ValueError, EOFError, OverflowError, TypeError) as error:
     raise UserError(f"config.{field}: {path} is no .npy array of numbers: {error}") from None
-  if features.ndim != 2 or features.shape[1] == 0:
-    raise UserError(
-      f"config.{field}: {path} has shape {features.shape}; expected two dimensions, ({rows}, "
-      "features)"
-    )
+  ranks = ranks or {2: "features"}
+  if features.ndim not in ranks or 0 in features.shape[1:]:
+    words = {2: "two", 3: "three", 4: "four"}
+    expected = " or ".join(f"{words[n]} dimensions, ({rows}, {name})" for n, name in ranks.items())
+    raise UserError(f"config.{field}: {path} has shape {features.shape}; expected {expected}")
   if not np.issubdtype(features.dtype, np.floating):
     raise UserError(
       f"config.{field}: {path} holds {features.dtype}; expected float16, float32 or float64"
@@ -57,7 +59,7 @@ def open_features(path, *, field, rows, row_is):
     with np.errstate(invalid="ignore"):
       finite = np.isfinite(block.sum(dtype=np.float64))
     if not finite:
-      row = start + int(np.argmax(~np.isfinite(block).all(axis=1)))
+      row = start + int(np.argmax(~np.isfinite(block).reshape(len(block), -1).all(axis=1)))
       raise UserError(
         f"config.{field}: {path} holds NaN or infinity in row {row} ({row_is} {row}); expected "
         "finite numbers"
@@ -135,6 +137,6 @@ def _path(data, field):
 
 
 def _blocks(features):
-  step = max(1, _BLOCK_BYTES // max(1, features.shape[1] * features.dtype.itemsize))
+  step = max(1, _BLOCK_BYTES // max(1, math.prod(features.shape[1:]) * features.dtype.itemsize))
   for start in range(0, len(features), step):
     yield start, features[start : start + step]

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from xmr.data import features, records
+from xmr.data import features, records, regions
 from xmr.data.files import read_file
 from xmr.data.split_file import SPLITS, check_counts, find_json, read_json
 from xmr.errors import UserError
@@ -17,7 +17,7 @@ def load(config):
 
   Args:
     config: ConfigDict; reads config.data: name (flickr8k, flickr30k, coco; karpathy for a set of
-      your own, whose counts are not known), dir, cache_dir, image, text, image_features,
+      your own, whose counts are not known), dir, cache_dir, image, text, image_features, image_mask,
       text_features, image_features_scale, restval.
   Returns:
     {"train": Split, "val": Split, "test": Split}, without a split that the JSON does not have. With
@@ -39,15 +39,19 @@ def load(config):
   if data.restval:
     rows["train"] = np.concatenate([rows["train"], source.rows_of("restval")])
   splits = {name: source.split(name, images) for name, images in rows.items() if images.size}
+  image_rows = {name: source.feature_rows(source.image_id, rows[name]) for name in splits}
   fields = features.attach(
     data,
     n_images=len(source.names),
     n_texts=len(source.texts),
-    image_rows={name: source.feature_rows(source.image_id, rows[name]) for name in splits},
+    image_rows=image_rows,
     text_rows={
       name: source.feature_rows(source.text_id, source.texts_of(rows[name])) for name in splits
     },
   )
+  if data.image == "regions":
+    for name, found in regions.attach(data, n_images=len(source.names), rows=image_rows).items():
+      fields[name] |= found
   if data.image == "pixels":
     pixels = _pixels(data, path, source)
     for name, split in splits.items():

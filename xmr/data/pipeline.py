@@ -76,7 +76,8 @@ def train_batches(
     workers: int, processes that decode; 0 = threads of this one. Features need none and use none.
     prefetch: int, batches ready ahead, per worker.
   Returns:
-    iterator of {"image": [b, S, S, 3] uint8 or [b, F] float32, "text": [b, L] int32 or [b, F]
+    iterator of {"image": [b, S, S, 3] uint8, [b, F] or [b, R, F] float32, "image_mask": [b, R]
+      bool (regions with a mask only), "text": [b, L] int32 or [b, F]
       float32, "text_length": [b]
     int32 (words only), "image_id", "text_id": [b] int32, "label": [b] int32 (where there are
       categories)} with
@@ -116,7 +117,8 @@ def image_batches(
   Args:
     As in train_batches; resize: int, shorter side before the crop.
   Returns:
-    iterator of {"image", "image_id", "row", "label" (where there are categories)}; row: [b] int32,
+    iterator of {"image", "image_mask" (regions with a mask only), "image_id", "row", "label" (where
+    there are categories)}; row: [b] int32,
     row of the split. Every batch is full: the last repeats the last image with row -1.
   """
   pictures = _Pictures(split, image_size=image_size, resize=resize)
@@ -232,7 +234,7 @@ class _Pictures:
       raise UserError(
         f"config.data.image_size is {image_size}; expected at most config.data.resize, {resize}"
       )
-    self.features, self.pixels = split.image_features, split.pixels
+    self.features, self.mask, self.pixels = split.image_features, split.image_mask, split.pixels
     self.names, self.size, self.resize, self.min_area = (
       split.image_names,
       image_size,
@@ -250,6 +252,8 @@ class _Pictures:
       batch["label"] = self.label[rows]
     if self.features is not None:
       batch["image"] = np.asarray(self.features[rows], np.float32)
+      if self.mask is not None:
+        batch["image_mask"] = self.mask[rows]
       return batch
     batch["image"] = np.empty((len(rows), self.size, self.size, 3), np.uint8)
     for place, row in enumerate(rows):

@@ -19,7 +19,8 @@ class Split:
     texts: [T] captions as written.
     tokens: [T] lists of lower-case tokens, without <start> and <end>.
     pixels: sequence of N encoded images (JPEG or PNG bytes), or None.
-    image_features: [N, F] float, or None.
+    image_features: [N, F] float, or [N, R, F] of regions, or None.
+    image_mask: [N, R] bool, True where there is a region; None: all regions are there.
     text_features: [T, F] float, or None.
     label: [N] int32 categories, or None.  categories: their names, or None.
   """
@@ -33,6 +34,7 @@ class Split:
   tokens: list[list[str]]
   pixels: collections.abc.Sequence | None = None
   image_features: np.ndarray | None = None
+  image_mask: np.ndarray | None = None
   text_features: np.ndarray | None = None
   label: np.ndarray | None = None
   categories: list[str] | None = None

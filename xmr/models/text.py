@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.ops import rnn
+from xmr.ops.alignment import Tokens
 from xmr.ops.rnn_cells import CELLS
 
 READOUTS = ("last", "ends", "mean", "max")
@@ -100,53 +101,49 @@ class Recurrent(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, text, text_length, *, train=False):
+  def __call__(self, text, text_length, *, train=False, tokens=False):
     """Encodes words.
 
     Args:
       text: [B, L] int, rows of the embedding; what stands from text_length on is not read.
       text_length: [B] int, number of words.
-      train: True turns dropout on (rng "dropout").
+      train: True turns dropout on (rng "dropout").  tokens: True returns the steps as tokens.
     Returns:
-      [B, D] float32.
+      [B, D] float32, or Tokens [B, L, D] before they are normalised: the steps, projected, of the
+      words alone, without <start> and <end>.
     Raises:
       ValueError: a shape, type or attribute that does not fit.
     """
     self._check(text, text_length)
-    vectors = jnp.take(self._embedding(), text, axis=0, mode="clip")
+    vectors = embedded(self, text)
     vectors = nn.Dropout(self.dropout)(vectors, deterministic=not train)
     hidden = self.hidden or self.dim
     names = ("forward", "backward") if self.bidirectional else ("forward",)
     weights = [Direction(self.word_dim, hidden, self.cell, name=name)() for name in names]
-    x = self._read(vectors, text_length, weights)
+    if tokens:
+      x = self._steps(vectors, text_length, weights)
+    else:
+      x = self._read(vectors, text_length, weights)
     if hidden != self.dim:
       x = dense(self.dim, dtype=self.dtype, name="projection")(x)
+    if tokens:
+      return Tokens(x.astype(jnp.float32), words_alone(text_length, text.shape[1]))
     return normalize(x, self.normalize)
 
   def _check(self, text, text_length):
-    if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
-      raise ValueError(
-        f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an "
-        "integer type"
-      )
-    if text_length.shape != text.shape[:1] or not jnp.issubdtype(text_length.dtype, jnp.integer):
-      found = f"text_length has shape {tuple(text_length.shape)} and type {text_length.dtype}"
-      raise ValueError(f"{found}; expected {tuple(text.shape[:1])} of an integer type")
+    check_words(text, text_length, self.word_init)
     if self.cell not in CELLS:
       raise ValueError(f"cell is {self.cell!r}; expected one of {', '.join(CELLS)}")
     if self.readout not in READOUTS:
       raise ValueError(f"readout is {self.readout!r}; expected one of {', '.join(READOUTS)}")
-    if self.word_init not in WORD_INITS:
-      raise ValueError(f"word_init is {self.word_init!r}; expected one of {', '.join(WORD_INITS)}")
 
-  def _embedding(self):
-    """Returns the word embedding [V, word_dim]."""
-    shape = (self.vocabulary_size, self.word_dim)
-    if self.word_vectors is None:
-      return self.param("embedding", WORD_INITS[self.word_init], shape)
-    if self.word_vectors.shape != shape:
-      raise ValueError(f"word_vectors have shape {self.word_vectors.shape}; expected {shape}")
-    return self.param("embedding", lambda key: jnp.asarray(self.word_vectors, jnp.float32))
+  def _steps(self, vectors, length, weights):
+    """Returns the states of all steps, [B, L, H] float32, zero from `length` on."""
+    steps = [
+      rnn.recurrent(vectors, length, w, reverse=reverse, cell=self.cell, dtype=self.dtype)[0]
+      for w, reverse in zip(weights, (False, True), strict=False)
+    ]
+    return sum(x.astype(jnp.float32) for x in steps) / len(steps)
 
   def _read(self, vectors, length, weights):
     """Returns the readout [B, H] float32."""
@@ -162,15 +159,42 @@ class Recurrent(nn.Module):
           jnp.where(length[:, None] > 0, rnn.single_step(word, weights[1], **options), 0)
         )
       return sum(state.astype(jnp.float32) for state in states) / len(states)
-    steps = [
-      rnn.recurrent(vectors, length, w, reverse=reverse, **options)[0].astype(jnp.float32)
-      for w, reverse in zip(weights, (False, True), strict=False)
-    ]
-    steps = sum(steps) / len(steps)
+    steps = self._steps(vectors, length, weights)
     if self.readout == "mean":
       return jnp.sum(steps, axis=1) / jnp.maximum(length, 1)[:, None]
     inside = (jnp.arange(steps.shape[1]) < length[:, None])[..., None]
     return jnp.where(length[:, None] > 0, jnp.max(steps, axis=1, where=inside, initial=-jnp.inf), 0)
+
+
+def check_words(text, text_length, word_init):
+  """Raises ValueError unless text is [B, L] int, text_length [B] int and word_init known."""
+  if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
+    raise ValueError(
+      f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an integer type"
+    )
+  if text_length.shape != text.shape[:1] or not jnp.issubdtype(text_length.dtype, jnp.integer):
+    found = f"text_length has shape {tuple(text_length.shape)} and type {text_length.dtype}"
+    raise ValueError(f"{found}; expected {tuple(text.shape[:1])} of an integer type")
+  if word_init not in WORD_INITS:
+    raise ValueError(f"word_init is {word_init!r}; expected one of {', '.join(WORD_INITS)}")
+
+
+def embedded(encoder, text):
+  """The vectors [B, L, word_dim] of words [B, L], of the parameter "embedding" of an encoder."""
+  shape = (encoder.vocabulary_size, encoder.word_dim)
+  if encoder.word_vectors is None:
+    table = encoder.param("embedding", WORD_INITS[encoder.word_init], shape)
+  elif encoder.word_vectors.shape != shape:
+    raise ValueError(f"word_vectors have shape {encoder.word_vectors.shape}; expected {shape}")
+  else:
+    table = encoder.param("embedding", lambda key: jnp.asarray(encoder.word_vectors, jnp.float32))
+  return jnp.take(table, text, axis=0, mode="clip")
+
+
+def words_alone(text_length, length):
+  """The mask [B, L] of a caption's words without <start> and <end>, which describe nothing."""
+  step = jnp.arange(length)
+  return (step >= 1) & (step < text_length[:, None] - 1)
 
 
 TEXT_ENCODERS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from xmr.ops.similarity import KINDS, rowwise, similarity
+from xmr.ops.similarity import VECTORS, rowwise, similarity
 
 
 def rows(seed, count, dim=7):
@@ -27,7 +27,7 @@ def pair_by_loops(image, text, kind):
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 33])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VECTORS)
 def test_equals_loops_in_both_directions(kind, dim):
   image, text = rows(0, 6, dim), rows(1, 9, dim)
   expected = np.array([[pair_by_loops(v, t, kind) for t in text] for v in image])
@@ -44,7 +44,7 @@ def test_order_equals_the_released_code(golden):
   np.testing.assert_allclose(found, stored["order_similarity"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VECTORS)
 def test_gradient_is_the_slope(kind):
   with jax.enable_x64(True):
     image, text = rows(2, 5).astype(np.float64), rows(3, 4).astype(np.float64)
@@ -58,7 +58,7 @@ def test_gradient_is_the_slope(kind):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VECTORS)
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-25])
 def test_zero_equal_and_tiny_rows_have_finite_gradients(kind, value):
   x = np.full((3, 4), value, np.float32)

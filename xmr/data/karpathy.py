@@ -17,8 +17,8 @@ def load(config):
 
   Args:
     config: ConfigDict; reads config.data: name (flickr8k, flickr30k, coco; karpathy for a set of
-      your own, whose counts are not known), dir, cache_dir, image, text, image_features, image_mask,
-      text_features, image_features_scale, restval.
+      your own, whose counts are not known), dir, cache_dir, image, text, image_features,
+      image_mask, text_features, image_features_scale, restval.
   Returns:
     {"train": Split, "val": Split, "test": Split}, without a split that the JSON does not have. With
     restval, its images follow those of train. A row of the feature files is imgid or sentid where

@@ -8,7 +8,7 @@ from xmr.data.features import open_features, take_rows
 from xmr.errors import UserError
 
 EXPECTED = """expected a folder of this tree, rows in the order of imgid:
-  {dir}/{features}   [images, regions, numbers] float16 or float32; or a grid [images, H, W, numbers]
+  {dir}/{features}   [images, regions, numbers] float16 or float32, or [images, H, W, numbers]
   {dir}/{mask}   [images, regions] bool, True where there is a region; may be left out
 TERAN's regions are the 36 bottom-up features of 2,048 numbers of Anderson et al. (2018):
 github.com/peteanderson80/bottom-up-attention. A grid of a network's last map takes their place:
@@ -29,7 +29,7 @@ def attach(data, *, n_images, rows):
   """
   if data.image_features_scale != "none":
     raise UserError(
-      f"config.data.image_features_scale is {data.image_features_scale!r}; expected none for regions"
+      f"config.data.image_features_scale is {data.image_features_scale!r}; expected none"
     )
   features = _path(data, "image_features")
   if not os.path.exists(features):

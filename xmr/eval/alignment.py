@@ -8,18 +8,9 @@ from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.ranks import pairs_of
 from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
 from xmr.eval.top_k import top_k as pooled_top_k
-from xmr.ops.alignment import FORMS
+from xmr.ops.alignment import FORMS, MIRROR, WITHIN
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
-# The same score with the roles of both sides exchanged.
-MIRROR = {form: form for form in FORMS} | {
-  "MrSw": "MwSr",
-  "MwSr": "MrSw",
-  "MrAVGw": "MwAVGr",
-  "MwAVGr": "MrAVGw",
-}
-# Between two items of one side: each token of the query with its best of the gallery.
-WITHIN = {form: form for form in FORMS} | {"MrSw": "MwSr", "MrAVGw": "MwAVGr"}
 
 
 def form_of(form, task):

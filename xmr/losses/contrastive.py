@@ -7,7 +7,7 @@ from xmr.losses import shapes
 from xmr.ops.similarity import similarity
 
 
-def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
+def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0, kind="dot"):
   """Cross entropy of the positive among the batch, mean of both directions (InfoNCE, CLIP).
 
   1/2 mean_n(-log softmax_m(S_nm / temperature + bias)_n) + 1/2 mean_m(-log softmax_n(...)_m), S =
@@ -20,6 +20,7 @@ def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
     temperature: float or [] array (it may be learned), above 0.
     bias: float or [] array, added to every score; it cancels here, and lets one pair of learned
       scalars serve `sigmoid` too.
+    kind: as in `sum_of_hinges`.
   Returns:
     loss: [] float, nats.  terms: {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2
       B queries whose
@@ -30,11 +31,11 @@ def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
     van den Oord et al., 2018, eq. 4; Radford et al., CLIP, ICML 2021, fig. 3.
   """
   image, text = shapes.matrices(image=image, text=text)
-  match = shapes.match_mask(match, image.shape[0])
-  logits = similarity(image, text, kind="dot") / temperature + bias
+  match = shapes.match_mask(match, len(image))
+  logits = similarity(image, text, kind=kind) / temperature + bias
   positive = jnp.diagonal(logits)
   others = jnp.where(match, -jnp.inf, jax.lax.stop_gradient(logits))
-  kept = jnp.where(match & ~jnp.eye(image.shape[0], dtype=bool), -jnp.inf, logits)
+  kept = jnp.where(match & ~jnp.eye(len(image), dtype=bool), -jnp.inf, logits)
   i2t = jax.nn.logsumexp(kept, axis=1) - positive
   t2i = jax.nn.logsumexp(kept, axis=0) - positive
   missed = jnp.mean(jnp.max(others, axis=1) >= positive) + jnp.mean(
@@ -44,7 +45,7 @@ def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0):
   return (terms["i2t"] + terms["t2i"]) / 2, terms
 
 
-def sigmoid(image, text, *, match=None, temperature=0.1, bias=-10.0):
+def sigmoid(image, text, *, match=None, temperature=0.1, bias=-10.0, kind="dot"):
   """Every pair of the batch is a yes-or-no question (sigmoid loss, SigLIP).
 
   -1/B sum_n log sigmoid(L_nn) - 1/B sum_{n, m not in match} log sigmoid(-L_nm), L = image text^T /
@@ -56,6 +57,7 @@ def sigmoid(image, text, *, match=None, temperature=0.1, bias=-10.0):
       no positive either); None is the identity.
     temperature: float or [] array (it may be learned), above 0; the paper starts at 1 / 10.
     bias: float or [] array (it may be learned); the paper starts at -10.
+    kind: as in `sum_of_hinges`.
   Returns:
     loss: [] float, nats per positive.  terms: {"positive": [], "negative": [] their parts of the
       loss, "i2t": [], "t2i":
@@ -67,9 +69,9 @@ def sigmoid(image, text, *, match=None, temperature=0.1, bias=-10.0):
     Zhai et al., SigLIP, ICCV 2023, algorithm 1.
   """
   image, text = shapes.matrices(image=image, text=text)
-  batch = image.shape[0]
+  batch = len(image)
   negative = ~shapes.match_mask(match, batch)
-  logits = similarity(image, text, kind="dot") / temperature + bias
+  logits = similarity(image, text, kind=kind) / temperature + bias
   paired = jnp.diagonal(logits)
   parts = {
     "positive": jnp.sum(jax.nn.softplus(-paired)) / batch,

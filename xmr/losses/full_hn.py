@@ -7,13 +7,21 @@ import jax.numpy as jnp
 
 from xmr.errors import choice
 from xmr.losses import shapes
-from xmr.ops.similarity import rowwise
+from xmr.ops.similarity import rowwise, within
 
 PAIR_RULES = ("same", "different", "released")
 
 
 def hard_negative(
-  image, text, image_negative, text_negative, *, margin=0.2, image_found=None, text_found=None
+  image,
+  text,
+  image_negative,
+  text_negative,
+  *,
+  margin=0.2,
+  kind="dot",
+  image_found=None,
+  text_found=None,
 ):
   """Hinge loss on one negative per query, both directions (HN).
 
@@ -25,6 +33,8 @@ def hard_negative(
     image_negative, text_negative: [B, D] float, unit rows: the image mined for text k, the text
       mined for image k.
     margin: hinge margin in cosine units; 0.4 on Flickr30K and 0.2 on COCO in the notebooks.
+    kind: s, as in `sum_of_hinges`; one-sided kinds of tokens sum over those of i or c in s(i-, i),
+      s(c-, c).
     image_found, text_found: [B] bool, False where no image, no text could be mined: the hinges with
       that negative are 0, without a gradient, and its triplet violates nothing; None: all were.
   Returns:
@@ -39,13 +49,13 @@ def hard_negative(
   References:
     Mallea et al., Discovery Science 2023; FullHN `Net.loss` as released.
   """
-  s = _similarities(image, text, image_negative, text_negative, image_found, text_found)
+  s = _similarities(image, text, image_negative, text_negative, kind, image_found, text_found)
   terms = _cross_modal(s, margin, margin) | _order(s, margin)
   return terms["i2t"] + terms["t2i"], terms
 
 
 def margin_hard_negative(
-  image, text, image_negative, text_negative, *, image_found=None, text_found=None
+  image, text, image_negative, text_negative, *, kind="dot", image_found=None, text_found=None
 ):
   """HN with the intra-modal similarity of the negative in place of the margin (M-HN).
 
@@ -56,7 +66,7 @@ def margin_hard_negative(
   Returns:
     loss: [] float.  terms: as `hard_negative`, with b = 0 in the satisfied constraints.
   """
-  s = _similarities(image, text, image_negative, text_negative, image_found, text_found)
+  s = _similarities(image, text, image_negative, text_negative, kind, image_found, text_found)
   terms = _cross_modal(s, s["image_image"], s["text_text"]) | _order(s, 0.0)
   return terms["i2t"] + terms["t2i"], terms
 
@@ -71,6 +81,7 @@ def full_hard_negative(
   margin=0.2,
   intra_margin=0.2,
   pair_rule="same",
+  kind="dot",
   image_found=None,
   text_found=None,
 ):
@@ -87,7 +98,7 @@ def full_hard_negative(
     pair_rule: "same" (mask = same_pair: what the notebooks intend), "different" (mask = not
       same_pair: F-TERAN and, it seems, the abstract), "released" (s_p = mean(same_pair)
       mean(hinge): their [B] x [B, 1] product is [B, B]).
-    image_found, text_found: as in `hard_negative`.
+    kind, image_found, text_found: as in `hard_negative`.
   Returns:
     loss: [] float.  terms: as `hard_negative`, with b = intra_margin in the satisfied constraints,
       and
@@ -97,7 +108,7 @@ def full_hard_negative(
   References:
     Mallea et al., Discovery Science 2023; FullHN `Net.loss`.
   """
-  s = _similarities(image, text, image_negative, text_negative, image_found, text_found)
+  s = _similarities(image, text, image_negative, text_negative, kind, image_found, text_found)
   choice("pair_rule", pair_rule, PAIR_RULES)
   if jnp.shape(same_pair) != s["positive"].shape:
     raise ValueError(
@@ -121,26 +132,26 @@ def full_hard_negative(
   return terms["i2t"] + terms["t2i"] + sum(constraints.values()), terms
 
 
-def _similarities(image, text, image_negative, text_negative, image_found, text_found):
+def _similarities(image, text, image_negative, text_negative, kind, image_found, text_found):
   """Scores [B] by name; -inf where a negative was not found, so that its hinges are 0."""
   image, text, image_negative, text_negative = shapes.matrices(
     image=image, text=text, image_negative=image_negative, text_negative=text_negative
   )
-  batch = image.shape[0]
+  batch = len(image)
   image_found, text_found = (
     shapes.mask(name, found, batch)
     for name, found in (("image_found", image_found), ("text_found", text_found))
   )
 
-  def score(a, b, found=True):
-    return jnp.where(found, rowwise(a, b, kind="dot"), -jnp.inf)
+  def score(a, b, found=True, of=rowwise):
+    return jnp.where(found, of(a, b, kind=kind), -jnp.inf)
 
   return {
     "positive": score(image, text),
     "image_text_negative": score(image, text_negative, text_found),
     "image_negative_text": score(image_negative, text, image_found),
-    "image_image": score(image_negative, image, image_found),
-    "text_text": score(text_negative, text, text_found),
+    "image_image": score(image, image_negative, image_found, within),
+    "text_text": score(text, text_negative, text_found, within),
     "negatives": score(image_negative, text_negative, image_found & text_found),
   }
 

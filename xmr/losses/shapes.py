@@ -5,6 +5,7 @@ reduction.
 import jax.numpy as jnp
 
 from xmr.errors import choice
+from xmr.ops.alignment import Tokens
 
 
 def matrices(**arrays):
@@ -13,12 +14,14 @@ def matrices(**arrays):
 
   Args:
     **arrays: [B, D] arrays by the name that the error message uses; bfloat16 and float16 are
-      widened to float32.
+      widened to float32. Or Tokens [B, L, D], all of them, with one B.
   Returns:
-    list of [B, D] arrays in the order given.
+    list of [B, D] arrays or of Tokens in the order given.
   Raises:
     ValueError: an array is not two-dimensional, or the shapes differ; names both.
   """
+  if all(isinstance(array, Tokens) for array in arrays.values()):
+    return _tokens(arrays)
   wide = []
   first_name, first_shape = None, None
   for name, array in arrays.items():
@@ -32,6 +35,16 @@ def matrices(**arrays):
     array = jnp.asarray(array)
     wide.append(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
   return wide
+
+
+def _tokens(arrays):
+  (first, of_first), *others = arrays.items()
+  for name, tokens in others:
+    if len(tokens) != len(of_first):
+      raise ValueError(
+        f"{name} has shape {tokens.shape}; expected {len(of_first)} rows as {first} has"
+      )
+  return list(arrays.values())
 
 
 def match_mask(match, batch):

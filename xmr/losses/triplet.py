@@ -22,7 +22,8 @@ def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
       identity.
     margin: hinge margin in units of the similarity.  reduce: "sum" (paper) or "mean": the sum
       divided by B.
-    kind: "dot" (cosine of unit rows), "cosine" or "order" (see `similarity`).
+    kind: "dot" (cosine of unit rows), or another of `similarity`; those of tokens take Tokens for
+      image and text.
   Returns:
     loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges
       above 0}.
@@ -33,7 +34,7 @@ def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
     Kiros et al., 2014; Faghri et al., VSE++, BMVC 2018, eq. 5.  Authors' code: the same.
   """
   image, text = shapes.matrices(image=image, text=text)
-  batch = image.shape[0]
+  batch = len(image)
   scale = shapes.reduction(reduce, batch)
   negative = ~shapes.match_mask(match, batch)
   scores = similarity(image, text, kind=kind)
@@ -99,7 +100,8 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
       identity.
     margin: hinge margin in units of the similarity; 0.2 in the paper.  reduce: "sum" over queries
       (paper), or "mean": the sum divided by B.
-    kind: "dot" (cosine of unit rows), "cosine" or "order" (see `similarity`).
+    kind: "dot" (cosine of unit rows), or another of `similarity`; those of tokens take Tokens for
+      image and text.
   Returns:
     loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B
       queries with a
@@ -114,7 +116,7 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
     Faghri et al., VSE++, BMVC 2018, eq. 6.  Authors' code: the same, without `match`.
   """
   image, text = shapes.matrices(image=image, text=text)
-  batch = image.shape[0]
+  batch = len(image)
   scale = shapes.reduction(reduce, batch)
   negative = ~shapes.match_mask(match, batch)
   # The search needs no gradient: two dot products per query, taken again below, carry all of it.

@@ -170,7 +170,8 @@ def check_words(text, text_length, word_init):
   """Raises ValueError unless text is [B, L] int, text_length [B] int and word_init known."""
   if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
     raise ValueError(
-      f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an integer type"
+      f"text has shape {tuple(text.shape)} and type {text.dtype}; expected [B, L] of an "
+      "integer type"
     )
   if text_length.shape != text.shape[:1] or not jnp.issubdtype(text_length.dtype, jnp.integer):
     found = f"text_length has shape {tuple(text_length.shape)} and type {text_length.dtype}"

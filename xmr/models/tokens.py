@@ -12,7 +12,7 @@ from xmr.models.attention import blocks
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.text import check_words, embedded, words_alone
-from xmr.ops.alignment import Tokens
+from xmr.ops.alignment import Tokens, mean
 
 
 class Layers(nn.Module):
@@ -45,12 +45,6 @@ class Layers(nn.Module):
       dtype=self.dtype,
     )
     return nn.LayerNorm(dtype=self.dtype, name="norm")(x).astype(jnp.float32)
-
-
-def read_out(tokens, kind):
-  """The pooled embedding of Tokens [B, N, D]: n(mean of the tokens), [B, D]; n is `normalize`."""
-  count = jnp.maximum(jnp.sum(tokens.mask, axis=1), 1)[:, None]
-  return normalize(jnp.sum(jnp.where(tokens.mask[..., None], tokens.x, 0), axis=1) / count, kind)
 
 
 class Regions(nn.Module):
@@ -90,7 +84,7 @@ class Regions(nn.Module):
     """
     if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
       raise ValueError(
-        f"regions have shape {tuple(x.shape)} and type {x.dtype}; expected [B, R, F] of a float type"
+        f"regions have shape {tuple(x.shape)} and type {x.dtype}; expected [B, R, F] float"
       )
     mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
     if mask.shape != x.shape[:2]:
@@ -102,7 +96,7 @@ class Regions(nn.Module):
     if self.layers:
       x = Layers(self.layers, self.heads, dtype=self.dtype, name="layers")(x, mask)
     found = Tokens(x.astype(jnp.float32), mask)
-    return found if tokens else read_out(found, self.normalize)
+    return found if tokens else normalize(mean(found), self.normalize)
 
 
 class Words(nn.Module):
@@ -149,7 +143,7 @@ class Words(nn.Module):
     x = x + positions(text.shape[1], self.dim).astype(x.dtype)
     x = Layers(self.layers, self.heads, dtype=self.dtype, name="layers")(x, inside)
     found = Tokens(x, words_alone(text_length, text.shape[1]))
-    return found if tokens else read_out(found, self.normalize)
+    return found if tokens else normalize(mean(found), self.normalize)
 
 
 def positions(length, width):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import choice
+from xmr.ops.unit import unit
 
 # Name -> (share of the words' sum, share of the regions' sum, whether both are means).
 FORMS = {
@@ -16,6 +17,17 @@ FORMS = {
   "MwAVGr": (0.0, 1.0, True),
   "symmetric_mean": (0.5, 0.5, True),
 }
+# The forms, and the cosine of the tokens' means.
+NAMES = ("MrSw", "MwSr", "symmetric", "MrAVGw", "MwAVGr", "symmetric_mean", "pooled")
+# The same score with the roles of both sides exchanged.
+MIRROR = {name: name for name in NAMES} | {
+  "MrSw": "MwSr",
+  "MwSr": "MrSw",
+  "MrAVGw": "MwAVGr",
+  "MwAVGr": "MrAVGw",
+}
+# Between two items of one side, the query first: each of its tokens with its best of the other's.
+WITHIN = {name: name for name in NAMES} | {"MrSw": "MwSr", "MrAVGw": "MwAVGr"}
 PADDINGS = ("ignored", "zero")
 # Bytes of [images, regions, words, texts] that exist at a time.
 BUDGET = 128 << 20
@@ -51,7 +63,8 @@ def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
   With a_rw = (region r of the image) . (word w of the text), P = sum_w max_r a_rw and
   Q = sum_r max_w a_rw, over the tokens that masks keep:
   MrSw: P.   MwSr: Q.   symmetric: P + Q.   MrAVGw: P / words.   MwAVGr: Q / regions.
-  symmetric_mean: (P / words + Q / regions) / 2.   0 where a side has no token.
+  symmetric_mean: (P / words + Q / regions) / 2.   pooled: the cosine of the tokens' means.
+  0 where a side has no token.
 
   Args:
     image: Tokens [N, R, D].  text: Tokens [M, W, D].
@@ -68,9 +81,12 @@ def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
     Messina et al., TERAN, TOMM 2021, eq. 4-6 (MrSw, MrAVGw, symm); FullHN F-TERAN/loss.py
     (symmetric, padding zero).
   """
-  image, text = checked(image, text)
-  choice("form", form, FORMS)
+  choice("form", form, NAMES)
   choice("padding", padding, PADDINGS)
+  image, text = checked(image, text)
+  if form == "pooled":
+    image, text = unit(mean(image)), unit(mean(text))
+    return jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
   (n, regions, _), (m, words, _) = image.shape, text.shape
   one_pair = image.x.dtype.itemsize * regions * words
   if budget < one_pair:
@@ -99,13 +115,15 @@ def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
 
 def aligned_rows(image, text, *, form="MrSw", padding="ignored"):
   """Similarity of image i with text i, Tokens [P, R, D] and [P, W, D] -> [P]; as `aligned`."""
-  image, text = checked(image, text)
-  choice("form", form, FORMS)
+  choice("form", form, NAMES)
   choice("padding", padding, PADDINGS)
+  image, text = checked(image, text)
   if len(image) != len(text):
     raise ValueError(
       f"image has shape {image.shape} and text {text.shape}; expected one number of rows"
     )
+  if form == "pooled":
+    return jnp.sum(unit(mean(image)) * unit(mean(text)), axis=1)
   return jax.vmap(lambda a, b: pair(a, b, form=form, padding=padding))(image, text)
 
 
@@ -149,6 +167,12 @@ def block(image, text, *, form):
 def _weights(mask, mean, dtype):
   mask = mask.astype(dtype)
   return mask / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1) if mean else mask
+
+
+def mean(tokens):
+  """The mean of each row's tokens, Tokens [B, N, D] -> [B, D]; zeros where there is none."""
+  count = jnp.maximum(jnp.sum(tokens.mask, axis=1), 1)[:, None]
+  return jnp.sum(jnp.where(tokens.mask[..., None], tokens.x, 0), axis=1) / count
 
 
 def filled(tokens, padding="ignored"):

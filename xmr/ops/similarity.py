@@ -1,4 +1,4 @@
-"""How alike two embeddings are: cosine, dot product, order; all pairs or row by row. Training and
+"""How alike two embeddings, or two rows of tokens, are; all pairs or row by row. Training and
 evaluation share it.
 """
 
@@ -7,9 +7,23 @@ import jax.numpy as jnp
 
 from xmr.errors import choice
 from xmr.ops import cdist
+from xmr.ops.alignment import MIRROR, NAMES, WITHIN, aligned, aligned_rows
 from xmr.ops.unit import unit
 
-KINDS = ("cosine", "dot", "order")
+VECTORS = ("cosine", "dot", "order")
+# Those of embeddings, and those of tokens (ops.alignment.NAMES).
+KINDS = (
+  "cosine",
+  "dot",
+  "order",
+  "MrSw",
+  "MwSr",
+  "symmetric",
+  "MrAVGw",
+  "MwAVGr",
+  "symmetric_mean",
+  "pooled",
+)
 # On TPU and recent GPU a float32 product is rounded to fewer bits unless asked otherwise; ranks and
 # thresholds see it.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -22,11 +36,13 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
   order: -|max(0, text - image)|_2, 0 where the image entails the text; not symmetric, so it must
   know which side is the
   image: the query, unless `text_query`.
+  MrSw and the others of `ops.alignment.aligned`: between Tokens.
 
   Args:
-    query: [Q, D] float.  gallery: [G, D] float.
-    kind: "cosine", "dot" or "order".
-    text_query: for "order" alone: True where the queries are texts and the gallery images.
+    query: [Q, D] float.  gallery: [G, D] float. Tokens for the kinds of tokens.
+    kind: of KINDS.
+    text_query: True where the queries are texts and the gallery images; "order" and the one-sided
+      kinds of tokens ask for it.
   Returns:
     [Q, G] float32 (or wider, as the inputs), higher is more alike.
   Raises:
@@ -36,6 +52,8 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
       root of the sum).
   """
   choice("kind", kind, KINDS)
+  if kind in NAMES:
+    return aligned(query, gallery, form=MIRROR[kind] if text_query else kind)
   query, gallery = _wide(query), _wide(gallery)
   if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
     raise ValueError(
@@ -56,12 +74,21 @@ def rowwise(image, text, *, kind="cosine"):
   `similarity`.
   """
   choice("kind", kind, KINDS)
+  if kind in NAMES:
+    return aligned_rows(image, text, form=kind)
   image, text = _wide(image), _wide(text)
   if kind == "order":
     return -safe_sqrt(jnp.sum(jnp.square(jax.nn.relu(text - image)), axis=-1))
   if kind == "cosine":
     image, text = unit(image), unit(text)
   return jnp.sum(image * text, axis=-1)
+
+
+def within(query, other, *, kind="cosine"):
+  """Similarity of row i of one modality with row i of the same, as `rowwise`; one-sided kinds of
+  tokens sum over the query's.
+  """
+  return rowwise(query, other, kind=WITHIN.get(kind, kind))
 
 
 def safe_sqrt(x):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import sys
 
@@ -288,6 +289,46 @@ def test_a_lost_process_is_one_line_and_an_error_of_ours_keeps_its_traceback(
 )
 def test_the_environment_says_who_is_in_the_run(environment, expected):
   assert parallel.members(environment) == expected
+
+
+@pytest.mark.parametrize(
+  "coordinator, expected",
+  [
+    ("127.0.0.1:555", "127.0.0.1:555"),
+    ("[::1]:555", "[::1]:555"),
+    ("192.0.2.1:555", None),  # Reserved for examples: no machine has it.
+    ("no-such-host.invalid:555", None),
+    ("own-name:555", "10.0.0.7:555"),
+    ("only-loopback:555", None),
+  ],
+)
+def test_the_coordinator_listens_at_its_own_address_alone(
+  coordinator, expected, monkeypatch, capsys
+):
+  known = {"own-name": ["127.0.1.1", "10.0.0.7"], "only-loopback": ["127.0.1.1"]}
+  real, taken = socket.getaddrinfo, []
+
+  def lookup(host, port, **more):
+    if host.endswith(".invalid"):
+      raise socket.gaierror
+    return [r for each in known.get(host, [host]) for r in real(each, port, **more)]
+
+  class Trial(socket.socket):
+    def bind(self, address):
+      taken.append(address[0])
+      if address[0] == "192.0.2.1":
+        raise OSError("Cannot assign requested address")
+
+  monkeypatch.setattr(socket, "getaddrinfo", lookup)
+  monkeypatch.setattr(socket, "socket", Trial)
+  assert parallel.bind_address(coordinator) == expected
+  assert ("listens on all its interfaces" in capsys.readouterr().err) == (expected is None)
+  given = {}
+  monkeypatch.setattr(parallel.jax.distributed, "initialize", lambda *_, **more: given.update(more))
+  for name, value in (("COORDINATOR", coordinator), ("PROCESSES", "2"), ("PROCESS", "0")):
+    monkeypatch.setenv(f"XMR_{name}", value)
+  parallel.initialize()
+  assert given["coordinator_bind_address"] == expected
 
 
 @pytest.mark.parametrize(

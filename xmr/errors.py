@@ -25,6 +25,12 @@ class UserError(ValueError):
     self.tree = tree
 
 
+class CutOff(Exception):
+  """Something outside of the command ended its work half-way; what was saved is whole, and the same
+  command goes on.
+  """
+
+
 def choice(name, value, known):
   """Raises UserError unless `value` is one of `known`; lists them."""
   if value not in known:
@@ -52,8 +58,8 @@ def reader_is_gone():
 
 @contextlib.contextmanager
 def reported():
-  """Turns a UserError, or a full disk, into a line on standard error and exit status 2, and Ctrl-C
-  into a line and 130; others keep their traceback.
+  """Turns a UserError, or a full disk, into a line on standard error and exit status 2, a CutOff
+  into a line and 1, and Ctrl-C into a line and 130; others keep their traceback.
 
   This is the border to the terminal: all that is printed inside is made printable.
   """
@@ -74,6 +80,9 @@ def reported():
       message = str(error).removesuffix(error.tree)
       print("xmr: error: " + " ".join(message.split()) + error.tree, file=sys.stderr)
       raise SystemExit(2) from None
+    except CutOff as error:
+      print("xmr: error: " + " ".join(str(error).split()), file=sys.stderr)
+      raise SystemExit(1) from None
     except Exception as error:
       reason = disk_full(error)
       if reason is None:

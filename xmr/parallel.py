@@ -3,8 +3,10 @@ back.
 """
 
 import contextlib
+import ipaddress
 import os
 import re
+import socket
 import sys
 import traceback
 
@@ -48,7 +50,33 @@ def initialize():
     local_device_ids=local,
     cluster_detection_method="deactivate",
     heartbeat_timeout_seconds=SILENCE,
+    coordinator_bind_address=bind_address(coordinator) if index == 0 else None,
   )
+
+
+def bind_address(coordinator):
+  """Returns where the coordinator listens: at its own address alone, as its port has no
+  authentication; None, which is all interfaces, where that address is not one of this machine.
+
+  Args:
+    coordinator: "host:port", as the other processes reach it.
+  """
+  host, _, port = coordinator.rpartition(":")
+  host = host.strip("[]")
+  with contextlib.suppress(OSError):
+    for family, _, _, _, (address, *_) in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+      # A name that stands for 127.0.1.1 in /etc/hosts is reached by others at another address.
+      if ipaddress.ip_address(address).is_loopback and host not in (address, "localhost"):
+        continue
+      with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.bind((address, 0))
+        return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
+  print(
+    f"xmr: warning: {host} is no address of this machine; the coordinator listens on all its "
+    "interfaces, without authentication",
+    file=sys.stderr,
+  )
+  return None
 
 
 def members(environment):

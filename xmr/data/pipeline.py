@@ -2,7 +2,9 @@
 
 import gc
 import mmap
+import multiprocessing
 import os
+import threading
 import weakref
 
 import grain
@@ -11,7 +13,7 @@ from absl import flags
 
 from xmr.data import images
 from xmr.data.text import encode_all
-from xmr.errors import UserError
+from xmr.errors import CutOff, UserError
 
 _ENDLESS = 1 << 48
 _ORDER, _CAPTION, _AUGMENT = 1, 2, 3  # streams of random numbers
@@ -188,6 +190,14 @@ class Batches:
       raise UserError(
         str(error).partition("\n---")[0]
       ) from error  # Without what grain appends to the message.
+    except RuntimeError as error:
+      if "Worker process was terminated" not in str(error):
+        raise
+      code = str(error).partition("exit code ")[2].partition(".")[0]
+      raise CutOff(
+        f"a data worker was killed (exit code {code}), by somebody or for its memory; the same "
+        "command goes on from the last checkpoint, config.data.workers=0 does without workers"
+      ) from error
     # Out of the workers' shared memory, which leaks where a batch outlives its iterator.
     return {key: np.array(value) for key, value in batch.items()} if self._shared_memory else batch
 
@@ -208,9 +218,24 @@ def _iterate(source, workers, prefetch):
   dataset = grain.MapDataset.source(source).to_iter_dataset(options)
   if workers:
     dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
+      worker_init_fn=_end_with_parent,
     )
   return Batches(iter(dataset), shared_memory=bool(workers))
+
+
+def _end_with_parent(index, count):
+  """Makes a worker end when the process that started it is gone, however that ended: it would wait
+  for ever to hand over its batch, and Python frees the memory that both share only then.
+  """
+  del index, count
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _generator(seed, stream, *place):

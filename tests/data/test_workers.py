@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from xmr.data import pipeline
+from xmr.data import workers
 from xmr.errors import CutOff, reported
 
 MEMORY = pathlib.Path("/dev/shm")
@@ -27,16 +27,16 @@ class Source:
     return {"x": np.full((32, 32), int(index))}
 
 
-def workers(process):
+def worker_processes(process):
   """Returns the data workers of a process, of which none is multiprocessing's own."""
   children = psutil.Process(process).children(recursive=True)
   return [x for x in children if any("spawn_main" in word for word in x.cmdline())]
 
 
 def test_a_killed_data_worker_is_one_line_with_a_hint_to_go_on(capsys):
-  batches = pipeline._iterate(Source(), workers=1, prefetch=1)
+  batches = workers.iterate(Source(), workers=1, prefetch=1)
   assert next(batches)["x"][0, 0] == 0
-  (worker,) = workers(os.getpid())
+  (worker,) = worker_processes(os.getpid())
   worker.kill()
   with pytest.raises(CutOff, match="a data worker was killed .exit code -9.*the same command"):
     for _ in range(10):
@@ -54,8 +54,8 @@ def test_workers_and_their_memory_end_with_a_parent_that_is_killed(tmp_path):
     f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
     "if __name__ == '__main__':\n"
     "  import test_workers\n"
-    "  from xmr.data import pipeline\n"
-    "  batches = pipeline._iterate(test_workers.Source(), workers=2, prefetch=4)\n"
+    "  from xmr.data import workers\n"
+    "  batches = workers.iterate(test_workers.Source(), workers=2, prefetch=4)\n"
     "  for _ in range(4): next(batches)\n"
     "  print('ready', flush=True)\n"
     "  time.sleep(60)\n"
@@ -70,7 +70,7 @@ def test_workers_and_their_memory_end_with_a_parent_that_is_killed(tmp_path):
   )
   assert parent.stdout.readline() == b"ready\n", parent.stderr.read()
   theirs = psutil.Process(parent.pid).children(recursive=True)
-  assert len(workers(parent.pid)) == 2
+  assert len(worker_processes(parent.pid)) == 2
   made = set(MEMORY.glob("psm_*")) - before
   assert made
   parent.send_signal(signal.SIGKILL)

@@ -1,19 +1,13 @@
 """Batches: what a batch holds is a pure function of the seed and the step, whoever computes it."""
 
-import gc
 import mmap
-import multiprocessing
-import os
-import threading
-import weakref
 
-import grain
 import numpy as np
-from absl import flags
 
 from xmr.data import images
 from xmr.data.text import encode_all
-from xmr.errors import CutOff, UserError
+from xmr.data.workers import iterate
+from xmr.errors import UserError
 
 _ENDLESS = 1 << 48
 _ORDER, _CAPTION, _AUGMENT = 1, 2, 3  # streams of random numbers
@@ -99,7 +93,7 @@ def train_batches(
     pictures=_Pictures(split, image_size=image_size, min_area=min_area),
     captions=_Captions(split, vocabulary, length),
   )
-  return _iterate(source, workers if split.image_features is None else 0, prefetch)
+  return iterate(source, workers if split.image_features is None else 0, prefetch)
 
 
 def image_batches(
@@ -127,7 +121,7 @@ def image_batches(
   source = _EvalBatches(
     _shard(batch_size, shard_index, shard_count), batch_size, len(split.image_id), pictures
   )
-  return _iterate(source, workers if split.image_features is None else 0, prefetch)
+  return iterate(source, workers if split.image_features is None else 0, prefetch)
 
 
 def text_batches(
@@ -154,7 +148,7 @@ def text_batches(
   source = _EvalBatches(
     _shard(batch_size, shard_index, shard_count), batch_size, len(split.text_id), captions
   )
-  return _iterate(source, 0, prefetch)
+  return iterate(source, 0, prefetch)
 
 
 def _shard(batch_size, index, count):
@@ -166,76 +160,6 @@ def _shard(batch_size, index, count):
     raise ValueError(f"shard_index is {index}; expected 0 to {count - 1}")
   size = batch_size // count
   return np.arange(index * size, (index + 1) * size)
-
-
-class Batches:
-  """An iterator over batches that stops its threads and workers when it is closed, forgotten or the
-  program ends.
-  """
-
-  def __init__(self, iterator, *, shared_memory):
-    self._held = [iterator]
-    self._shared_memory = shared_memory
-    self.close = weakref.finalize(self, _close, self._held)
-
-  def __iter__(self):
-    return self
-
-  def __next__(self):
-    if not self._held:
-      raise ValueError("these batches were closed")
-    try:
-      batch = next(self._held[0])
-    except UserError as error:
-      raise UserError(
-        str(error).partition("\n---")[0]
-      ) from error  # Without what grain appends to the message.
-    except RuntimeError as error:
-      if "Worker process was terminated" not in str(error):
-        raise
-      code = str(error).partition("exit code ")[2].partition(".")[0]
-      raise CutOff(
-        f"a data worker was killed (exit code {code}), by somebody or for its memory; the same "
-        "command goes on from the last checkpoint, config.data.workers=0 does without workers"
-      ) from error
-    # Out of the workers' shared memory, which leaks where a batch outlives its iterator.
-    return {key: np.array(value) for key, value in batch.items()} if self._shared_memory else batch
-
-
-def _close(held):
-  held.pop().close()
-  # Now, as grain's objects, in cycles, fail noisily when the interpreter collects them at its end.
-  gc.collect()
-
-
-def _iterate(source, workers, prefetch):
-  """Returns Batches of a random-access source."""
-  if not flags.FLAGS.is_parsed():
-    # Workers copy absl's flags, which a notebook or a test never parses.
-    flags.FLAGS.mark_as_parsed()
-  threads = 1 if workers else max(1, min(prefetch, os.cpu_count() or 1))
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if workers else prefetch)
-  dataset = grain.MapDataset.source(source).to_iter_dataset(options)
-  if workers:
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
-      worker_init_fn=_end_with_parent,
-    )
-  return Batches(iter(dataset), shared_memory=bool(workers))
-
-
-def _end_with_parent(index, count):
-  """Makes a worker end when the process that started it is gone, however that ended: it would wait
-  for ever to hand over its batch, and Python frees the memory that both share only then.
-  """
-  del index, count
-  parent = multiprocessing.parent_process()
-
-  def watch():
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 def _generator(seed, stream, *place):

@@ -16,7 +16,7 @@ from PIL import Image
 from variables import random_variables
 
 from xmr import config as config_lib
-from xmr import data, extract
+from xmr import data, extract, files
 from xmr.data import images
 from xmr.errors import UserError
 from xmr.interop import weights
@@ -128,18 +128,18 @@ def test_ten_crops_are_corners_centre_and_mirrors():
 def test_a_killed_run_goes_on_where_it_stopped(config, backbone, tmp_path, monkeypatch):
   monkeypatch.setattr(extract, "BLOCK", 8)
   run(config, backbone, tmp_path / "whole")
-  write, decode, count = extract.write_array, images.decode, []
+  write, decode, count = files.write_array, images.decode, []
 
   def killed(path, array):
     if path.name == "00000008.npy":
       raise KeyboardInterrupt
     write(path, array)
 
-  monkeypatch.setattr(extract, "write_array", killed)
+  monkeypatch.setattr(files, "write_array", killed)
   with pytest.raises(KeyboardInterrupt):
     run(config, backbone, tmp_path / "cut")
   assert not (tmp_path / "cut/features.npy").exists()
-  monkeypatch.setattr(extract, "write_array", write)
+  monkeypatch.setattr(files, "write_array", write)
   monkeypatch.setattr(
     images, "decode", lambda content, name: count.append(name) or decode(content, name=name)
   )
@@ -249,7 +249,7 @@ def test_a_damaged_image_is_named(config, backbone, tmp_path, monkeypatch):
   Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(whole, "JPEG")
   source = [whole.getvalue(), whole.getvalue()[:200]] * 4
   monkeypatch.setattr(
-    extract, "images_of", lambda config: [(i, source, i, f"{i}.jpg") for i in range(8)]
+    extract, "images_of", lambda config: ([(i, source, i, f"{i}.jpg") for i in range(8)], 8)
   )
   with pytest.raises(UserError, match="1.jpg"):
     run(config, backbone, tmp_path)

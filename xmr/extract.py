@@ -132,7 +132,9 @@ def load_weights(kind, path):
 
 
 def images_of(config):
-  """All images of a dataset as [(id, encoded bytes' reader, name)] in order of their ids."""
+  """All images of a dataset as [(id, pixels, row, name)] in order of their ids, and the rows of a
+  feature file: images that the source names but lacks have one too.
+  """
   from xmr import data
 
   found, splits = {}, data.load(config)
@@ -145,7 +147,8 @@ def images_of(config):
       )
     for row, number in enumerate(split.image_id):
       found[int(number)] = (split.pixels, row, split.image_names[row])
-  return [(number, *found[number]) for number in sorted(found)]
+  items = [(number, *found[number]) for number in sorted(found)]
+  return items, getattr(splits, "n_images", None) or items[-1][0] + 1
 
 
 def claim(out, manifest):
@@ -198,7 +201,7 @@ def assemble(out, items, shape, dtype):
   import numpy as np
 
   temporary = out / ".features.npy"
-  table = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=(items[-1][0] + 1, *shape))
+  table = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=shape)
   for start in range(0, len(items), BLOCK):
     rows = [number for number, *_ in items[start : start + BLOCK]]
     table[rows] = np.load(out / "blocks" / f"{start:08d}.npy", allow_pickle=False)
@@ -251,7 +254,7 @@ def extract(
   if batch_size < 1 or batch_size % mesh.size:
     raise UserError(f"--batch_size is {batch_size}; expected a multiple of the {mesh.size} devices")
   variables, metadata = load_weights(backbone, weights)
-  items = images_of(config)
+  items, rows = images_of(config)
   module, scale = convert.kind(backbone).module(), scale_of(backbone)
   size, resize = config.data.image_size, config.data.resize
   shape = jax.eval_shape(
@@ -262,7 +265,7 @@ def extract(
   manifest = {
     "dataset": config.data.name,
     "images": len(items),
-    "shape": [items[-1][0] + 1, *shape],
+    "shape": [rows, *shape],
     "dtype": dtype,
     "row": "image id",
     "backbone": backbone,
@@ -337,7 +340,7 @@ def extract(
           write_array(out / "blocks" / f"{start:08d}.npy", np.concatenate(done))
         done = []
   if first:
-    assemble(out, items, shape, dtype)
+    assemble(out, items, tuple(manifest["shape"]), dtype)
     write_json(out / "manifest.json", manifest | {"complete": True})
     for start in starts:
       (out / "blocks" / f"{start:08d}.npy").unlink(missing_ok=True)

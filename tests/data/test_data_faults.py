@@ -15,7 +15,7 @@ from PIL import Image
 
 from xmr import extract
 from xmr.data import Split, features, images, load, split_file
-from xmr.data.files import opened, printable
+from xmr.data.files import opened
 from xmr.data.text import Vocabulary, load_glove, tokenize
 from xmr.errors import UserError
 from xmr.inspect import plots
@@ -176,7 +176,3 @@ def test_the_longer_side_is_torchvisions_at_every_size():
   for short in range(100, 700, 7):
     found = images.shorter_side(Image.new("RGB", (short, 701)), 72).size
     assert sorted(found) == sorted((72, int(72 * max(short, 701) / min(short, 701))))
-
-
-def test_control_characters_do_not_reach_the_terminal():
-  assert printable("a\x1b[31m\x07\nb\ud83d") == "a?[31m? b?"

@@ -37,8 +37,3 @@ def read_file(path, *, what="a file"):
   """Returns the bytes of a plain file; UserError as in `opened`."""
   with opened(path, what=what) as file:
     return file.read()
-
-
-def printable(text):
-  """Returns a text as one line without control characters, for messages."""
-  return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

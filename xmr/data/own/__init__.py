@@ -8,7 +8,6 @@ import os
 import numpy as np
 
 from xmr.data import features, records
-from xmr.data.files import printable
 from xmr.data.own import formats, names, report, splits
 from xmr.data.own.rows import SPLITS, split_in_name
 from xmr.data.split import Splits
@@ -54,7 +53,7 @@ def load(config):
   images, missing = _images(rows, folder)
   n_images = max(image.number for image in images) + 1
   n_texts = max(max(image.text_id) for image in images) + 1
-  source = ", ".join(map(printable, paths[:3])) + (f" and {len(paths) - 3} more" * (len(paths) > 3))
+  source = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" * (len(paths) > 3))
   lines = _left_out(images, missing, source, data)
   keep = images if data.image == "features" and len(missing) == len(images) else None
   images = keep or [image for image in images if image.place]
@@ -138,7 +137,7 @@ def _left_out(images, missing, source, data):
   """
   if not missing:
     return []
-  shown = ", ".join(printable(image.name) for image in missing[:3])
+  shown = ", ".join(image.name for image in missing[:3])
   if len(missing) == len(images):
     if data.image == "features":
       return []

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from xmr.data.files import printable
 from xmr.data.own.rows import SPLITS
 
 
@@ -57,9 +56,7 @@ def copies(digest, split, names):
       other = first.setdefault(int(digest[row]), row)
       same += other != row
       if split[other] != name:
-        crossing.append(
-          f"{printable(names[other])} in {split[other]} and {printable(names[row])} in {name}"
-        )
+        crossing.append(f"{names[other]} in {split[other]} and {names[row]} in {name}")
   return len(crossing), ", ".join(crossing[:3]), int(same)
 
 
@@ -72,4 +69,4 @@ def shared_captions(result):
     for text, row in zip(part.texts, part.image_of_text, strict=True):
       images.setdefault(" ".join(text.lower().split()), set()).add(int(part.image_id[row]))
   found = [(text, len(of)) for text, of in images.items() if len(of) > 1]
-  return len(found), ", ".join(f'"{printable(text)[:60]}" ({n} images)' for text, n in found[:3])
+  return len(found), ", ".join(f'"{text[:60]}" ({n} images)' for text, n in found[:3])

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from xmr import eval as evaluation
 from xmr.errors import UserError
 from xmr.eval import alignment, metrics
 from xmr.eval.graded import ranked_lists
 from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
-from xmr.ops.alignment import FORMS, Tokens
+from xmr.ops.alignment import FORMS, Tokens, aligned
 
 OWNER = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6])
 
@@ -141,20 +142,56 @@ def test_folds_are_scored_on_their_own():
 
 def test_a_shortlist_of_everything_loses_nothing_and_a_short_one_what_it_misses():
   image, text = tokens(7, 4, seed=11), tokens(11, 6, seed=12)
-  pooled = tuple(np.where(x.mask[..., None], x.x, 0).sum(1) for x in (image, text))
   whole = alignment.recall(image, text, OWNER, form="MrSw")
-  found = alignment.shortlist(image, text, pooled, OWNER, k=11, form="MrSw")
+  found = alignment.shortlist(image, text, OWNER, k=11, form="MrSw")
   assert found["i2t/missed"] == found["t2i/missed"] == 0
   for name in ("i2t/r1", "i2t/r5", "t2i/r1", "t2i/r5"):
     assert found[name] == whole[name]
-  short = alignment.shortlist(image, text, pooled, OWNER, k=1, form="MrSw")
+  short = alignment.shortlist(image, text, OWNER, k=1, form="MrSw")
+  pooled = [alignment.pooled(x, name="side").astype(float) for x in (image, text)]
+  scores = pooled[0] @ pooled[1].T / np.linalg.norm(pooled[1], axis=1)
   right = OWNER[None, :] == np.arange(7)[:, None]
-  scores = pooled[0].astype(float) @ pooled[1].T.astype(float)
-  np.testing.assert_allclose(
-    short["i2t/missed"], 100 * np.mean(~right[np.arange(7), scores.argmax(1)])
-  )
-  np.testing.assert_allclose(short["i2t/r1"], 100 - short["i2t/missed"])
+  missed = 100 * np.mean(~right[np.arange(7), scores.argmax(1)])
+  np.testing.assert_allclose(short["i2t/missed"], missed)
+  np.testing.assert_allclose(short["i2t/r1"], 100 - missed)
   assert "i2t/r5" not in short
+
+
+def test_the_public_functions_of_vectors_take_tokens_too():
+  image, text = tokens(7, 4, seed=15), tokens(11, 6, seed=16)
+  for kind in ("MrSw", "pooled"):
+    assert evaluation.recall(image, text, OWNER, kind=kind) == alignment.recall(
+      image, text, OWNER, form=kind
+    )
+    positives = OWNER
+    np.testing.assert_array_equal(
+      evaluation.ranks(text, image, positives, kind=kind, text_query=True),
+      alignment.ranks(text, image, positives, form=kind, task="t2i"),
+    )
+    for a, b in zip(
+      evaluation.top_k(image, text, 4, kind=kind),
+      alignment.top_k(image, text, 4, form=kind, task="i2t"),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(a, b)
+    lists = ranked_lists(image, text, k=3, kind=kind)
+    for task in alignment.TASKS:
+      query, gallery = ({"i": image, "t": text}[letter] for letter in (task[0], task[2]))
+      found = alignment.top_k(query, gallery, 3, form=kind, task=task)[1]
+      np.testing.assert_array_equal(lists[task], found)
+
+
+def test_pooled_is_the_cosine_of_the_means():
+  image, text = tokens(7, 4, seed=17), tokens(11, 6, seed=18)
+  means = [
+    np.stack([x[m].astype(float).mean(0) for x, m in zip(side.x, side.mask, strict=True)])
+    for side in (image, text)
+  ]
+  means = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in means]
+  np.testing.assert_allclose(aligned(image, text, form="pooled"), means[0] @ means[1].T, atol=1e-5)
+  expected = evaluation.recall(*means, OWNER)
+  found = evaluation.recall(image, text, OWNER, kind="pooled")
+  assert found["rsum"] == expected["rsum"]
 
 
 def test_errors_name_the_side_and_the_row():
@@ -166,8 +203,8 @@ def test_errors_name_the_side_and_the_row():
   broken[3, np.argmax(text.mask[3]), 0] = np.nan
   with pytest.raises(UserError, match="text has NaN or infinity in row 3"):
     alignment.recall(image, Tokens(broken, text.mask), OWNER, form="MrSw")
-  with pytest.raises(UserError, match="form is 'pooled'; expected one of MrSw"):
-    alignment.recall(image, text, OWNER, form="pooled")
+  with pytest.raises(UserError, match="form is 'cosine'; expected one of MrSw"):
+    alignment.recall(image, text, OWNER, form="cosine")
   with pytest.raises(UserError, match="k is 12; expected 1 to 11"):
     alignment.top_k(image, text, 12, form="MrSw", task="i2t")
   with pytest.raises(UserError, match=r"gallery \(11, 6, 4\); expected one D"):

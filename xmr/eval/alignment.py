@@ -3,12 +3,12 @@
 import numpy as np
 
 from xmr.errors import UserError, choice
-from xmr.eval import metrics
-from xmr.eval.protocol import checked_image_of_text
+from xmr.eval import metrics, protocol
+from xmr.eval import ranks as vector_ranks
+from xmr.eval import top_k as vector_top_k
 from xmr.eval.ranks import pairs_of
 from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
-from xmr.eval.top_k import top_k as pooled_top_k
-from xmr.ops.alignment import FORMS, MIRROR, WITHIN
+from xmr.ops.alignment import MIRROR, NAMES, WITHIN
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 
@@ -17,9 +17,22 @@ def form_of(form, task):
   """The form of a task whose query comes first; one-sided forms sum over the query's tokens in i2i
   and t2t.
   """
-  choice("form", form, FORMS)
+  choice("form", form, NAMES)
   choice("task", task, TASKS)
   return {"i2t": form, "t2i": MIRROR[form]}.get(task, WITHIN[form])
+
+
+def pooled(tokens, *, name):
+  """The embeddings whose cosine is the similarity "pooled": the means of Tokens, [N, D] float32."""
+  mask = np.asarray(tokens.mask, bool)
+  empty = np.flatnonzero(~mask.any(axis=1))
+  if len(empty):
+    raise UserError(
+      f"{name} {empty[0]} has no token, its mask is empty ({len(empty)} of {len(mask)} rows); "
+      "expected at least one"
+    )
+  count = mask.sum(axis=1, keepdims=True).astype(np.float32)
+  return np.einsum("nrd,nr->nd", np.asarray(tokens.x, np.float32), mask / count)
 
 
 def ranks(query, gallery, positives, *, form, task, padding="ignored", block=None, progress=False):
@@ -37,38 +50,56 @@ def ranks(query, gallery, positives, *, form, task, padding="ignored", block=Non
     UserError: shapes, NaN, a row of no token (names the side and the row), an unknown form or task,
       a query without a positive.
   """
+  form = form_of(form, task)
+  if form == "pooled":
+    query, gallery = pooled(query, name="query"), pooled(gallery, name="gallery")
+    return vector_ranks(query, gallery, positives)
   first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
   pairs = pairs_of(positives, n_queries=len(first), n_gallery=len(second))
-  return count(
-    first, second, pairs, form=form_of(form, task), block=block, progress=progress, both=False
-  )[0]["rank"]
+  return count(first, second, pairs, form=form, block=block, progress=progress, both=False)[0][
+    "rank"
+  ]
 
 
-def recall(
+def recall(image, text, image_of_text, **options):
+  """What `protocol.recall` returns, by alignments; arguments as of `counted`."""
+  return counted(image, text, image_of_text, **options)[0]
+
+
+def counted(
   image, text, image_of_text, *, form, folds=1, padding="ignored", block=None, progress=False
 ):
-  """What `protocol.recall` returns, by alignments: both directions from one pass.
+  """What `protocol.counted` returns, by alignments: both directions from one pass.
 
   Args:
     image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text, folds: as `protocol.recall`.
     form, padding, block, progress: as `ranks`.
   """
-  choice("form", form, FORMS)
+  choice("form", form, NAMES)
+  if form == "pooled":
+    image, text = pooled(image, name="image"), pooled(text, name="text")
+    return protocol.counted(image, text, image_of_text, folds=folds)
   image, text = sides(image, text, names=("image", "text"), padding=padding)
-  image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
-  fold = metrics.fold_of(image_of_text, n_images=len(image), folds=folds)
-  size, found = len(image) // folds, []
+  owner = protocol.checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
+  fold = metrics.fold_of(owner, n_images=len(image), folds=folds)
+  size, scores = len(image) // folds, []
+  ranks = [np.empty(len(side), np.int32) for side in (image, text)]
   for f in range(folds):
-    rows = np.flatnonzero(fold == f)
-    part = image.take(slice(f * size, (f + 1) * size)), text.take(rows)
-    pairs = image_of_text[rows] - f * size, np.arange(len(rows))
-    both = count(*part, pairs, form=form, block=block, progress=progress)
+    images, texts = slice(f * size, (f + 1) * size), np.flatnonzero(fold == f)
+    # A slice where it can be: a view, not a copy.
+    if texts[-1] - texts[0] + 1 == len(texts):
+      texts = slice(texts[0], texts[-1] + 1)
+    part = image.take(images), text.take(texts)
+    pairs = owner[texts] - f * size, np.arange(len(part[1]))
+    found = count(*part, pairs, form=form, block=block, progress=progress)
+    ranks[0][images], ranks[1][texts] = (side["rank"] for side in found)
     ties = {
       f"{name}/ties": int(np.count_nonzero(side["ties"]))
-      for name, side in zip(metrics.DIRECTIONS, both, strict=True)
+      for name, side in zip(metrics.DIRECTIONS, found, strict=True)
     }
-    found.append({**metrics.both_directions(*(side["rank"] for side in both)), **ties})
-  return metrics.mean_of_folds(found)
+    scores.append({**metrics.both_directions(*(side["rank"] for side in found)), **ties})
+  of_query = {f"{name}/rank": of for name, of in zip(metrics.DIRECTIONS, ranks, strict=True)}
+  return metrics.mean_of_folds(scores), of_query
 
 
 def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progress=False):
@@ -82,8 +113,11 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
   Raises:
     UserError: as `ranks`; k out of range.
   """
-  first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
   form = form_of(form, task)
+  if form == "pooled":
+    query, gallery = pooled(query, name="query"), pooled(gallery, name="gallery")
+    return tuple(np.asarray(x) for x in vector_top_k(query, gallery, k))
+  first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
   if not 1 <= k <= len(second):
     raise UserError(f"k is {k}; expected 1 to {len(second)}, the size of the gallery")
   scores = np.empty((len(first), k), np.float32)
@@ -136,28 +170,31 @@ def ranked_lists(image, text, *, k=25, form, include_self=True, padding="ignored
   return lists
 
 
-def shortlist(image, text, pooled, image_of_text, *, k, form, padding="ignored"):
-  """Recall of ranking in two stages: the k best by pooled embeddings, ordered by alignment.
+def shortlist(image, text, image_of_text, *, k, form, padding="ignored"):
+  """Recall of ranking in two stages: the k best by the tokens' means, ordered by alignment.
 
   Args:
-    image: Tokens [N, R, D].  text: Tokens [T, W, D].  pooled: ([N, D], [T, D]), their embeddings.
-    image_of_text: [T] int.  k: items of a list.  form, padding: as `ranks`.
+    image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text: [T] int.
+    k: items of a list.  form, padding: as `ranks`.
   Returns:
     {"i2t/r1", ... of the recalls at 1, 5, 10 that k allows, "i2t/missed", "t2i/...": percent};
     missed: queries none of whose positives is in the list, which no alignment can bring back.
   Raises:
-    UserError: as `recall`; k out of range.
+    UserError: as `recall`; k below 1.
   """
+  if k < 1:
+    raise UserError(f"k is {k}; expected 1 or more")
+  means = pooled(image, name="image"), pooled(text, name="text")
   image, text = sides(image, text, names=("image", "text"), padding=padding)
-  image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
+  owner = protocol.checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   found = {}
-  for task, side, other, of in (
-    ("i2t", (image, text), (pooled[0], pooled[1]), None),
-    ("t2i", (text, image), (pooled[1], pooled[0]), image_of_text),
+  for task, side, other in (
+    ("i2t", (image, text), means),
+    ("t2i", (text, image), means[::-1]),
   ):
-    items = pooled_top_k(*other, min(k, len(side[1])), kind="dot")[1]
+    items = np.asarray(vector_top_k(*other, min(k, len(side[1])))[1])
     queries = np.arange(len(items))[:, None]
-    right = image_of_text[items] == queries if of is None else items == of[:, None]
+    right = owner[items] == queries if task == "i2t" else items == owner[:, None]
     i = np.broadcast_to(queries, items.shape).reshape(-1)
     score = pair_scores(*side, i, items.reshape(-1), form=form_of(form, task)).reshape(items.shape)
     best = np.max(score, axis=1, where=right, initial=-np.inf)

@@ -6,7 +6,7 @@ All are f(image [N, D], text [T, D], truth, *, kind, **options) -> {name: value}
 
 import numpy as np
 
-from xmr.eval import average_precision, exact, metrics, protocol
+from xmr.eval import alignment, average_precision, exact, metrics, protocol
 from xmr.eval import consistency as order
 from xmr.eval import eccv_caption as extra
 from xmr.eval import sts as judgements
@@ -28,6 +28,16 @@ def check_recall(truth, *, kind, folds):
   """Raises UserError for folds that do not divide the images."""
   del kind
   metrics.fold_of(truth.image_of_text, n_images=truth.n_images, folds=folds)
+
+
+def shortlist(image, text, truth, *, kind, shortlist):
+  """Recall in two stages (`alignment.shortlist`), and "shortlist/i2t/r1_lost" and so on: by how
+  many points it is below the recall of the whole.
+  """
+  whole = protocol.recall(image, text, truth.image_of_text, kind=kind)
+  found = alignment.shortlist(image, text, truth.image_of_text, k=shortlist, form=kind)
+  lost = {f"{name}_lost": whole[name] - value for name, value in found.items() if name in whole}
+  return {f"shortlist/{name}": value for name, value in {**found, **lost}.items()}
 
 
 def graded(image, text, truth, *, kind, graded, spice, relevance, **options):

@@ -10,6 +10,7 @@ from xmr.errors import UserError, choice
 from xmr.eval.lists import list_metrics
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.top_k import top_k_of_both
+from xmr.ops.alignment import NAMES
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 FORMS = ("released", "standard")
@@ -162,12 +163,19 @@ def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
   "i2i", "t2t"} int.
 
   Args:
-    image: [N, D] float; text: [T, D] float; kind: of similarity.
+    image: [N, D] float; text: [T, D] float; kind: of similarity; for those of tokens, Tokens.
     k: length of a list; include_self: i2i and t2t keep the query itself; False takes it out.
 
   Raises:
     UserError: k is below 1 or exceeds a gallery; the embeddings differ in width.
   """
+  if kind in NAMES:
+    check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
+    from xmr.eval import alignment
+
+    return alignment.ranked_lists(
+      image, text, k=k, form=kind, include_self=include_self, progress=True
+    )
   if np.ndim(image) != 2 or np.ndim(text) != 2 or np.shape(image)[1] != np.shape(text)[1]:
     raise UserError(
       f"image has shape {np.shape(image)} and text {np.shape(text)}; expected [N, D] and [T, D]"

@@ -6,6 +6,7 @@ from xmr.errors import UserError
 from xmr.eval import exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
 from xmr.eval.ranks import count
+from xmr.ops.alignment import NAMES
 
 
 def recall(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
@@ -39,6 +40,10 @@ def counted(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
   """Returns (metrics as of `recall`, {"i2t/rank": [N], "t2i/rank": [T] int32, from 0, within the
   fold}).
   """
+  if kind in NAMES:
+    from xmr.eval import alignment
+
+    return alignment.counted(image, text, image_of_text, form=kind, folds=folds, progress=True)
   placement = placement_of(image)
   image, text = exact.sides(image, text, kind=kind, names=("image", "text"))
   image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))

@@ -19,6 +19,7 @@ from xmr.eval.blocks import (
   score_factor,
   steps_of,
 )
+from xmr.ops.alignment import NAMES
 from xmr.ops.similarity import similarity
 
 NEAR_IN_WORD = np.uint64(0x0303030303030303)
@@ -50,6 +51,11 @@ def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=B
     UserError: shapes, NaN (names the array and the row), an unknown kind, a query without a
       positive, or one outside the gallery.
   """
+  if kind in NAMES:
+    from xmr.eval import alignment
+
+    task = "t2i" if text_query else "i2t"
+    return alignment.ranks(query, gallery, positives, form=kind, task=task)
   placement = placement_of(query)
   query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
   pairs = pairs_of(positives, n_queries=len(query), n_gallery=len(gallery))

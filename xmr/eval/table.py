@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable, Mapping
 
 from xmr.errors import UserError
-from xmr.fields import Field, field, resolve
+from xmr.fields import Field, constant, field, resolve
 
-KINDS = ("cosine", "dot", "order")
+KINDS = constant("xmr.ops.similarity.VECTORS")
+TOKENS = constant("xmr.ops.alignment.NAMES")
 BIG = 2**31 - 1
 
 
@@ -61,6 +62,21 @@ EVALUATORS = {
       ),
     },
     check="xmr.eval.evaluators.check_recall",
+    kinds=(*KINDS, *TOKENS),
+  ),
+  # Ranking in two stages, and what it loses against the whole.
+  "shortlist": Evaluator(
+    "xmr.eval.evaluators.shortlist",
+    options={
+      "shortlist": option(
+        0,
+        "kinds of tokens: also rank so many items by pooled tokens, then by alignment; 0: do not",
+        at_least=0,
+        at_most=BIG,
+      ),
+    },
+    needs={"shortlist": ()},
+    kinds=TOKENS,
   ),
   # nDCG, alpha-nDCG, novelty, coverage and diversity in i2t, t2i, i2i and t2t.
   "graded": Evaluator(
@@ -82,6 +98,7 @@ EVALUATORS = {
     },
     needs={"graded": ("texts",), "spice": (), "relevance": ()},
     check="xmr.eval.evaluators.check_graded",
+    kinds=(*KINDS, *TOKENS),
     files=("spice", "relevance"),
   ),
   # Does a pair outrank the neighbours of its two sides?

@@ -18,6 +18,7 @@ from xmr.eval.blocks import (
   score_factor,
   steps_of,
 )
+from xmr.ops.alignment import NAMES
 from xmr.ops.similarity import similarity
 
 SPARE = 8  # candidates that are kept beyond k
@@ -40,6 +41,11 @@ def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
   Raises:
     UserError: shapes, NaN (names the array and the row), an unknown kind, k outside 1 to G.
   """
+  if kind in NAMES:
+    from xmr.eval import alignment
+
+    task = "t2i" if text_query else "i2t"
+    return alignment.top_k(query, gallery, k, form=kind, task=task)
   placement = placement_of(query)
   query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
   _check_k(k, gallery)

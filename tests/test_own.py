@@ -3,6 +3,11 @@ next, and over features.
 """
 
 import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -17,6 +22,7 @@ from xmr.errors import UserError
 from xmr.experiment import prepare
 from xmr.models import convert, resnet
 
+ROOT = pathlib.Path(__file__).parents[1]
 N = 40
 WORDS = "red green blue dog cat house tree car".split()
 
@@ -177,3 +183,24 @@ def test_a_set_without_a_split_says_so_before_training(tmp_path, lacking):
   with pytest.raises(UserError, match=f"has no image of split {lacking} .20 train, 10"):
     prepare(config, tmp_path / "run")
   assert not (tmp_path / "run").exists() and jax.device_count()
+
+
+@pytest.mark.slow
+def test_the_sequence_of_the_page_runs(tmp_path):
+  """Extract, then features, as docs/own-data.md writes them, with random weights of a ResNet-18."""
+  page = (ROOT / "docs/own-data.md").read_text()
+  commands = re.findall(r"^python -m xmr\.(?:extract|main) .*(?:extract|features).*$", page, re.M)
+  assert [command.split()[2] for command in commands] == ["xmr.extract", "xmr.main"]
+  folder = write_folder(tmp_path / "folder")
+  write_weights(tmp_path / "resnet18.safetensors", convert.kind("resnet18").module())
+  environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  for command in commands:
+    for old, new in (
+      ("FOLDER", folder),
+      ("=resnet18.safetensors", f"={tmp_path}/resnet18.safetensors"),
+      ("runs/own_features", tmp_path / "run"),
+    ):
+      command = command.replace(old, str(new))
+    words = [sys.executable, *command.split()[1:], f"--config.data.cache_dir={tmp_path}/cache"]
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, timeout=600)
+  assert json.loads((tmp_path / "run/results.json").read_text())["n_images"]

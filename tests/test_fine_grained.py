@@ -331,3 +331,24 @@ def test_a_wrong_field_is_named_before_the_run_folder_exists(
   with pytest.raises(UserError, match=message):
     train.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_results_of_another_length_or_other_data_are_not_those_of_a_run(make_config, tmp_path):
+  def config(**fields):
+    made = make_config("base", steps=6, **fields)
+    made.optimizer.schedule = "constant"
+    return made
+
+  folder = tmp_path / "run"
+  results = two_stage.run(config(), folder, Asked(), baselines=False)
+  digests = load(config()).digests
+  assert table.finished(config(), folder, digests)["metrics"] == results["metrics"]
+  longer, shorter = config(), config()
+  longer.steps, shorter.steps = 12, 3
+  assert table.finished(longer, folder, digests) is None
+  assert table.finished(shorter, folder, digests) is None
+  with pytest.raises(UserError, match="was trained for 6 steps; .* asks for 3"):
+    two_stage.run(shorter, folder, Asked(), baselines=False)
+  other = {**digests, "train": "another"}
+  with pytest.raises(UserError, match="holds a run on other data .* of train differ"):
+    table.finished(config(), folder, other)

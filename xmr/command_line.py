@@ -1,6 +1,7 @@
 """How the commands read their arguments: a mistake is one line, told before JAX is imported."""
 
 import argparse
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
@@ -40,7 +41,7 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
       # Once more than needed: what is wrong in the file is hard to tell from what is wrong in the
       # flags that change its fields.
       load_config(*argument.removeprefix("--config=").partition(":")[::2])
-  try:
+  with mistakes():
     rest = values(argv)
     if len(rest) > 1:
       raise UserError(f"unexpected arguments {' '.join(rest[1:])}; flags start with --")
@@ -51,6 +52,13 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
     if "config" in values and hasattr(values.config, "lock"):
       values.config.lock()
       home.expand(values.config)
+
+
+@contextlib.contextmanager
+def mistakes():
+  """Turns what absl and ml_collections raise for a wrong flag, field or value into a UserError."""
+  try:
+    yield
   except UserError:
     raise
   except (AttributeError, KeyError) as error:

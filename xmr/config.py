@@ -210,6 +210,18 @@ RESUMABLE = (
   "mining.block",
 )
 
+# What may differ between a finished run and the run that is asked for: where it runs, not what it
+# computes.
+ELSEWHERE = (
+  "data.dir",
+  "data.cache_dir",
+  "data.workers",
+  "data.prefetch",
+  "eval_batch_size",
+  "mining.block",
+)
+ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture")
+
 FEATURE_ENCODERS = ("linear", "mlp")
 
 CHOICES = {
@@ -375,3 +387,9 @@ def differences(old, new):
     free -= {"epochs", "steps"}
   keys = sorted(key for key in {**old, **new} if key not in free and old.get(key) != new.get(key))
   return [f"config.{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
+
+
+def same_results(old, new):
+  """Returns whether two flat dicts of a config differ at most in where they run."""
+  differing = {key for key in {**old, **new} if old.get(key) != new.get(key)}
+  return all(key in ELSEWHERE or key.startswith(ELSEWHERE_SECTIONS) for key in differing)

@@ -7,11 +7,13 @@ import inspect
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+import optax
 
 from xmr import checkpoint, data, home, losses, models, optim, parallel, recipe
 from xmr import config as config_lib
@@ -19,25 +21,26 @@ from xmr.data import pipeline
 from xmr.data import text as words
 from xmr.errors import UserError
 from xmr.interop import weights
-from xmr.run_folder import begun, check_folder
+from xmr.run_folder import begun, check_data, check_folder, check_length
 
 
 @dataclasses.dataclass
 class Experiment:
   """The parts of a run."""
 
-  config: Any
+  config: ml_collections.ConfigDict
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  splits: dict
-  vocabulary: Any  # None for text features
+  splits: dict[str, data.Split]
+  digests: dict[str, str]  # of the splits
+  vocabulary: data.Vocabulary | None  # None for text features
   length: int | None  # words per caption in training batches
-  model: Any
+  model: models.DualEncoder
   variables: dict  # starting values, NumPy; shapes alone where nothing is trained
-  loss: Any
-  warmup_loss: Any
-  transform: Any
-  rates: Any
+  loss: Callable  # of xmr.losses, with its parameters bound
+  warmup_loss: Callable
+  transform: optax.GradientTransformation
+  rates: optax.Schedule
   steps_per_epoch: int
   total_steps: int
   warmup_steps: int
@@ -53,7 +56,14 @@ class Experiment:
       "config": self.flat_config,
       "vocabulary": None if self.vocabulary is None else json.loads(self.vocabulary.to_json()),
       "best": best,
+      "data": self.digests,
     }
+
+  @property
+  def inputs(self):
+    """Arrays that somebody needs in order to encode raw features as the run does; {} for none."""
+    scale = self.splits["train"].image_scale
+    return {} if scale is None else {"image_scale": scale}
 
   def train_batches(self, start):
     """Returns the endless iterator of this process's training batches from a step on."""
@@ -103,12 +113,15 @@ def prepare(config, workdir, *, eval_only=False):
   check_folder(config, workdir)
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
   splits = splits or loaded(config)
+  digests = data.digests(splits)
+  check_data(digests, workdir, where=config.data.dir or config.data.name)
   steps_per_epoch = pipeline.steps_per_epoch(
     splits["train"],
     batch_size=config.batch_size,
     one_caption_per_image=config.data.one_caption_per_image,
   )
   total_steps = config_lib.in_steps(config, steps_per_epoch, name="config.")
+  check_length(total_steps, workdir)
   vocabulary, length, vectors = vocabulary_of(
     config, splits, workdir, glove=not (eval_only or config.init)
   )
@@ -131,6 +144,7 @@ def prepare(config, workdir, *, eval_only=False):
     workdir=pathlib.Path(workdir),
     mesh=mesh,
     splits=splits,
+    digests=digests,
     vocabulary=vocabulary,
     length=length,
     model=model,

@@ -1,38 +1,83 @@
 """Trains and scores one config: python -m xmr.main --config=configs/imc_flickr.py
 --workdir=runs/imc.
 
-Flags are read before JAX is imported, so that --help and a misspelt flag answer at once.
+With --eval_only and no --config, the run's own config: python -m xmr.main --eval_only
+--workdir=runs/imc. Flags are read before JAX is imported, so that --help and a misspelt flag answer
+at once.
 """
 
+import pathlib
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from xmr import command_line
-from xmr.errors import reported
+from xmr.errors import UserError, reported
 
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "File of a config, or file:variant.", lock_config=True
-)
-WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; the same command goes on with an unfinished run."
-)
-EVAL_ONLY = flags.DEFINE_bool(
-  "eval_only", False, "Score the best checkpoint of the run, without training."
-)
+USAGE = "python -m xmr.main --config=FILE[:variant] --workdir=DIR"
+
+
+def define():
+  """Returns the flags of this command but for the config, in a set of their own."""
+  own = flags.FlagValues()
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run; the same command goes on with an unfinished run.",
+    flag_values=own,
+  )
+  flags.DEFINE_bool(
+    "eval_only",
+    False,
+    "Score the best checkpoint of the run, without training; needs no --config.",
+    flag_values=own,
+  )
+  return own
 
 
 def usage():
   """Returns the text of --help."""
-  shown = "\n".join(
-    f"  --{flag.name:10} {flags.FLAGS[flag.name].help}" for flag in (CONFIG, WORKDIR, EVAL_ONLY)
-  )
-  fields = (
+  own = define()
+  lines = ["  --config     File of a config, or file:variant."]
+  lines += [f"  --{name:10} {own[name].help}" for name in ("workdir", "eval_only")]
+  lines.append(
     "  --config.KEY=VALUE  Any field of xmr/config.py: --config.epochs=10, "
     "--config.loss.margin=0.3."
   )
-  return f"{__doc__}\n{shown}\n{fields}"
+  return "\n".join([__doc__, *lines])
+
+
+def read(argv):
+  """Returns (config, workdir, eval_only) of a command line; UserError for a mistake in it."""
+  own = define()
+  given = [argument for argument in argv[1:] if not argument.lstrip("-").startswith("config")]
+  with command_line.mistakes():
+    own([argv[0], *given], known_only=True)
+  named = any(argument.startswith(("--config=", "-config=")) for argument in argv[1:])
+  if own.eval_only and own.workdir and not named:
+    config = config_of_run(own.workdir)
+    with command_line.mistakes():
+      config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=argv)
+    needed = ("workdir",)
+  else:
+    config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=argv)
+    needed = ("config", "workdir")
+  own.unparse_flags()
+  command_line.read_flags(argv, needed=needed, usage=USAGE, values=own)
+  return own.config, own.workdir, own.eval_only
+
+
+def config_of_run(workdir):
+  """Returns the config that a run folder keeps; UserError where there is none."""
+  from xmr import home
+  from xmr.files import read_json
+  from xmr.inspect.runs import config_of
+
+  path = pathlib.Path(home.expanded(workdir)) / "config.json"
+  if not path.is_file():
+    raise UserError(f"--eval_only: {workdir} is not the folder of a run: it has no config.json")
+  return config_of(read_json(path), where=path)
 
 
 def start_jax(config):
@@ -52,25 +97,23 @@ def start_jax(config):
 
 
 def main(argv):
-  """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
+  """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake and 130 where
+  Ctrl-C stopped the training.
+  """
   if command_line.asks_for_help(argv):
     print(usage())
     return
   with reported():
-    command_line.read_flags(
-      argv,
-      needed=("config", "workdir"),
-      usage="python -m xmr.main --config=FILE[:variant] --workdir=DIR",
-    )
+    config, workdir, eval_only = read(argv)
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    start_jax(CONFIG.value)
+    start_jax(config)
     from xmr import parallel, preemption, train
 
-    stop = preemption.Stop(every=CONFIG.value.log.steps)
+    stop = preemption.Stop(every=config.log.steps)
     with parallel.together(), reported():
-      train.train_and_evaluate(CONFIG.value, WORKDIR.value, eval_only=EVAL_ONLY.value, stop=stop)
+      train.train_and_evaluate(config, workdir, eval_only=eval_only, stop=stop)
     if stop.signal == "SIGINT":
       # As a shell expects of a command that Ctrl-C ended: what is chained behind it does not run.
       raise SystemExit(130)

@@ -35,11 +35,15 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
   if not eval_only:
     results_lib.check(config, experiment.splits[config.evaluate.split])
     record = getattr(experiment.splits, "record", None)
-    with stop, held(config, workdir, vocabulary=experiment.vocabulary, record=record):
+    kept = {"vocabulary": experiment.vocabulary, "record": record, "inputs": experiment.inputs}
+    with stop, held(config, workdir, **kept):
       if not train.fit(stage(experiment), stop):
         return None
   results, image, text = score(experiment, began=began)
   if jax.process_index() == 0:
+    if eval_only and experiment.inputs:
+      # Runs of earlier versions do not have them.
+      write_arrays(experiment.workdir / "inputs.npz", experiment.inputs)
     show(experiment, results, image, text)
   return results
 

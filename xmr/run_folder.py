@@ -11,7 +11,7 @@ import jax
 from xmr import checkpoint, home
 from xmr import config as config_lib
 from xmr.errors import UserError
-from xmr.files import read_json, write_json
+from xmr.files import read_json, write_arrays, write_json
 from xmr.locks import locked
 
 
@@ -45,8 +45,43 @@ def check_folder(config, workdir):
     )
 
 
+def check_length(steps, workdir):
+  """Raises UserError where a folder was trained beyond the last step that is asked for: what is
+  scored would be the longer run.
+  """
+  if not begun(workdir) or imported(workdir):
+    return
+  entries = (pathlib.Path(workdir) / "checkpoints").iterdir()
+  done = max(int(entry.name) for entry in entries if entry.name.isdigit())
+  if done > steps:
+    raise UserError(
+      f"{workdir} was trained for {done} steps; config.epochs or config.steps asks for {steps}; "
+      "give another --workdir for the shorter run"
+    )
+
+
+def check_data(digests, workdir, *, where):
+  """Raises UserError where a folder holds a run on other data; the same data elsewhere is the same.
+
+  Args:
+    digests: of data.digests.  workdir: folder of the run.  where: name of the data, for the error.
+  """
+  if not begun(workdir):
+    return
+  try:
+    old = checkpoint.record(workdir).get("data") or {}
+  except UserError:
+    return  # No checkpoint can be read: there is nothing to go on with.
+  other = [name for name in digests if name in old and old[name] != digests[name]]
+  if other:
+    raise UserError(
+      f"{workdir} holds a run on other data than {where}: ids, captions or features of "
+      f"{', '.join(other)} differ; give another --workdir"
+    )
+
+
 @contextlib.contextmanager
-def held(config, workdir, *, vocabulary=None, record=None, eval_only=False):
+def held(config, workdir, *, vocabulary=None, record=None, inputs=None, eval_only=False):
   """Holds a run folder against every other process that would train in it, and says whose it is.
 
   The folder is made and locked first, and only then written: config.json, vocabulary.json where
@@ -56,6 +91,7 @@ def held(config, workdir, *, vocabulary=None, record=None, eval_only=False):
   Args:
     config: of the run.  workdir: its folder.  vocabulary: Vocabulary, or None.
     record: what data.json holds, Splits.record, or None.
+    inputs: {name: array} for inputs.npz: what turns raw features or words into the model's input.
     eval_only: True holds and writes nothing, as nothing is trained.
   Raises:
     UserError: another process holds it, it is the folder of another config, its path is none
@@ -88,6 +124,8 @@ def held(config, workdir, *, vocabulary=None, record=None, eval_only=False):
       check_folder(config, workdir)
       for name, content in contents.items():
         write_json(folder / name, content)
+      if inputs:
+        write_arrays(folder / "inputs.npz", inputs)
     except OSError as error:
       reason = error.strerror or os.strerror(error.errno or 0)
       raise UserError(f"cannot write the run folder {workdir}: {reason}") from None

@@ -215,6 +215,9 @@ def fit(stage, stop):
   checkpoints = checkpoint.Checkpoints(stage.workdir)
   state, best = restore(stage, checkpoints)
   start = int(state.step)
+  if start < stage.steps and jax.process_index() == 0:
+    # Results of fewer steps would pass for those of the run that goes on.
+    (stage.workdir / "results.json").unlink(missing_ok=True)
   writer = Writer(
     stage.workdir,
     step=start,

@@ -1,11 +1,12 @@
 """Datasets: `load(config)` gives the splits, `xmr.data.pipeline` their batches."""
 
 from xmr.data import karpathy, labelled, own, scenes
+from xmr.data.digest import digests
 from xmr.data.split import Split, Splits
 from xmr.data.text import Vocabulary
 from xmr.errors import UserError
 
-__all__ = ["DATASETS", "Split", "Splits", "Vocabulary", "build_vocabulary", "load"]
+__all__ = ["DATASETS", "Split", "Splits", "Vocabulary", "build_vocabulary", "digests", "load"]
 
 # config.data.name -> function of a config that returns {"train": Split, "val": Split, "test":
 # Split}.

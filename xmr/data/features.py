@@ -89,13 +89,18 @@ def scale(features, kind):
   if kind == "none":
     return features
   if kind == "column":
-    norm = np.sqrt(
-      sum(np.square(block, dtype=np.float64).sum(axis=0) for _, block in _blocks(features))
-    )
-    return features / np.maximum(norm, 1e-12).astype(np.float32)
+    return features / column_norm(features)
   if kind == "row":
     return np.concatenate([unit(np.asarray(block, np.float32)) for _, block in _blocks(features)])
   raise UserError(f"config.data.image_features_scale is {kind!r}; expected none, column or row")
+
+
+def column_norm(features):
+  """Returns [F] float32, the norm of each column of [N, F] features, at least 1e-12."""
+  norm = np.sqrt(
+    sum(np.square(block, dtype=np.float64).sum(axis=0) for _, block in _blocks(features))
+  )
+  return np.maximum(norm, 1e-12).astype(np.float32)
 
 
 def attach(data, *, n_images, n_texts, image_rows, text_rows):
@@ -106,16 +111,22 @@ def attach(data, *, n_images, n_texts, image_rows, text_rows):
     n_images, n_texts: int, of the whole source, splits that are not loaded among them.
     image_rows, text_rows: {split: [N] or [T] int}, rows in the files.
   Returns:
-    {split: {"image_features": ..., "text_features": ...}}, only the keys that are asked for.
+    {split: {"image_features": ..., "text_features": ..., "image_scale": ...}}, only the keys that
+    are asked for.
   """
   fields = {name: {} for name in image_rows}
   if data.image == "features":
-    matrix = scale(
-      open_features(
-        _path(data, "image_features"), field="data.image_features", rows=n_images, row_is="imgid"
-      ),
-      data.get("image_features_scale", "none"),
+    matrix = open_features(
+      _path(data, "image_features"), field="data.image_features", rows=n_images, row_is="imgid"
     )
+    kind = data.get("image_features_scale", "none")
+    if kind == "column":
+      norm = column_norm(matrix)
+      matrix = matrix / norm
+      for name in image_rows:
+        fields[name]["image_scale"] = norm
+    else:
+      matrix = scale(matrix, kind)
     for name, rows in image_rows.items():
       fields[name]["image_features"] = take_rows(matrix, rows)
   if data.text == "features":

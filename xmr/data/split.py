@@ -22,6 +22,7 @@ class Split:
     image_features: [N, F] float, or [N, R, F] of regions, or None.
     image_mask: [N, R] bool, True where there is a region; None: all regions are there.
     text_features: [T, F] float, or None.
+    image_scale: [F] float32 by which the columns of the feature file were divided, or None.
     label: [N] int32 categories, or None.  categories: their names, or None.
   """
 
@@ -36,6 +37,7 @@ class Split:
   image_features: np.ndarray | None = None
   image_mask: np.ndarray | None = None
   text_features: np.ndarray | None = None
+  image_scale: np.ndarray | None = None
   label: np.ndarray | None = None
   categories: list[str] | None = None
 

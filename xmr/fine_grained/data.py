@@ -26,12 +26,14 @@ class Problem:
   """A labelled set, ready for the device; every dict has the keys train, val and test.
 
   Attributes:
-    splits: Split.  graph: TextGraph, None where the signal is not words.  laplacian: Laplacian.
+    splits: Split.  digests: of data.digests.
+    graph: TextGraph, None where the signal is not words.  laplacian: Laplacian.
     signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of all is
       pair i.
   """
 
-  splits: dict
+  splits: dict[str, data.Split]
+  digests: dict[str, str]
   graph: text_graph.TextGraph | None
   laplacian: Laplacian
   signals: dict
@@ -75,6 +77,7 @@ def load(config, *, splits=None):
     }
   return Problem(
     splits=splits,
+    digests=data.digests(splits),
     graph=graph,
     laplacian=laplacian,
     signals=signals,

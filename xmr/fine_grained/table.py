@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from xmr.config import flat, same_results
 from xmr.errors import UserError
 from xmr.eval.significance import (
   holm,
@@ -15,12 +16,12 @@ from xmr.eval.significance import (
   paired_permutation,
   seed_difference,
 )
-from xmr.files import write_json
+from xmr.files import read_json, write_json
 from xmr.fine_grained import checks, report, two_stage
 from xmr.fine_grained.config import VARIANTS, labelled
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
-from xmr.run_folder import check_folder, held
+from xmr.run_folder import check_data, check_folder, held
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {
@@ -65,7 +66,7 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
       problems[signal] = load(one, splits=splits)
       splits = problems[signal].splits
     folder = workdir / f"seed{seed}"
-    result = None if eval_only else finished(one, folder / variant)
+    result = None if eval_only else finished(one, folder / variant, problems[signal].digests)
     result = result or two_stage.run(
       one,
       folder / variant,
@@ -111,12 +112,15 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
   return results
 
 
-def finished(config, folder):
-  """Returns the results of a run that is done, or None; UserError where the folder holds another
-  config's.
+def finished(config, folder, digests):
+  """Returns the results of a run that is done with just this config, or None; UserError where the
+  folder holds another config's, or a run on other data.
   """
   check_folder(config, folder)
-  if not (folder / "queries.npz").exists():
+  check_data(digests, folder, where=config.data.dir or config.data.name)
+  if not all((folder / name).exists() for name in ("results.json", "queries.npz")):
+    return None
+  if not same_results(read_json(folder / "config.json"), json.loads(json.dumps(flat(config)))):
     return None
   return json.loads((folder / "results.json").read_text())
 

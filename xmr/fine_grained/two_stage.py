@@ -27,7 +27,7 @@ from xmr.fine_grained.data import Problem, load
 from xmr.fine_grained.scores import area_under_roc, both_directions
 from xmr.models.graph import GraphEncoder
 from xmr.models.siamese import PairScore, Siamese
-from xmr.run_folder import begun, check_folder, held
+from xmr.run_folder import begun, check_data, check_folder, check_length, held
 
 
 def score_and_compare(params, state, batch, arrays, *, scores, loss):
@@ -50,7 +50,20 @@ def score_and_compare(params, state, batch, arrays, *, scores, loss):
 
 
 def stage_of(
-  config, workdir, *, name, pairs, params, scores, loss, arrays, validate, steps, every, programs
+  config,
+  workdir,
+  *,
+  name,
+  pairs,
+  params,
+  scores,
+  loss,
+  arrays,
+  validate,
+  steps,
+  every,
+  programs,
+  digests,
 ):
   """Returns the train.Stage of one of the two stages.
 
@@ -62,7 +75,12 @@ def stage_of(
     validate: function params -> {name of a metric: value}; the first one selects.
     steps: the last step.  every: steps between validations.
     programs: dict of jitted steps, shared by the runs of a table; None: of this run alone.
+    digests: of the data.
+  Raises:
+    UserError: the folder was trained for more steps, or on other data.
   """
+  check_length(steps, workdir)
+  check_data(digests, workdir, where=config.data.dir or config.data.name)
   transform, rates = optim.make(
     config.optimizer, params, steps_per_epoch=pairs.steps_per_epoch, total_steps=steps
   )
@@ -93,7 +111,12 @@ def stage_of(
     validate=validation,
     every=every,
     shown="auc" if name == "siamese" else "map",
-    record=lambda best: {"config": config_lib.flat(config), "vocabulary": None, "best": best},
+    record=lambda best: {
+      "config": config_lib.flat(config),
+      "vocabulary": None,
+      "best": best,
+      "data": digests,
+    },
     rates=rates,
     steps_per_epoch=pairs.steps_per_epoch,
   )
@@ -255,6 +278,7 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
     steps=config.siamese.steps,
     every=config.siamese.every,
     programs=programs,
+    digests=problem.digests,
   )
   with held(alone, folder, eval_only=eval_only):
     if not eval_only and not train.fit(stage, stop):
@@ -342,6 +366,7 @@ def retrieval_stage(config, problem, workdir, similarity, *, programs=None):
     steps=steps,
     every=every,
     programs=programs,
+    digests=problem.digests,
   )
   return stage, model
 

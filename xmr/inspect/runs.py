@@ -20,6 +20,8 @@ from xmr.data.text import encode_all, tokenize
 from xmr.encode import encode_batch
 from xmr.errors import UserError
 from xmr.eval import top_k
+from xmr.files import write_arrays
+from xmr.inspect.kept import curves, inputs_of
 
 EXPORT = "model.safetensors"
 TASKS = ("i2t", "t2i", "i2i", "t2t")
@@ -38,17 +40,18 @@ class Run:
     vocabulary: xmr.data.Vocabulary; None where captions are features.
     metrics: {name: (steps [n] int, values [n] float)}: the curves, such as "train/loss" and
       "val/rsum"; NaN where the number was not finite.
+    inputs: {name: array}: what turns raw features into the model's input, as the run kept it.
     model: xmr.models.DualEncoder.
   """
 
-  def __init__(self, workdir, *, config, step, variables, vocabulary, metrics):
+  def __init__(self, workdir, *, config, step, variables, vocabulary, metrics, inputs=None):
     self.workdir, self.config, self.step, self.variables = (
       pathlib.Path(workdir),
       config,
       step,
       variables,
     )
-    self.vocabulary, self.metrics = vocabulary, metrics
+    self.vocabulary, self.metrics, self.inputs = vocabulary, metrics, inputs or {}
     self.model = models.build(
       config.model, vocabulary_size=None if vocabulary is None else len(vocabulary)
     )
@@ -212,6 +215,8 @@ class Run:
       (folder / name).write_text(
         json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
       )
+    if self.inputs:
+      write_arrays(folder / "inputs.npz", self.inputs)
     return folder
 
   def _parts(self, items):
@@ -242,14 +247,16 @@ class Run:
         f"{self.workdir} was trained on {side} features; expected [N, F] floats (xmr.extract), "
         f"found {found}"
       )
-    return (
-      features.scale(np.asarray(x, np.float32), "row")
-      if self._row_scaled(side)
-      else np.asarray(x, np.float32)
-    )
-
-  def _row_scaled(self, side):
-    return side == "image" and self.config.data.image_features_scale == "row"
+    x = np.asarray(x, np.float32)
+    kind = self.config.data.image_features_scale if side == "image" else "none"
+    if kind != "column":
+      return features.scale(x, kind)
+    if "image_scale" not in self.inputs:
+      raise UserError(
+        f"{self.workdir} keeps no norms of the columns of its features (inputs.npz), as runs of "
+        "earlier versions; python -m xmr.main --eval_only --workdir=DIR writes them"
+      )
+    return x / self.inputs["image_scale"]
 
   def _embedded(self, x, side, name):
     """Returns (embeddings, "image", "text" or None) of a query or gallery."""
@@ -309,7 +316,13 @@ def load(workdir, step="best"):
   vocabulary = None if words is None else Vocabulary.from_json(json.dumps(words))
   metrics = curves(folder / "metrics.jsonl")
   return Run(
-    folder, config=config, step=step, variables=variables, vocabulary=vocabulary, metrics=metrics
+    folder,
+    config=config,
+    step=step,
+    variables=variables,
+    vocabulary=vocabulary,
+    metrics=metrics,
+    inputs=inputs_of(folder),
   )
 
 
@@ -333,6 +346,7 @@ def _load_export(folder):
     variables=variables,
     vocabulary=vocabulary,
     metrics=metrics,
+    inputs=inputs_of(folder),
   )
 
 
@@ -364,27 +378,6 @@ def config_of(flat, *, where):
 
 def _tuples(value):
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def curves(path):
-  """Returns {name: (steps [n] int, values [n] float)} of a metrics.jsonl; {} where there is none;
-  half lines are skipped.
-  """
-  points = {}
-  if not path.is_file():
-    return points
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
-      values = json.loads(line)
-      step = values.pop("step")
-    except (json.JSONDecodeError, KeyError, AttributeError):
-      continue
-    for name, value in values.items():
-      points.setdefault(name, []).append((step, np.nan if value is None else value))
-  return {
-    name: (np.array([s for s, _ in p]), np.array([v for _, v in p], float))
-    for name, p in points.items()
-  }
 
 
 def thumbnail(image, *, side, quality=60):

@@ -24,19 +24,9 @@ import time
 from absl import flags
 
 from xmr import command_line, home
+from xmr.config import same_results
 from xmr.errors import UserError, reported
 
-# What may differ between a finished run and the run that is asked for: where it runs, not what it
-# computes.
-ELSEWHERE = (
-  "data.dir",
-  "data.cache_dir",
-  "data.workers",
-  "data.prefetch",
-  "eval_batch_size",
-  "mining.block",
-)
-ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture")
 # A time or a large seed in place of a number of seeds would plan runs until the memory is full.
 MOST_SEEDS = 1000
 QUIET = {"log.progress": "False", "picture": "False"}
@@ -68,8 +58,7 @@ class Cell:
       json.loads((self.folder / "config.json").read_text()),
       json.loads(json.dumps(flat(self.config))),
     )
-    differing = {key for key in {**old, **new} if old.get(key) != new.get(key)}
-    return all(key in ELSEWHERE or key.startswith(ELSEWHERE_SECTIONS) for key in differing)
+    return same_results(old, new)
 
 
 def define():
@@ -250,6 +239,25 @@ def check_folder(cell):
     )
 
 
+def check_data(every):
+  """Raises UserError where a run that is there was trained on other data than is asked for now.
+
+  A dataset is read once for all runs that share it, and not at all where no run has begun.
+  """
+  from xmr import data, run_folder
+
+  known = {}
+  for cell in every:
+    if not run_folder.begun(cell.folder):
+      continue
+    config = cell.config
+    key = json.dumps([config.data.to_json_best_effort(), config.batch_size])
+    if key not in known:
+      known[key] = data.digests(data.load(config))
+    where = config.data.dir or config.data.name
+    run_folder.check_data(known[key], cell.folder, where=where)
+
+
 def train(cell, running, stopping):
   """Runs one cell in a process of its own; returns "done", "stopped" or its error in a line.
 
@@ -258,8 +266,6 @@ def train(cell, running, stopping):
       once all is to stop.
   """
   cell.folder.mkdir(parents=True, exist_ok=True)
-  # Results of fewer epochs would pass for those of the run that now begins.
-  (cell.folder / "results.json").unlink(missing_ok=True)
   command = [
     sys.executable,
     "-m",
@@ -339,6 +345,7 @@ def main(argv):
   with reported():
     changes, grid = read_flags(own, argv)
     every = cells(own.config, changes, grid, own.seeds, own.workdir)
+    check_data(every)
     todo = [cell for cell in every if not cell.finished()]
     print(
       f"{len(every)} runs, {len(every) - len(todo)} of them finished", file=sys.stderr, flush=True

@@ -1,0 +1,132 @@
+"""The main command in process: a run by its own config, its length, its data, what it keeps."""
+
+import json
+
+import numpy as np
+import pytest
+import small_run
+
+from xmr import checkpoint, data, encode, experiment, inspect, main, parallel, train
+from xmr.errors import UserError
+from xmr.files import read_json
+
+
+def command(*arguments):
+  main.main(["xmr.main", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return small_run.write_data(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+  """A run of 12 steps with columns scaled as Full-HN does."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  command(*small_run.arguments(source, workdir, **{"data.image_features_scale": "column"}))
+  return workdir
+
+
+def test_eval_only_needs_no_config(trained, capsys):
+  before = read_json(trained / "results.json")
+  (trained / "results.json").unlink()
+  command("--eval_only", f"--workdir={trained}")
+  assert read_json(trained / "results.json")["metrics"] == before["metrics"]
+  command("--eval_only", f"--workdir={trained}", "--config.evaluate.split=val")
+  assert read_json(trained / "results.json")["split"] == "val"
+  # What a scoring was asked for is not what the run is.
+  assert read_json(trained / "config.json")["evaluate.split"] == "test"
+  command("--eval_only", f"--workdir={trained}")
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (["--config.loss.margin=0.3"], "holds a run of another config (config.loss.margin"),
+    (["--config.data.dri=x"], "config has no field dri"),
+  ],
+)
+def test_eval_only_refuses_what_would_be_another_run(trained, capsys, changes, message):
+  with pytest.raises(SystemExit) as stopped:
+    command("--eval_only", f"--workdir={trained}", *changes)
+  assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_config_cannot_be_scored(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    command("--eval_only", f"--workdir={tmp_path}")
+  assert "is not the folder of a run: it has no config.json" in capsys.readouterr().err
+
+
+def config_of(workdir, **changes):
+  config = inspect.load(workdir).config
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_fewer_steps_than_a_folder_has_are_refused(trained, eval_only):
+  before = (trained / "results.json").read_text()
+  with pytest.raises(UserError, match="was trained for 12 steps; .* asks for 6; give another"):
+    train.train_and_evaluate(config_of(trained, steps=6), trained, eval_only=eval_only)
+  assert (trained / "results.json").read_text() == before
+
+
+def test_the_same_data_in_another_place_is_the_same_run(trained, tmp_path):
+  copy = small_run.write_data(tmp_path / "copy")
+  prepared = experiment.prepare(config_of(trained, **{"data.dir": str(copy)}), trained)
+  assert prepared.digests == checkpoint.record(trained)["data"]
+
+
+def changed_caption(folder):
+  path = folder / "dataset_small.json"
+  content = json.loads(path.read_text())
+  content["images"][0]["sentences"][0]["raw"] = "another caption"
+  path.write_text(json.dumps(content))
+
+
+def changed_feature(folder):
+  array = np.load(folder / "text.npy")
+  array[0, 0] += 1
+  np.save(folder / "text.npy", array)
+
+
+def swapped_ids(folder):
+  path = folder / "dataset_small.json"
+  content = json.loads(path.read_text())
+  first, second = content["images"][:2]
+  first["imgid"], second["imgid"] = second["imgid"], first["imgid"]
+  for image in (first, second):
+    for sentence in image["sentences"]:
+      sentence["imgid"] = image["imgid"]
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("change", [changed_caption, changed_feature, swapped_ids])
+def test_a_run_does_not_go_on_with_other_data(trained, tmp_path, change):
+  other = small_run.write_data(tmp_path / "other")
+  change(other)
+  with pytest.raises(UserError, match="holds a run on other data than .*other: .* of train differ"):
+    train.train_and_evaluate(config_of(trained, **{"data.dir": str(other)}), trained)
+
+
+def test_raw_features_of_scaled_columns_are_embedded_as_in_evaluation(trained, source, tmp_path):
+  run = inspect.load(trained)
+  split, mesh = data.load(run.config)["test"], parallel.mesh()
+  variables = parallel.replicate(mesh, run.variables)
+  expected = encode.encode_split(
+    run.model, variables, split, config=run.config, mesh=mesh, side="image"
+  )
+  raw = np.load(source / "image.npy")[split.image_id]
+  for loaded in (run, inspect.load(run.export(tmp_path / "export"))):
+    found = loaded.encode_image(raw)
+    np.testing.assert_allclose(np.sum(found * expected, axis=1), 1, atol=1e-6)
+
+
+def test_a_run_without_its_norms_says_how_to_get_them(trained, source):
+  (trained / "inputs.npz").unlink()
+  with pytest.raises(UserError, match="keeps no norms of the columns .* --eval_only"):
+    inspect.load(trained).encode_image(np.load(source / "image.npy"))
+  command("--eval_only", f"--workdir={trained}")
+  assert inspect.load(trained).encode_image(np.load(source / "image.npy")).shape == (60, 16)

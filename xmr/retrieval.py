@@ -11,6 +11,7 @@ from xmr.errors import UserError
 from xmr.eval import protocol
 from xmr.eval import results as results_lib
 from xmr.experiment import prepare
+from xmr.files import write_arrays
 from xmr.inspect import plots
 from xmr.run_folder import begun, held, imported
 

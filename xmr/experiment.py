@@ -207,11 +207,24 @@ def losses_of(config, mesh):
   )
   for name, settings in ((config.loss.name, parameters), (config.warmup.loss, warmup.keywords)):
     try_out(losses.get(name, **settings), name)
+  if config.loss_form == "ring":
+    return tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
   return (
-    (loss, warmup)
-    if config.loss_form == "plain"
-    else tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
+    over_devices(mesh, loss, config.loss.name),
+    over_devices(mesh, warmup, config.warmup.loss),
   )
+
+
+def over_devices(mesh, loss, name):
+  """Returns a plain loss for a mesh: over several devices the same arithmetic in `jax.shard_map`.
+
+  The compiler would send rows several times. In shard_map texts are gathered once, and their
+  gradient goes back once, to the device that each row came from.
+  """
+  parameters = dict(loss.keywords)
+  if mesh.size == 1 or name not in losses.RING or parameters.pop("kind", "dot") != "dot":
+    return loss
+  return parallel.over_rows(mesh, losses.get_ring(name, **parameters), gather=True)
 
 
 def try_out(loss, name):

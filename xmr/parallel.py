@@ -245,14 +245,14 @@ def per_device(mesh, function, rows, shared):
   )
 
 
-def over_rows(mesh, function):
+def over_rows(mesh, function, **options):
   """Returns a function of global arrays that calls `function` on every device with the rows that it
   holds.
 
   Args:
     mesh: of mesh().
     function: (image, text, image_id, *, axis_name) -> (loss, terms), the same on all devices: a
-      loss in ring form.
+      loss in ring form.  options: more keyword arguments of it.
   Returns:
     function of (image [B, D], text [B, D], image_id [B] or None) -> (loss, terms).
   """
@@ -260,7 +260,7 @@ def over_rows(mesh, function):
   def whole(image, text, image_id=None):
     rows = {"image": image, "text": text, "image_id": image_id}
     local = jax.shard_map(
-      lambda rows: function(**rows, axis_name=DATA),
+      lambda rows: function(**rows, axis_name=DATA, **options),
       mesh=mesh,
       in_specs=(PartitionSpec(DATA),),
       out_specs=PartitionSpec(),

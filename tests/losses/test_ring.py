@@ -31,12 +31,12 @@ def mesh(devices):
   )
 
 
-def ring_form(name, devices=8, **parameters):
+def ring_form(name, devices=8, gather=False, **parameters):
   """(image, text, image_id, scalars) -> (loss, terms) on global arrays, through shard_map."""
   function = getattr(ring, f"ring_{name}")
 
   def local(image, text, image_id, scalars):
-    return function(image, text, image_id, axis_name="data", **parameters, **scalars)
+    return function(image, text, image_id, axis_name="data", gather=gather, **parameters, **scalars)
 
   rows = PartitionSpec("data")
   return jax.shard_map(
@@ -64,8 +64,9 @@ def assert_equal(found, expected):
     np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6 * max(1, abs(np.asarray(b)).max()))
 
 
+@pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_plain_loss_and_gradient_on_eight_devices(case):
+def test_equals_the_plain_loss_and_gradient_on_eight_devices(case, gather):
   name, parameters = case.split()[0], CASES[case]
   image, text, image_id = batch(0)
   scalars = {"temperature": 0.2, "bias": -1.0} if name in ("info_nce", "sigmoid") else {}
@@ -77,9 +78,8 @@ def test_equals_the_plain_loss_and_gradient_on_eight_devices(case):
   expected = jax.jit(jax.value_and_grad(plain, (0, 1, 3), has_aux=True))(
     image, text, image_id, scalars
   )
-  found = jax.jit(jax.value_and_grad(ring_form(name, **parameters), (0, 1, 3), has_aux=True))(
-    image, text, image_id, scalars
-  )
+  form = ring_form(name, gather=gather, **parameters)
+  found = jax.jit(jax.value_and_grad(form, (0, 1, 3), has_aux=True))(image, text, image_id, scalars)
   assert found[0][1].keys() == expected[0][1].keys()
   assert_equal(found, expected)
   assert any(np.any(leaf) for leaf in jax.tree.leaves(found[1]))
@@ -105,7 +105,8 @@ def test_equals_the_plain_loss_and_gradient_on_one_and_two_devices(case, devices
 
 @pytest.mark.parametrize("kind", ["identical", "one image", "duplicates"])
 @pytest.mark.parametrize("name", ["sum_of_hinges", "max_of_hinges", "info_nce", "sigmoid", "imc"])
-def test_degenerate_batches_equal_the_plain_loss(name, kind):
+@pytest.mark.parametrize("gather", [False, True])
+def test_degenerate_batches_equal_the_plain_loss(gather, name, kind):
   image, text, image_id = batch(1, size=16)
   if kind == "identical":
     image, text, image_id = (
@@ -128,11 +129,19 @@ def test_degenerate_batches_equal_the_plain_loss(name, kind):
     )
 
   expected = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))(image, text, image_id, {})
-  found = jax.jit(jax.value_and_grad(ring_form(name, **parameters), (0, 1), has_aux=True))(
-    image, text, image_id, {}
-  )
+  found = jax.jit(
+    jax.value_and_grad(ring_form(name, gather=gather, **parameters), (0, 1), has_aux=True)
+  )(image, text, image_id, {})
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
   assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["sum_of_hinges", "max_of_hinges"])
+@pytest.mark.parametrize("gather", [False, True])
+def test_rows_that_are_not_finite_are_seen_in_the_loss(name, gather):
+  image, text, image_id = batch(4, size=16)
+  image[:] = np.nan
+  assert np.isnan(jax.jit(ring_form(name, gather=gather))(image, text, image_id, {})[0])
 
 
 @pytest.mark.parametrize("name", ["max_of_hinges", "imc"])

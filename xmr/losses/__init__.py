@@ -54,6 +54,7 @@ TENSORS = (
   "image_mask",
   "text_mask",
   "axis_name",
+  "gather",
 )
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import UserError, choice
-from xmr.losses import band, shapes
+from xmr.losses import shapes
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
-from xmr.ops import tiles
+from xmr.ops import band, tiles
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
 FORMS = ("released", "paper")

@@ -1,8 +1,12 @@
-"""The ring: blocks of rows go around the devices, and each query keeps one number of its scores.
+"""All pairs of rows that lie on several devices: each query keeps one number of its scores.
+
+Two ways, with the same result but for rounding. In the ring blocks of rows go around the devices;
+the second turn, backward, recomputes each [b, b] block, so that neither pass holds more than one.
+It moves 12 B D bytes (rows, then rows and their gradient). Or all rows are gathered first: [b, B]
+scores are kept, and 8 B D bytes move (rows; their gradient, reduced and scattered).
 
 Every function is called inside `jax.shard_map` (its default `check_vma=True`) with rows sharded
-over the mesh axis `axis_name`. Gradients are written by hand: a second turn of the ring recomputes
-each [b, b] block, so that neither pass holds more than one block.
+over the mesh axis `axis_name`. Gradients are written by hand.
 """
 
 import functools
@@ -17,24 +21,24 @@ from xmr.ops.similarity import PRECISION
 
 
 class Reduced(NamedTuple):
-  """What one query keeps of the scores it met: a value with gradient, and a tuple of extras
-  without; all [b].
-  """
+  """What each query keeps of its scores: a value with gradient, and extras without; all [n]."""
 
   value: jax.Array
   extra: tuple
 
 
 class Rule(NamedTuple):
-  """How scores [b, b] (queries in rows) become one number per query.
+  """How scores [n, m] of n queries become one number per query.
 
-  start(positive) -> Reduced.  update(kept, scores, negative, positive, index) -> Reduced, with
-  index [1, b] the global rows. slope(kept, scores, negative, positive, index) -> d value / d
-  scores, [b, b]. positive_slope(kept) -> d value / d positive, [b].
+  start(positive) -> Reduced of no scores.  of(scores, negative, positive, index) -> Reduced of one
+  block; index [1, m]: the global rows of its columns.  join(parts) -> Reduced of several blocks in
+  any order, [k, n] each.  slope(kept, scores, negative, positive, index) -> d value / d scores.
+  positive_slope(kept) -> d value / d positive, [n].
   """
 
   start: Callable
-  update: Callable
+  of: Callable
+  join: Callable
   slope: Callable
   positive_slope: Callable = lambda kept: jnp.zeros_like(kept.value)
 
@@ -53,9 +57,45 @@ def around(visit, kept, moving, axis_name):
   return jax.lax.fori_loop(0, size, step, (kept, moving))
 
 
+def meet(visit, kept, rows, axis_name, whole=None):
+  """Returns the last kept = visit(kept, block, start) for blocks that together are all rows.
+
+  Args:
+    visit: of what is kept, a block of rows, and the global row that the block starts at.
+    rows: tree of [b, ...], which go around.  whole: tree of [B, ...] of all rows, where every
+      device holds them; then they are the one block, and nothing goes around.
+  """
+  if whole is not None:
+    return visit(kept, whole, 0)
+  size = len(jax.tree.leaves(rows)[0])
+  return around(
+    lambda kept, moving, source: (visit(kept, moving, source * size), moving), kept, rows, axis_name
+  )[0]
+
+
+def gathered(x, axis_name):
+  """All rows of a tree, [b, ...] -> [B, ...]; the gradient is summed where each row came from."""
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), x)
+
+
+def reduce(rule, axis_name, image, text, positive, image_id, *, texts=None):
+  """Reduced scores of this device's images over all texts, and of its texts over all images.
+
+  Args:
+    rule: one of the rules below.  axis_name: the mesh axis of the rows.
+    image, text: [b, D] float, this device's rows.  positive: [b] float, given to the rule.
+    image_id: [b] int; rows of one number are never each other's negatives.
+    texts: [B, D], `gathered(text)`: one block [b, B] instead of blocks that go around.
+  Returns:
+    (Reduced of the images, Reduced of the texts), [b] each.
+  """
+  if texts is None:
+    return _reduce(rule, axis_name, image, text, positive, image_id)
+  return _reduce_at_once(rule, axis_name, image, texts, positive, image_id)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def reduce(rule, axis_name, image, text, positive, image_id):
-  """Reduced scores of this device's images over all texts, and of its texts over all images."""
+def _reduce(rule, axis_name, image, text, positive, image_id):
   return _reduce_forward(rule, axis_name, image, text, positive, image_id)[0]
 
 
@@ -68,15 +108,30 @@ def index_of(block, size):
   return (block * size + jnp.arange(size))[None, :]
 
 
+def _slopes(rule, weights, kept, block, positives, indices):
+  """Slope of the loss in each score of a block [n, m], from its rows' and its columns' side."""
+  scores, negative = block
+  of_rows = rule.slope(kept[0], scores, negative, positives[0], indices[0])
+  of_columns = rule.slope(kept[1], scores.T, negative.T, positives[1], indices[1])
+  return weights[0][:, None] * of_rows + (weights[1][:, None] * of_columns).T
+
+
+def _positive_slopes(rule, weights, kept):
+  return sum(w * rule.positive_slope(part) for w, part in zip(weights, kept, strict=True))
+
+
 def _reduce_forward(rule, axis_name, image, text, positive, image_id):
   here, size = jax.lax.axis_index(axis_name), image.shape[0]
+
+  def joined(kept, new):
+    return rule.join(jax.tree.map(lambda *x: jnp.stack(x), kept, new))
 
   def visit(rows, moving, source):
     text, text_id, text_positive, columns = moving
     scores, negative = _block(image, text, image_id, text_id)
-    rows = rule.update(rows, scores, negative, positive, index_of(source, size))
-    columns = rule.update(columns, scores.T, negative.T, text_positive, index_of(here, size))
-    return rows, (text, text_id, text_positive, columns)
+    rows = joined(rows, rule.of(scores, negative, positive, index_of(source, size)))
+    of_columns = rule.of(scores.T, negative.T, text_positive, index_of(here, size))
+    return rows, (text, text_id, text_positive, joined(columns, of_columns))
 
   start = rule.start(positive)
   rows, moving = around(visit, start, (text, image_id, positive, start), axis_name)
@@ -90,46 +145,80 @@ def _reduce_backward(rule, axis_name, residuals, cotangents):
 
   def visit(image_gradient, moving, source):
     text, text_id, text_positive, columns, column_weight, text_gradient = moving
-    scores, negative = _block(image, text, image_id, text_id)
-    slopes = row_weight[:, None] * rule.slope(
-      rows, scores, negative, positive, index_of(source, size)
+    slopes = _slopes(
+      rule,
+      (row_weight, column_weight),
+      (rows, columns),
+      _block(image, text, image_id, text_id),
+      (positive, text_positive),
+      (index_of(source, size), index_of(here, size)),
     )
-    mirrored = rule.slope(columns, scores.T, negative.T, text_positive, index_of(here, size))
-    slopes += (column_weight[:, None] * mirrored).T
     image_gradient += jnp.matmul(slopes, text, precision=PRECISION)
     text_gradient += jnp.matmul(slopes.T, image, precision=PRECISION)
     return image_gradient, (text, text_id, text_positive, columns, column_weight, text_gradient)
 
   moving = (text, image_id, positive, columns, column_weight, jnp.zeros_like(text))
   image_gradient, moving = around(visit, jnp.zeros_like(image), moving, axis_name)
-  positive_gradient = row_weight * rule.positive_slope(rows) + column_weight * rule.positive_slope(
-    columns
-  )
+  positive_gradient = _positive_slopes(rule, (row_weight, column_weight), (rows, columns))
   return image_gradient, moving[-1], positive_gradient, None
 
 
-reduce.defvjp(_reduce_forward, _reduce_backward)
+_reduce.defvjp(_reduce_forward, _reduce_backward)
 
 
-def _count(mask):
-  return jnp.sum(mask, axis=1, dtype=jnp.int32)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _reduce_at_once(rule, axis_name, image, texts, positive, image_id):
+  return _at_once_forward(rule, axis_name, image, texts, positive, image_id)[0]
 
 
-def _no_count(positive):
-  return jnp.zeros_like(positive, dtype=jnp.int32)
+def _at_once_forward(rule, axis_name, image, texts, positive, image_id):
+  here, size, batch = jax.lax.axis_index(axis_name), len(image), len(texts)
+  text_positive, text_id = gathered((positive, image_id), axis_name)
+  scores, negative = _block(image, texts, image_id, text_id)
+  indices = index_of(0, batch), index_of(here, size)
+  rows = rule.of(scores, negative, positive, indices[0])
+  parts = rule.of(scores.T, negative.T, text_positive, indices[1])
+  # Each device gets what all devices found for its own texts.
+  exchange = functools.partial(jax.lax.all_to_all, axis_name=axis_name, split_axis=0, concat_axis=0)
+  columns = rule.join(jax.tree.map(lambda x: exchange(x.reshape(-1, size)), parts))
+  residuals = image, texts, scores, negative, (positive, text_positive), indices, rows, columns
+  return (rows, columns), residuals
+
+
+def _at_once_backward(rule, axis_name, residuals, cotangents):
+  image, texts, scores, negative, positives, indices, rows, columns = residuals
+  row_weight, column_weight = (cotangent.value for cotangent in cotangents)
+  all_columns, all_weights = gathered((columns, column_weight), axis_name)
+  slopes = _slopes(
+    rule, (row_weight, all_weights), (rows, all_columns), (scores, negative), positives, indices
+  )
+  image_gradient = jnp.matmul(slopes, texts, precision=PRECISION)
+  # This device's part of it: the gradient of `gathered` sums the parts.
+  texts_gradient = jnp.matmul(slopes.T, image, precision=PRECISION)
+  positive_gradient = _positive_slopes(rule, (row_weight, column_weight), (rows, columns))
+  return image_gradient, texts_gradient, positive_gradient, None
+
+
+_reduce_at_once.defvjp(_at_once_forward, _at_once_backward)
+
+
+def _sum_of_parts(parts):
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), parts)
 
 
 def _totals(value, wrong):
   """A rule whose value is a sum over negatives, counting those that are wrong and all of them."""
 
-  def update(kept, scores, negative, positive, index):
-    total = jnp.sum(jnp.where(negative, value(scores, positive[:, None]), 0), axis=1)
-    counts = _count(negative & wrong(scores, positive[:, None])), _count(negative)
-    return Reduced(
-      kept.value + total, tuple(a + b for a, b in zip(kept.extra, counts, strict=True))
-    )
+  def start(positive):
+    none = jnp.zeros_like(positive, dtype=jnp.int32)
+    return Reduced(jnp.zeros_like(positive), (none, none))
 
-  return lambda positive: Reduced(jnp.zeros_like(positive), (_no_count(positive),) * 2), update
+  def of(scores, negative, positive, index):
+    masks = negative & wrong(scores, positive[:, None]), negative
+    total = jnp.sum(jnp.where(negative, value(scores, positive[:, None]), 0), axis=1)
+    return Reduced(total, tuple(jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in masks))
+
+  return start, of, _sum_of_parts
 
 
 HINGES = Rule(
@@ -148,36 +237,37 @@ SOFTPLUS = Rule(
 )
 
 
-def _hardest_start(positive):
-  return Reduced(
-    jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, 2**31 - 1, dtype=jnp.int32),)
-  )
+NOWHERE = 2**31 - 1  # the index of no negative
 
 
-def _hardest_update(kept, scores, negative, positive, index):
-  scores = jnp.where(negative, scores, -jnp.inf)
-  best, place = tiles.largest(scores, axis=1)
-  place = index[0, place].astype(jnp.int32)
-  # Blocks do not come in order of index: ties go to the lowest.
-  better = (best > kept.value) | (
-    (best == kept.value) & (best > -jnp.inf) & (place < kept.extra[0])
-  )
-  return Reduced(jnp.where(better, best, kept.value), (jnp.where(better, place, kept.extra[0]),))
+def _hardest(scores, negative, positive, index):
+  best, first = tiles.largest(jnp.where(negative, scores, -jnp.inf), axis=1)
+  first = jnp.where(jnp.any(negative, axis=1), index[0, first], NOWHERE).astype(jnp.int32)
+  return Reduced(best, (first,))
+
+
+def _hardest_of_parts(parts):
+  top = jnp.max(parts.value, axis=0)
+  # Ties go to the lowest index. NaN equals nothing, and is to be seen in the loss.
+  first = jnp.where((parts.value == top) | jnp.isnan(parts.value), parts.extra[0], NOWHERE)
+  return Reduced(top, (jnp.min(first, axis=0),))
 
 
 HARDEST = Rule(
-  _hardest_start,
-  _hardest_update,
+  lambda positive: Reduced(
+    jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, NOWHERE, dtype=jnp.int32),)
+  ),
+  _hardest,
+  _hardest_of_parts,
   slope=lambda kept, scores, negative, positive, index: (index == kept.extra[0][:, None]).astype(
     scores.dtype
   ),
 )
 
 
-def _log_sum_exp_update(kept, scores, negative, positive, index):
+def _log_sum_exp(scores, negative, positive, index):
   scores = jnp.where(negative, scores, -jnp.inf)
-  value = jnp.logaddexp(kept.value, jax.nn.logsumexp(scores, axis=1))
-  return Reduced(value, (jnp.maximum(kept.extra[0], jnp.max(scores, axis=1)),))
+  return Reduced(jax.nn.logsumexp(scores, axis=1), (jnp.max(scores, axis=1),))
 
 
 def _log_sum_exp_slope(kept, scores, negative, positive, index):
@@ -187,6 +277,7 @@ def _log_sum_exp_slope(kept, scores, negative, positive, index):
 
 LOG_SUM_EXP = Rule(
   lambda positive: Reduced(jnp.full_like(positive, -jnp.inf), (jnp.full_like(positive, -jnp.inf),)),
-  _log_sum_exp_update,
+  _log_sum_exp,
+  lambda parts: Reduced(jax.nn.logsumexp(parts.value, axis=0), (jnp.max(parts.extra[0], axis=0),)),
   _log_sum_exp_slope,
 )

@@ -101,7 +101,7 @@ def test_losses_take_the_memory_and_communication_of_the_plan(name, batch, dim):
 
 
 @pytest.mark.parametrize("name", ["max_of_hinges", "info_nce"])
-def test_the_ring_at_16384_rows_needs_a_seventh_of_the_memory(name):
+def test_the_ring_at_16384_rows_needs_a_fifth_of_the_memory(name):
   plain, ring = (
     temporary(compiled_loss(form, name, batch=16_384, dim=1024)) for form in ("plain", "ring")
   )
@@ -109,7 +109,7 @@ def test_the_ring_at_16384_rows_needs_a_seventh_of_the_memory(name):
     f"{name} B=16,384 D=1,024 P=8: temporary per device {plain / MIB:.0f} MiB plain, "
     f"{ring / MIB:.0f} MiB ring"
   )
-  assert 7 * ring < plain
+  assert 5 * ring < plain
 
 
 def test_products_take_the_operations_of_the_plan():

@@ -242,7 +242,7 @@ NOWHERE = 2**31 - 1  # the index of no negative
 
 def _hardest(scores, negative, positive, index):
   best, first = tiles.largest(jnp.where(negative, scores, -jnp.inf), axis=1)
-  first = jnp.where(jnp.any(negative, axis=1), index[0, first], NOWHERE).astype(jnp.int32)
+  first = jnp.where(best == -jnp.inf, NOWHERE, index[0, first]).astype(jnp.int32)
   return Reduced(best, (first,))
 
 

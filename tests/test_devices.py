@@ -154,12 +154,12 @@ def test_evaluation_on_eight_devices_equals_one_exactly(kind):
   image = rng.normal(size=(64, D)).astype(np.float32)
   image[5] = image[9]
   text = (image[image_of_text] + rng.normal(size=(192, D))).astype(np.float32)
-  spread = encode.over_devices(image)
+  spread = encode.over_devices(image, parallel.mesh())
   assert len(spread.sharding.device_set) == 8
   assert protocol.score(spread, text, image_of_text, kind=kind) == protocol.score(
     image, text, image_of_text, kind=kind
   )
-  queries = encode.over_devices(text)
+  queries = encode.over_devices(text, parallel.mesh())
   found, expected = (
     ranks(x, image, image_of_text, kind=kind, text_query=True) for x in (queries, text)
   )

@@ -1,6 +1,8 @@
 """The main command in process: a run by its own config, its length, its data, what it keeps."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import small_run
 from xmr import checkpoint, data, encode, experiment, inspect, main, parallel, train
 from xmr.errors import UserError
 from xmr.files import read_json
+from xmr.tracking import journal
 
 
 def command(*arguments):
@@ -130,3 +133,23 @@ def test_a_run_without_its_norms_says_how_to_get_them(trained, source):
     inspect.load(trained).encode_image(np.load(source / "image.npy"))
   command("--eval_only", f"--workdir={trained}")
   assert inspect.load(trained).encode_image(np.load(source / "image.npy")).shape == (60, 16)
+
+
+def test_ctrl_c_saves_and_ends_with_130(source, tmp_path, monkeypatch, capsys):
+  real = journal.Journal.record
+
+  def record(self, step, *rest, **more):
+    if step == 5:
+      os.kill(os.getpid(), signal.SIGINT)
+    real(self, step, *rest, **more)
+
+  monkeypatch.setattr(journal.Journal, "record", record)
+  workdir = tmp_path / "run"
+  with pytest.raises(SystemExit) as stopped:
+    command(*small_run.arguments(source, workdir, **{"warmup.steps": 3}))
+  assert stopped.value.code == 130 and checkpoint.load(workdir, "latest")[0] == 5
+  told = capsys.readouterr().err
+  assert "SIGINT: saved step 5 of 12; the same command goes on from there" in told
+  assert "step 4: sum_of_hinges was the warm-up; max_of_hinges from here on" in told
+  assert told.count("compiling the step with ") == 2
+  assert not (workdir / "results.json").exists()

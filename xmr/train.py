@@ -1,5 +1,6 @@
 """Training: one pure step, one loop, one front door; what is trained is a Stage of a task."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -19,6 +20,7 @@ from xmr.errors import UserError
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
+from xmr.tracking.progress import compiling
 from xmr.tracking.writer import Writer
 
 
@@ -235,17 +237,20 @@ def fit(stage, stop):
     batch_size=config.batch_size,
     steps_per_epoch=stage.steps_per_epoch,
     rates=stage.rates,
+    total=stage.steps,
   )
   if best["score"] is not None:
     journal.scores = {"best": best["score"]}
   profiler = Profiler(config.profile, stage.workdir, start=start)
-  batches = stage.batches(start)
+  batches, phase = stage.batches(start), None
   try:
     for step in range(start + 1, stage.steps + 1):
       begun = time.perf_counter()
       batch = next(batches)
       waited = time.perf_counter() - begun
-      state, terms = stage.phase(step).step(state, stage.place(batch), stage.pool)
+      before, phase = phase, stage.phase(step)
+      with entered(stage, step, before, writer, journal):
+        state, terms = phase.step(state, stage.place(batch), stage.pool)
       journal.record(step, batch[stage.ids], terms, waited=waited)
       profiler.step(step, state)
       last = step == stage.steps
@@ -274,6 +279,28 @@ def fit(stage, stop):
     profiler.close()
     writer.close()
     checkpoints.close()
+
+
+@contextlib.contextmanager
+def entered(stage, step, before, writer, journal):
+  """Around a step: where it begins a phase, says so, and that the phase's program is compiled."""
+  phase = stage.phase(step)
+  if phase is before:
+    yield
+    return
+  if before is not None:
+    writer.say(f"step {step}: {before.name} was the warm-up; {phase.name} from here on")
+  device, flat = jax.devices()[0], stage.record(None)["config"]
+  fields = {
+    name: value
+    for name, value in flat.items()
+    if name.startswith(("model.", "loss", "mining.", "batch_size"))
+  }
+  key = [stage.name, phase.name, jax.__version__, device.platform, device.device_kind, fields]
+  where = stage.config.data.cache_dir
+  with compiling(writer, f"the step with {phase.name}", key=key, cache_dir=where):
+    yield
+  journal.restart()
 
 
 def divides(every, step):

@@ -1,5 +1,7 @@
 import json
 import re
+import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from xmr.errors import UserError
 from xmr.tracking.alarm import Alarm
 from xmr.tracking.journal import Journal, check_finite
+from xmr.tracking.progress import compiling, duration, progress_line
 from xmr.tracking.writer import Writer
 
 
@@ -58,31 +61,59 @@ def test_the_alarm_rings_once_after_patience_logs_in_a_row():
   assert Alarm().check(0, {"loss": 1.0}) is None
 
 
-def test_the_progress_line_has_epoch_terms_rsum_and_best(tmp_path):
+def test_the_progress_line_has_epoch_loss_rsum_best_rate_and_time_left(tmp_path):
   lines = []
   writer = Writer(tmp_path, tensorboard=False, progress=False)
-  writer.progress = lambda step, text: lines.append((step, text))
-  journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1)
-  terms = {
-    "i2t": jnp.float32(1),
-    "loss": jnp.float32(3),
-    "t2i": jnp.float32(2),
-    "gradient_norm": jnp.float32(1),
-  }
-  for scores in ({}, {"best": 210.0}, {"rsum": 200.0, "best": 210.0}):
+  writer.progress = lambda step, text: lines.append(text)
+  journal = Journal(writer, batch_size=2, steps_per_epoch=10, rates=lambda step: 0.1, total=20)
+  terms = {"i2t": jnp.float32(1), "loss": jnp.float32(3), "gradient_norm": jnp.float32(1)}
+  for step, scores in ((5, {}), (10, {"best": 210.0}), (15, {"rsum": 200.0, "best": 210.0})):
     journal.scores = scores
-    journal.record(5, np.array([0]), terms, waited=0.0)
+    journal.record(step, np.array([0]), terms, waited=0.0)
     journal.flush()
   writer.close()
-  assert [step for step, _ in lines] == [5, 5, 5]
-  begin, rate = "epoch 0.5 loss 3 i2t 1 t2i 2", r" \d+/s"
-  for (_, text), scores in zip(lines, ("", " best 210", " rsum 200 best 210"), strict=True):
-    assert re.fullmatch(begin + scores + rate, text)
+  first, second, third = lines
+  assert re.fullmatch(r"25%  epoch 0.5  loss 3  [\d,]+ captions/s", first)
+  assert re.fullmatch(r"50%  epoch 1.0  loss 3  best 210  [\d,]+ captions/s  \d+s left", second)
+  assert "rsum 200  best 210" in third
+  # Terms of the loss are in metrics.jsonl, where no other i2t has their name.
+  assert "train/i2t" in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_the_bar_shows_steps_and_the_time_left(tmp_path, capsys):
+@pytest.mark.parametrize("rate", [3.0, 339.4, 123456.7])
+@pytest.mark.parametrize("left", [None, 5, 3599, 86399, 9 * 86400])
+@pytest.mark.parametrize("loss", [3.0, 1.2345e-7])
+def test_the_progress_line_fits_eighty_columns_whole(rate, left, loss):
+  scores = {"rsum": 437.94, "best": 441.25}
+  line = progress_line(
+    step=98765, total=99999, epoch=1234.5, loss=loss, scores=scores, rate=rate, left=left
+  )
+  assert len(line) < 80
+  assert line.startswith("98%") and "rsum 437.9" in line and "best 441.2" in line
+  assert f" {rate:,.0f}" in line and "/s" in line and (left is None or line.endswith(" left"))
+
+
+def test_durations_have_two_units_at_most():
+  found = [duration(x) for x in (0, 59.4, 60, 725, 3600, 12000, 86400 * 2 + 7 * 3600)]
+  assert found == ["0s", "59s", "1m00s", "12m05s", "1h00m", "3h20m", "2d07h"]
+
+
+def test_compiling_is_announced_and_the_next_time_estimated(tmp_path):
+  said, shown = [], []
+  writer = types.SimpleNamespace(active=True, say=said.append, show=shown.append)
+  for seconds in (0.7, 0.0):
+    with compiling(writer, "a step", key={"dim": 8}, cache_dir=tmp_path):
+      time.sleep(seconds)
+  assert (
+    said[0] == "compiling a step (first time here)" and said[2] == "compiling a step (about 1 s)"
+  )
+  assert re.fullmatch(r"compiled a step in 0\.[789] s", said[1])
+  assert re.fullmatch(r"compiling a step \(first time here\): [01] s", shown[0])
+
+
+def test_the_progress_line_is_shown_whole(tmp_path, capsys):
   writer = Writer(tmp_path, tensorboard=False, total=40, step=10)
-  writer.progress(20, "epoch 1.0 loss 2")
+  writer.progress(20, "50%  epoch 1.0  loss 2")
   writer.close()
   shown = capsys.readouterr().err.split("\r")[-1]
-  assert re.search(r" 50%\|.*\| 20/40 \[\d\d:\d\d<.*\] epoch 1.0 loss 2", shown), shown
+  assert "50%  epoch 1.0  loss 2" in shown, shown

@@ -31,6 +31,7 @@ def curves(path):
     try:
       values = json.loads(line)
       step = values.pop("step")
+      values.pop("time", None)
     except (json.JSONDecodeError, KeyError, AttributeError):
       continue
     for name, value in values.items():

@@ -9,6 +9,7 @@ import numpy as np
 
 from xmr.errors import UserError
 from xmr.tracking.alarm import Alarm
+from xmr.tracking.progress import progress_line
 
 
 class Journal:
@@ -16,18 +17,20 @@ class Journal:
   them.
   """
 
-  def __init__(self, writer, *, batch_size, steps_per_epoch, rates):
+  def __init__(self, writer, *, batch_size, steps_per_epoch, rates, total=0):
     """writer: Writer.  batch_size: captions per step.  steps_per_epoch: int.  rates: learning rate
-    of a step.
+    of a step.  total: steps of the whole run.
     """
-    self.writer, self.batch_size, self.steps_per_epoch, self.rates = (
+    self.writer, self.batch_size, self.steps_per_epoch, self.rates, self.total = (
       writer,
       batch_size,
       steps_per_epoch,
       rates,
+      total,
     )
     self.alarm = Alarm()
     self.scores = {}  # shown on the progress line: the last validation, the best so far
+    self.first = None  # (step, time) from which the time left is reckoned: nothing is compiled then
     self.restart()
 
   def restart(self):
@@ -71,16 +74,29 @@ class Journal:
     warning = self.alarm.check(step, terms)
     if warning:
       self.writer.say(warning)
-    shown = [("epoch", f"{epoch:.1f}")]
-    # Loss first, whatever the names of its terms.
-    shown += [
-      (name, f"{terms[name]:.4g}")
-      for name in sorted(terms, key=lambda x: x != "loss")
-      if not name.endswith("_norm")
-    ]
-    shown += [(name, f"{value:.4g}") for name, value in self.scores.items()]
-    self.writer.progress(step, " ".join(" ".join(pair) for pair in shown) + f" {rate:.0f}/s")
+    self.writer.progress(
+      step,
+      progress_line(
+        step=step,
+        total=self.total,
+        epoch=epoch,
+        loss=terms["loss"],
+        scores=self.scores,
+        rate=rate,
+        left=self._left(step),
+      ),
+    )
     self.restart()
+
+  def _left(self, step):
+    """Returns the seconds to the last step at the pace so far, validations and checkpoints
+    included; None before there is one.
+    """
+    now = time.perf_counter()
+    if self.first is None or step <= self.first[0]:
+      self.first = self.first or (step, now)
+      return None
+    return (now - self.first[1]) / (step - self.first[0]) * max(0, self.total - step)
 
 
 def check_finite(step, ids, terms):

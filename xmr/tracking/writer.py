@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import time
 
 import numpy as np
 from tqdm import tqdm
@@ -56,21 +57,19 @@ class Writer:
         initial=step,
         unit="step",
         dynamic_ncols=True,
-        smoothing=0.1,
         mininterval=0.5,
         file=sys.stderr,
-        bar_format="{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] "
-        "{desc}",
+        bar_format="{desc}",
       )
 
   def scalars(self, step, values):
-    """Writes one line of named numbers at a step."""
+    """Writes one line of named numbers at a step, with the time of day in seconds since 1970."""
     if not self.active:
       return
     values = {name: float(value) for name, value in values.items()}
     # null, not NaN: the file stays JSON for every reader.
     finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
-    self.file.write(json.dumps({"step": int(step), **finite}) + "\n")
+    self.file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
     self.file.flush()
     if self.board:
       self.board.scalars(step, values)
@@ -94,6 +93,11 @@ class Writer:
     if self.bar is not None:
       self.bar.set_description_str(text, refresh=False)
       self.bar.update(step - self.bar.n)
+
+  def show(self, text):
+    """Puts a text in place of the progress line, until the next step is shown."""
+    if self.bar is not None:
+      self.bar.set_description_str(text)
 
   def say(self, text):
     """Prints a line above the progress line, on standard error."""

@@ -1,0 +1,90 @@
+"""What a person sees of a training: a line that fits the terminal, and what compiling costs."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import threading
+import time
+
+from xmr import files
+from xmr.errors import UserError
+
+WIDTH = 79
+SECONDS = "compile_seconds.json"  # {digest of what was compiled: seconds}, in a cache
+
+
+def progress_line(*, step, total, epoch, loss, scores, rate, left, width=WIDTH):
+  """Returns "12% epoch 3.6  loss 24.71  rsum 437.9  best 441.2  3,390 captions/s  1h02m left".
+
+  Args:
+    step, total: steps done, and of the whole run.  epoch: float.  loss: float.
+    scores: {name: float}: the last validation and the best so far.
+    rate: captions a second.  left: seconds to the end, or None.
+    width: columns; spaces and words give way first, no number is ever cut.
+  """
+  parts = [f"{100 * step // max(1, total):.0f}%", f"epoch {epoch:.1f}", f"loss {loss:.4g}"]
+  parts += [f"{name} {value:.4g}" for name, value in scores.items()]
+  ends = [] if left is None else [f"{duration(left)} left"]
+  for gap, unit in (("  ", " captions/s"), (" ", " captions/s"), (" ", "/s")):
+    line = gap.join([*parts, f"{rate:,.0f}{unit}", *ends])
+    if len(line) <= width:
+      break
+  return line
+
+
+def duration(seconds):
+  """Returns "42s", "12m05s", "3h20m" or "2d07h"."""
+  seconds = round(seconds)
+  for big, small, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+    if seconds >= size:
+      rest = seconds % size * {"d": 24, "h": 60, "m": 60}[big] // size
+      return f"{seconds // size}{big}{rest:02}{small}"
+  return f"{seconds}s"
+
+
+@contextlib.contextmanager
+def compiling(writer, what, *, key, cache_dir):
+  """Says that a program is compiled, about how long it takes, and on the progress line for how long
+  it has been at it; remembers the seconds for the next time.
+
+  Args:
+    writer: Writer.  what: name of the program, for people.
+    key: anything JSON takes: what the seconds depend on.  cache_dir: folder that remembers them.
+  """
+  if not writer.active:
+    yield
+    return
+  path = pathlib.Path(cache_dir).expanduser() / SECONDS
+  digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
+  known = _read(path)
+  guess = known.get(digest)
+  about = "first time here" if guess is None else f"about {max(1, round(guess))} s"
+  writer.say(f"compiling {what} ({about})")
+  begun, done = time.perf_counter(), threading.Event()
+
+  def tick():
+    while not done.wait(0.5):
+      writer.show(f"compiling {what} ({about}): {time.perf_counter() - begun:.0f} s")
+
+  thread = threading.Thread(target=tick, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+  seconds = time.perf_counter() - begun
+  writer.say(f"compiled {what} in {seconds:.1f} s")
+  # A cache that takes no more is no reason to stop a run.
+  with contextlib.suppress(OSError):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, {**known, digest: round(seconds, 2)})
+
+
+def _read(path):
+  try:
+    found = files.read_json(path)
+  except UserError:
+    return {}
+  return {key: value for key, value in found.items() if isinstance(value, int | float)}

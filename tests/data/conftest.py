@@ -39,6 +39,9 @@ def data_config(tmp_path):
       "text_features": "text.npy",
       "image_features_scale": "none",
       "restval": False,
+      "captions": "",
+      "columns": "",
+      "max_length": 0,
       "scenes": {"n_train": 6, "n_val": 2, "n_test": 3},
     }
     return ml_collections.ConfigDict({"data": data | fields}).lock()

@@ -41,7 +41,7 @@ def own(tmp_path, picture, data_config):
       path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def __call__(self, **fields):
-      fields = {"name": "own", "dir": str(self.path), "captions": "", "columns": ""} | fields
+      fields = {"name": "own", "dir": str(self.path)} | fields
       return load(data_config(**fields))
 
   return Own()
@@ -396,3 +396,137 @@ def test_columns_are_mapped_by_role():
   assert tables.roles(["photo", "first"], mapped) is None
   with pytest.raises(UserError, match="config.data.columns is 'photo'"):
     tables.mapping("photo")
+
+
+def test_what_a_run_and_a_cache_leave_in_the_folder_is_no_source(own):
+  comma(own)
+  for name in ("checkpoints/1/x", "results.json", "data.json", "metrics.jsonl", "vocabulary.json"):
+    own.write(f"runs/own/{name}", "{}")
+  own.write("cache/own-1/dataset_info.json", "{}")
+  own.write("cache/own-1/own-train.array_record-00000-of-00001", "")
+  own.write("dataset_infos.json", "{}")
+  assert found(own()) == EXPECTED
+
+
+def test_what_img2dataset_writes_beside_its_shards_is_no_source(own):
+  shards(own)
+  own.write("train-000_stats.json", '{"count": 7, "status_dict": {"success": 7}}')
+  assert len(found(own())) == N
+
+
+def test_one_set_of_a_split_that_is_not_train_is_taken_as_a_whole(own):
+  own.images("val2017")
+  content = {
+    "images": [{"id": i, "file_name": NAMES[i]} for i in range(N)],
+    "annotations": [{"image_id": i, "caption": c} for i, c in PAIRS],
+  }
+  own.write("annotations/captions_val2017.json", json.dumps(content))
+  splits = own()
+  assert splits.lines[1].endswith("speaks of val, and no other split is there: taken as one set")
+  assert len(found(splits)) == N and len(splits["train"].texts) > len(splits["val"].texts)
+
+
+def test_some_rows_without_a_split_are_refused(own):
+  own.images()
+  own.write(
+    "captions.jsonl",
+    '{"image": "p0.jpg", "text": "dog", "split": "train"}\n{"image": "p1.jpg", "text": "cat"}',
+  )
+  with pytest.raises(UserError, match="line 2: image images/p1.jpg has no split, others have one"):
+    own()
+
+
+def test_accents_as_one_letter_or_two_and_names_without_ending(own, picture):
+  own.write("cafe\u0301.jpg", picture(1))
+  own.write("4b825dc", picture(2))
+  own.write("a.b.jpeg", picture(3))
+  own.write("captions.csv", "image,caption\ncaf\u00e9.jpg,dog\n4b825dc,cat\na.b.jpg,sea\n")
+  assert set(found(own())) == {"cafe\u0301.jpg", "4b825dc", "a.b.jpeg"}
+
+
+def test_a_source_beside_the_images_may_point_up(own):
+  own.images()
+  lines = "\n".join(f"../images/{name},dog {name}" for name in NAMES)
+  own.write("annotations/captions.csv", "image,caption\n" + lines)
+  assert len(found(own())) == N
+
+
+def test_a_link_below_the_folder_that_leads_out_is_refused(own, tmp_path, picture):
+  own.images()
+  (tmp_path / "secret").mkdir()
+  (tmp_path / "secret/p0.jpg").write_bytes(picture(77))
+  (own.path / "images/out").symlink_to(tmp_path / "secret")
+  own.write("captions.csv", "image,caption\nimages/out/p0.jpg,dog\np1.jpg,cat\np2.jpg,sea\n")
+  with pytest.raises(UserError, match="is a link to .*secret"):
+    own()
+  (own.path / "images/out").unlink()
+  (own.path / "images/p0.jpg").unlink()
+  (own.path / "images/p0.jpg").symlink_to(tmp_path / "secret/p0.jpg")
+  with pytest.raises(UserError, match="image images/p0.jpg in .* is a link to .*secret"):
+    own()
+
+
+def test_links_to_nothing_are_missing_images(own):
+  own.images()
+  (own.path / "loop").symlink_to("loop")
+  (own.path / "images/x.jpg").symlink_to("nowhere")
+  (own.path / "images/y.jpg").symlink_to("y.jpg")
+  names = [*NAMES, "x.jpg", "y.jpg"]
+  own.write("captions.csv", "image,caption\n" + "\n".join(f"{n},dog {n}" for n in names))
+  assert any("missing: 2 of the images" in line for line in own().lines)
+
+
+def test_the_images_folder_may_be_a_link_out(own, tmp_path):
+  comma(own)
+  (own.path / "Images").rename(tmp_path / "elsewhere")
+  (own.path / "Images").symlink_to(tmp_path / "elsewhere")
+  assert found(own()) == EXPECTED
+
+
+def test_an_endless_caption_is_cut_and_said(own):
+  own.images()
+  lines = [f"{name},{'word ' * (900 if i == 3 else 4)}" for i, name in enumerate(NAMES)]
+  own.write("captions.csv", "image,caption\n" + "\n".join(lines))
+  splits = own(max_length=12)
+  assert max(part.max_length() for part in splits.values()) == 12
+  assert "long: 1 captions are cut to 10 words (config.data.max_length=12)" in splits.lines
+
+
+def test_a_shard_whose_names_hold_periods(own, picture):
+  own.path.mkdir()
+  with tarfile.open(own.path / "a.tar", "w") as tar:
+    for i in range(4):
+      for ending, content in ((".jpg", picture(i)), (".txt", f"dog {i}".encode())):
+        member = tarfile.TarInfo(f"photo.v{i}{ending}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+  assert set(found(own())) == {f"photo.v{i}.jpg" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+  ("members", "message"),
+  [
+    (["a.jpg"], "a.tar, a: no caption; expected a.txt, or a.json"),
+    (["a.txt"], "a.tar, a: no image"),
+    (["a.jpg", "a.txt", "a.jpg"], "a.jpg is there twice"),
+    (["a.cls"], "a.tar holds no images with captions"),
+  ],
+)
+def test_a_shard_with_half_a_sample_is_refused(own, members, message, picture):
+  own.path.mkdir()
+  with tarfile.open(own.path / "a.tar", "w") as tar:
+    for name in members:
+      content = picture(0) if name.endswith("jpg") else b"a dog"
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+  with pytest.raises(UserError, match=message):
+    own()
+
+
+def test_a_cut_shard_is_named(own):
+  shards(own)
+  path = own.path / "train-000.tar"
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+  with pytest.raises(UserError, match="train-000.tar"):
+    own()

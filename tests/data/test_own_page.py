@@ -25,7 +25,7 @@ def test_a_sample_is_read(name, sample, tmp_path, data_config, picture):
     (tmp_path / f"own/{image}.jpg").write_bytes(picture(i))
   if "train2017" in name:  # A sample of one split of three.
     path.rename(path.with_name("captions.json"))
-  config = data_config(name="own", dir=str(tmp_path / "own"), captions="", columns="")
+  config = data_config(name="own", dir=str(tmp_path / "own"))
   splits = load(config)
   assert sorted(n for part in splits.values() for n in part.image_names) == [
     "cat.jpg",

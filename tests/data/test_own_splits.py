@@ -68,7 +68,7 @@ def own(tmp_path, picture, data_config):
       caption = captions[i] if captions else f"caption {i}"
       lines.append(f"{i}.png,{caption}" + (f",{split[i]}" if split else ""))
     (folder / "captions.csv").write_text("\n".join(lines))
-    fields = {"name": "own", "dir": str(folder), "captions": "", "columns": ""} | fields
+    fields = {"name": "own", "dir": str(folder)} | fields
     return load(data_config(**fields))
 
   return make

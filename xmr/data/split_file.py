@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import zlib
 
 import numpy as np
@@ -17,6 +18,8 @@ from xmr.data.split import Split
 from xmr.data.text import tokenize
 from xmr.errors import UserError
 
+# Half of a pair, as "\\ud83d" in JSON may be: no text, and nothing can write it.
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 SPLITS = ("train", "restval", "val", "test")
 SPLIT_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 
@@ -214,7 +217,7 @@ def read_json(path):
         raise UserError(
           f"{where}: the caption with sentid {sentid} is empty; expected words in raw"
         )
-      if any("\ud800" <= c <= "\udfff" for c in caption):
+      if SURROGATE.search(caption):
         raise UserError(
           f"{where}: the caption with sentid {sentid} holds half of a surrogate pair; expected "
           "Unicode text"
@@ -265,7 +268,7 @@ def _name(image, filename, where):
     or ".." in name.parts
     or not filename
     or "\0" in str(name)
-    or any("\ud800" <= c <= "\udfff" for c in str(name))
+    or SURROGATE.search(str(name))
     or "\\" in str(name)
   ):
     raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from xmr.data import features, records
 from xmr.data.own import formats, names, report, splits
-from xmr.data.own.rows import SPLITS, split_in_name
+from xmr.data.own.rows import SPLITS
 from xmr.data.split import Splits
 from xmr.data.split_file import Source
 from xmr.errors import UserError
@@ -45,19 +45,27 @@ def load(config):
   root, named = _folder(data)
   folder = names.Folder(root)
   kind, paths = formats.find(folder, named=named, columns=data.columns)
-  rows = []
+  rows, of_source = [], []
   for path in paths:
     base = os.path.dirname(path)
     found = kind.read(os.path.join(root, path), path, columns=data.columns, base=base)
-    rows += [_with_split(row, path) for row in found]
+    of_source.append(formats.split_of_source(path))
+    for row in found:
+      row.split = row.split or of_source[-1]
+    rows += found
+  lines = []
+  if {row.split for row in rows} in ({"val"}, {"test"}) and None not in of_source:
+    lines = [f"{paths[0]} speaks of {of_source[0]}, and no other split is there: taken as one set"]
+    for row in rows:
+      row.split = None
   images, missing = _images(rows, folder)
   n_images = max(image.number for image in images) + 1
   n_texts = max(max(image.text_id) for image in images) + 1
   source = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" * (len(paths) > 3))
-  lines = _left_out(images, missing, source, data)
+  lines += _left_out(images, missing, source, data)
   keep = images if data.image == "features" and len(missing) == len(images) else None
   images = keep or [image for image in images if image.place]
-  images, how = _given_splits(images, folder, data)
+  images, how = splits.given(images, folder, restval=data.restval)
   given = sorted({image.split for image in images} & set(SPLITS), key=SPLITS.index)
   lines.insert(
     0,
@@ -67,7 +75,16 @@ def load(config):
   digest = _digests(images, data.cache_dir)
   split = splits.by_hash(digest, [image.split for image in images])
   result = _splits(images, split)
-  said, record = report.of(result, digest, how=how, given=given, split=split, images=images)
+  lines += _cut(result, data.max_length)
+  said, record = report.of(
+    result,
+    digest,
+    how=how,
+    given=given,
+    split=split,
+    images=images,
+    hashed="name: no image is there" if images[0].place is None else "bytes",
+  )
   fields = features.attach(
     data,
     n_images=n_images,
@@ -93,11 +110,6 @@ def _folder(data):
   if not os.path.isdir(root):
     raise UserError(f"config.data.dir: {data.dir} is no folder; expected that of your images")
   return root, data.captions
-
-
-def _with_split(row, path):
-  row.split = row.split or formats.split_of_source(path)
-  return row
 
 
 def _images(rows, folder):
@@ -153,51 +165,6 @@ def _left_out(images, missing, source, data):
   ]
 
 
-def _given_splits(images, folder, data):
-  """Returns (images that belong to a split or to none yet, how the splits are given)."""
-  given = {image.split for image in images} - {""}
-  if given:
-    how = "as given"
-    for image in images:
-      if image.split == "restval":
-        image.split = "train" if data.restval else "out"
-    left = sum(image.split == "out" for image in images)
-    if left:
-      how += f"; {left:,} images of restval are left out, config.data.restval=True trains on them"
-  else:
-    of, used = splits.lists(folder, [image.name for image in images])
-    how = "as listed in " + ", ".join(used) if used else ""
-    for row, image in enumerate(images):
-      image.split = of.get(row, "out") if used else ""
-    left = sum(image.split == "out" for image in images)
-    if left:
-      how += f"; {left:,} images are in no list and left out"
-    if not used:
-      how = _by_folder(images)
-  images = [image for image in images if image.split != "out"]
-  if how and not any(image.split == "train" for image in images):
-    raise UserError(
-      f"{data.dir}: no image is of split train, {len(images):,} are of others; "
-      "expected some of train"
-    )
-  return images, how
-
-
-def _by_folder(images):
-  """Takes splits from the folders of the images where every one lies in one of a split, and there
-  are several.
-  """
-  found = []
-  for image in images:
-    folders = map(split_in_name, image.name.split("/")[:-1])
-    found.append(next(filter(None, folders), None))
-  if None in found or len(set(found)) < 2:
-    return ""
-  for image, split in zip(images, found, strict=True):
-    image.split = split
-  return "by the images' folders"
-
-
 def _digests(images, cache_dir):
   """Returns [N] uint64, of each image's bytes; of the names where there are no images."""
   if images[0].place is None:
@@ -219,6 +186,21 @@ def _splits(images, split):
     first_text=np.concatenate([[0], np.cumsum(counts)]),
   )
   return {name: source.split(name, source.rows_of(name)) for name in SPLITS}
+
+
+def _cut(result, length):
+  """Cuts the tokens of captions to `length` with <start> and <end>, where that is not 0, in every
+  split: one endless caption would set the length of a whole evaluation. Returns the line that says
+  so.
+  """
+  count, longest = 0, length - 2
+  for part in result.values() if length else ():
+    for row, tokens in enumerate(part.tokens):
+      if len(tokens) > longest:
+        part.tokens[row], count = tokens[:longest], count + 1
+  if not count:
+    return []
+  return [f"long: {count:,} captions are cut to {longest} words (config.data.max_length={length})"]
 
 
 def _pixels(data, images, split, digest):

@@ -1,12 +1,10 @@
 """The JSON of COCO's captions and of Karpathy's splits, as rows."""
 
-import os
-
 import numpy as np
 
 from xmr.data import split_file
 from xmr.data.own import tables
-from xmr.data.own.rows import Row, captions_of, split_in_name
+from xmr.data.own.rows import Row, captions_of
 from xmr.errors import UserError
 
 
@@ -20,6 +18,15 @@ def read_json(path, name, *, columns="", base=""):
   if is_karpathy(content):
     return karpathy(path, name, columns=columns, base=base)
   return tables.read(path, name, columns=columns, base=base)
+
+
+def recognised(path, name):
+  """Returns whether a JSON file is in one of these layouts."""
+  try:
+    content = tables.parsed_json(tables.decoded(path, name), name)
+  except UserError:
+    return False
+  return is_coco(content) or is_karpathy(content) or tables.recognised(path, name)
 
 
 def is_coco(content):
@@ -37,12 +44,10 @@ def coco(content, name, *, base=""):
 
   Args:
     content: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.
-    name: of the file, which may name the split, as captions_train2017.json does.
-    base: folder of the file below the dataset's.
+    name: of the file, for errors.  base: folder of the file below the dataset's.
   Raises:
     UserError: an entry lacks a field, or a caption's image; names it.
   """
-  split = split_in_name(os.path.basename(name)) or split_in_name(os.path.basename(base))
   files = {}
   for place, image in enumerate(_list(content, "images", name)):
     where = f"{name}: images[{place}]"
@@ -58,7 +63,7 @@ def coco(content, name, *, base=""):
     texts = captions_of(_field(annotation, "caption", str, where), where)
     if not texts:
       raise UserError(f"{where}: the caption of {files[number]} is empty; expected words")
-    rows.append(Row(files[number], texts, split, where, base))
+    rows.append(Row(files[number], texts, None, where, base))
   return rows
 
 

@@ -21,7 +21,9 @@ class Format(NamedTuple):
 
 
 FORMATS = (
-  Format("Karpathy's split file", r"dataset.*\.json(\.gz)?", annotations.read_json),
+  Format(
+    "Karpathy's split file", r"dataset(?!_infos?\.|_dict\.).*\.json(\.gz)?", annotations.read_json
+  ),
   Format("COCO's captions", r"captions_.*\.json", annotations.read_json),
   Format("Flickr's token file", r"(?!.*lemma).*\.token(\.txt)?", tables.read),
   Format("metadata of an image folder", r"metadata\.(csv|tsv|jsonl|parquet)", tables.read),
@@ -65,11 +67,16 @@ def find(folder, *, named="", columns=""):
   """
   if named:
     return _of_name(folder, named)
-  found = {}
+  known = []
   for path in folder.sources:
     base = os.path.basename(path).lower()
     row = next((row for row in FORMATS if re.fullmatch(row.pattern, base)), None)
     if row:
+      known.append((path.count("/"), path, row))
+  # The highest: what lies deeper belongs to something else.
+  found, least = {}, min((depth for depth, *_ in known), default=0)
+  for depth, path, row in known:
+    if depth == least:
       found.setdefault(row, []).append(path)
   found = found or _others(folder, columns)
   if not found:
@@ -108,8 +115,11 @@ def _others(folder, columns):
   known = [
     path
     for path in tabular
-    if (path.lower().endswith(".json") and path.count("/") == 0)
-    or tables.recognised(os.path.join(folder.root, path), path, columns)
+    if (
+      annotations.recognised(os.path.join(folder.root, path), path)
+      if path.lower().endswith(".json")
+      else tables.recognised(os.path.join(folder.root, path), path, columns)
+    )
   ]
   if known:
     kinds = {annotations.read_json if p.lower().endswith(".json") else tables.read for p in known}

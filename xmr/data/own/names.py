@@ -4,11 +4,22 @@ import collections
 import os
 import pathlib
 import stat
+import unicodedata
 
 from xmr.data.own.rows import ENDINGS
 from xmr.errors import UserError
 
 DEPTH = 3  # folders below the dataset's in which a source of captions is looked for
+
+
+def _ours(folders, files):
+  """Returns whether a folder is a run of ours, or a prepared set: its files are no captions."""
+  return "checkpoints" in folders or any(".array_record" in file for file in files)
+
+
+def _plain(name):
+  """Returns a name without case; accents as one letter, which some systems write as two."""
+  return unicodedata.normalize("NFC", name).lower()
 
 
 class Folder:
@@ -39,6 +50,9 @@ class Folder:
   def _walk(self, start):
     for path, folders, files in os.walk(os.path.join(self.root, start)):
       folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+      if _ours(folders, files):
+        folders[:] = []
+        continue
       below = os.path.relpath(path, self.root)
       below = "" if below == "." else below + "/"
       for file in sorted(files):
@@ -48,9 +62,9 @@ class Folder:
         stem, ending = os.path.splitext(name)
         if ending.lower() in ENDINGS:
           self._paths.add(name)
-          self._lower.setdefault(name.lower(), name)
-          self._by_base[file.lower()].append(name)
-          self._by_stem[os.path.basename(stem).lower()].append(name)
+          self._lower.setdefault(_plain(name), name)
+          self._by_base[_plain(file)].append(name)
+          self._by_stem[_plain(os.path.basename(stem))].append(name)
         elif name.count("/") <= DEPTH:
           self.sources.append(name)
 
@@ -78,9 +92,13 @@ class Folder:
         if path in self._paths:
           return path
       for path in tries:
-        if path.lower() in self._lower:
-          return self._lower[path.lower()]
-    parts = [part for part in name.lower().split("/") if part not in ("", ".", "..")]
+        if _plain(path) in self._lower:
+          return self._lower[_plain(path)]
+      for path in tries:
+        # An image without an ending, or with one that is not known: its bytes will tell.
+        if not path.startswith("..") and os.path.isfile(os.path.join(self.root, path)):
+          return path
+    parts = [part for part in _plain(name).split("/") if part not in ("", ".", "..")]
     stem = os.path.splitext(parts[-1])
     stem = stem[0] if stem[1] in ENDINGS else parts[-1]
     found = self._by_base.get(parts[-1]) or self._by_stem.get(stem)
@@ -90,7 +108,7 @@ class Folder:
     """Returns the path that shares the most folders, counted from the file, with a name."""
 
     def shared(path):
-      mine = path.lower().split("/")[:-1]
+      mine = _plain(path).split("/")[:-1]
       pairs = zip(reversed(mine), reversed(folders), strict=False)
       return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(mine), len(folders)))
 
@@ -114,7 +132,7 @@ class Folder:
       found = os.stat(full)
     except OSError:
       return None
-    if os.path.islink(full):
+    if os.path.islink(full) or path not in self._paths:
       real = os.path.realpath(full)
       if not any(os.path.commonpath([real, home]) == home for home in self._homes):
         raise UserError(

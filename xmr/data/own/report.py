@@ -5,16 +5,17 @@ import numpy as np
 from xmr.data.own.rows import SPLITS
 
 
-def of(result, digest, *, how, given, split, images):
+def of(result, digest, *, how, given, split, images, hashed="bytes"):
   """Returns (lines for people, record for data.json).
 
   Args:
     result: {name: Split}.  digest: [N] uint64 of the images' bytes.
     how: str, how splits are given, "" where none is.  given: names of those that are.
     split: [N] str.  images: [N] with .name.
+    hashed: what of an image decides its split where none is given.
   """
   counts = {name: len(part.image_id) for name, part in result.items()}
-  rule = _rule(how, given)
+  rule = _rule(how, given, hashed)
   lines = [f"splits: {', '.join(f'{n:,} {name}' for name, n in counts.items())} images; {rule}"]
   crossing, shown, same = copies(digest, split, [image.name for image in images])
   if crossing:
@@ -34,12 +35,14 @@ def of(result, digest, *, how, given, split, images):
   }
 
 
-def _rule(how, given):
+def _rule(how, given, hashed):
   if not given:
-    return "none is given: 80/10/10 by a hash of each image's bytes"
+    return f"none is given: 80/10/10 by a hash of each image's {hashed}"
   taken = [name for name in SPLITS if name not in given]
   if taken:
-    how += f"; {' and '.join(taken)} not given: a tenth each by a hash of the bytes, out of train"
+    how += (
+      f"; {' and '.join(taken)} not given: a tenth each by a hash of the {hashed}, out of train"
+    )
   return how
 
 

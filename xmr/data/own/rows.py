@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+from xmr.data.split_file import SURROGATE
 from xmr.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -87,7 +88,7 @@ def captions_of(value, where):
   for caption in found:
     if not isinstance(caption, str):
       raise UserError(f"{where}: a caption is {caption!r:.60}; expected text")
-    if any("\ud800" <= c <= "\udfff" for c in caption):
+    if SURROGATE.search(caption):
       raise UserError(
         f"{where}: a caption holds half of a surrogate pair, {caption!r:.60}; expected Unicode text"
       )

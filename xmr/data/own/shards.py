@@ -4,9 +4,11 @@ import os
 import tarfile
 
 from xmr.data.files import opened
-from xmr.data.own.rows import ENDINGS, Row, captions_of, split_in_name, split_of
+from xmr.data.own.rows import ENDINGS, Row, captions_of, split_of
 from xmr.data.own.tables import CAPTION, SPLIT, parsed_json
 from xmr.errors import UserError
+
+_TEXTS = (".txt", ".json")
 
 
 def read(path, name, *, columns="", base=""):
@@ -14,14 +16,13 @@ def read(path, name, *, columns="", base=""):
 
   Args:
     path: .tar, not compressed: an image is read again by its place.
-    name: of the shard, which may name the split, as train-0001.tar does.
+    name: of the shard, for errors.
     columns: unused.  base: folder of the shard below the dataset's.
   Raises:
     UserError: no tar file, a damaged one, or a member that is not as expected; names it. A sample
       without an image or without captions is an error too.
   """
   del columns
-  split = split_in_name(os.path.basename(name)) or split_in_name(os.path.basename(base))
   samples = _samples(path, name)
   rows = []
   for key, parts in samples.items():
@@ -33,7 +34,7 @@ def read(path, name, *, columns="", base=""):
     if not texts:
       raise UserError(f"{where}: no caption; expected {key}.txt, or {key}.json with caption")
     image = parts[pictures[0]]
-    found = split_of(part, where) if part else split
+    found = split_of(part, where) if part else None
     rows.append(Row(f"{name}/{key}{pictures[0]}", texts, found, where, base, (path, *image)))
   if not rows:
     raise UserError(f"{name} holds no images with captions; expected NAME.jpg and NAME.txt")
@@ -41,28 +42,45 @@ def read(path, name, *, columns="", base=""):
 
 
 def _samples(path, name):
-  """Returns {key: {ending: (offset, bytes) of an image, or the text}} in the order of the shard."""
-  samples = {}
+  """Returns {key: {ending: (offset, bytes) of an image, or the text}} in the order of the shard.
+
+  A key ends at the first period of the name, as webdataset has it; at the last one where no sample
+  is whole otherwise.
+  """
+  members = []
   try:
     with opened(path, what="a tar file") as file, tarfile.open(fileobj=file, mode="r:") as tar:
       for member in tar:
-        folder, base = os.path.split(member.name)
-        stem, dot, ending = base.partition(".")
-        ending = dot + ending.lower()
-        if not member.isfile() or not stem or ending not in (*ENDINGS, ".txt", ".json"):
+        ending = os.path.splitext(member.name)[1].lower()
+        if not member.isfile() or ending not in (*ENDINGS, *_TEXTS):
           continue
-        key = os.path.join(folder, stem).removeprefix("./")
-        sample = samples.setdefault(key, {})
-        if ending in sample:
-          raise UserError(f"{name}: {key}{ending} is there twice; expected each name once")
-        if ending in ENDINGS:
-          sample[ending] = (member.offset_data, member.size)
-        else:
-          sample[ending] = _text(tar.extractfile(member).read(), f"{name}, {key}{ending}")
+        content = (member.offset_data, member.size)
+        if ending in _TEXTS:
+          content = _text(tar.extractfile(member).read(), f"{name}, {member.name}")
+        members.append((member.name.removeprefix("./"), content))
   except (tarfile.TarError, EOFError) as error:
     raise UserError(
       f"{name} is no whole tar file: {error}; expected one that is not compressed"
     ) from None
+  samples = _grouped(members, name, first=True)
+  if not any(set(parts) & set(ENDINGS) and set(parts) & set(_TEXTS) for parts in samples.values()):
+    samples = _grouped(members, name, first=False)
+  return samples
+
+
+def _grouped(members, name, *, first):
+  samples = {}
+  for path, content in members:
+    folder, base = os.path.split(path)
+    stem, _, ending = base.partition(".") if first else base.rpartition(".")
+    ending = f".{ending.lower()}"
+    if not stem or ending not in (*ENDINGS, *_TEXTS):
+      continue
+    key = os.path.join(folder, stem)
+    sample = samples.setdefault(key, {})
+    if ending in sample:
+      raise UserError(f"{name}: {key}{ending} is there twice; expected each name once")
+    sample[ending] = content
   return samples
 
 

@@ -16,6 +16,61 @@ _TRAIN, _VAL = 0.8, 0.9
 _SPLIT_AT = 2.0**64
 
 
+def given(images, folder, *, restval=False):
+  """Takes the splits that the source, lists of names or folders give, in place.
+
+  Args:
+    images: list with .name, .split ("" where the source gives none) and .where.
+    folder: names.Folder.  restval: config.data.restval.
+  Returns:
+    (images that belong to a split, or to none yet; how the splits are given, "" where they are
+    not).
+  Raises:
+    UserError: some images have a split and others have none, or none is of train.
+  """
+  found = {image.split for image in images}
+  if found != {""}:
+    how = "as given"
+    for image in images:
+      if not image.split:
+        raise UserError(
+          f"{image.where}: image {image.name} has no split, others have one; "
+          "expected train, val or test"
+        )
+      if image.split == "restval":
+        image.split = "train" if restval else "out"
+    left = "{:,} images of restval are left out, config.data.restval=True trains on them"
+  else:
+    of, used = lists(folder, [image.name for image in images])
+    how = "as listed in " + ", ".join(used) if used else _by_folder(images)
+    for row, image in enumerate(images if used else ()):
+      image.split = of.get(row, "out")
+    left = "{:,} images are in no list and left out"
+  count = sum(image.split == "out" for image in images)
+  images = [image for image in images if image.split != "out"]
+  if how and not any(image.split == "train" for image in images):
+    raise UserError(
+      f"{folder.root}: no image is of split train, {len(images):,} are of others; expected some of "
+      "train"
+    )
+  return images, how + ("; " + left.format(count) if count else "")
+
+
+def _by_folder(images):
+  """Takes splits from the folders of the images where every one lies in one of a split, and there
+  are several; returns how the splits are given.
+  """
+  found = []
+  for image in images:
+    folders = map(split_in_name, image.name.split("/")[:-1])
+    found.append(next(filter(None, folders), None))
+  if None in found or "train" not in found or len(set(found)) < 2:
+    return ""
+  for image, split in zip(images, found, strict=True):
+    image.split = split
+  return "by the images' folders"
+
+
 def lists(folder, names):
   """Returns {row: split} by files that list names of images, a name per line, as
   Flickr_8k.trainImages.txt does.

@@ -1,0 +1,353 @@
+"""What a command does with input that is damaged, odd or hostile, drawn by seed.
+
+  python -m tests.fuzz --minutes=10 [--seed=1000]
+
+Every case changes one thing (a field of a config, a file of a data set, of weights, of an index or
+of a run folder) and runs a command in process. The only outcomes are success, where a run folder
+was changed with the undisturbed numbers of the step that is named, or one line and status 2 (1 for
+a run that was cut off); no traceback, no case above 30 s, and nothing in the run folder is moved or
+deleted. A case is a kind and a seed: tests/fuzz_corpus.json holds those that once failed.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from unittest import mock
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import numpy as np
+import small_run
+from absl import flags, logging
+from ml_collections import config_flags
+
+from xmr.errors import reported
+
+LIMIT = 30  # seconds of a case
+CORPUS = pathlib.Path(__file__).with_name("fuzz_corpus.json")
+ODD_NUMBERS = ["-1", "0", "1", "7", "0.5", "-0.0", "nan", "inf", "-inf", "1e12", "1e300", "2.5"]
+ODD_NUMBERS += [str(2**31), str(2**63), str(2**64), "-" + "9" * 40, "1e-320"]
+ODD_TEXTS = ["", " ", "None", "true", "()", "(1,)", "[]", "~", "/", "/dev/null", "a\x1b[2Jb", "$^$"]
+ODD_TEXTS += ["../..", "x" * 300, "\u202e", "(('(', 1.0),)", "{}", "'", "\\"]
+ODD_JSON = [None, True, [], {}, "", "x", -1, 0, 1e300, 2**70, [[]], {"a": {}}, "\ud800", "\x00"]
+
+
+class Outcome:
+  """How a command ended and what it said."""
+
+  def __init__(self, status, said, value=None):
+    self.status, self.said, self.value = status, said, value
+
+
+class Slow(BaseException):
+  """A case took too long; no handler of the command takes it for an error of its own."""
+
+
+def outcome(function, *arguments, **named):
+  """Runs a command in process; an error that no command may show is an Outcome of status -1."""
+
+  def late(*_):
+    raise Slow
+
+  said, value = io.StringIO(), None
+  before = signal.signal(signal.SIGALRM, late)
+  signal.alarm(LIMIT)
+  try:
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), reported():
+      value = function(*arguments, **named)
+    status = 0
+  except SystemExit as error:
+    status = error.code or 0
+  except (Exception, Slow):
+    said.write(traceback.format_exc())
+    status = -1
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+  return Outcome(status, said.getvalue(), value)
+
+
+def main_command(arguments):
+  """What `python -m xmr.main` does, with flags of its own: absl defines those of a config once."""
+  from xmr import command_line, train
+
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_bool("eval_only", False, "", flag_values=values)
+  argv = ["xmr.main", *arguments]
+  with mock.patch.object(sys, "argv", argv):
+    command_line.read_flags(argv, needed=("config", "workdir"), values=values)
+  return train.train_and_evaluate(values.config, values.workdir, eval_only=values.eval_only)
+
+
+def changed_bytes(rng, content):
+  """Returns bytes that are flipped, cut, zeroed, doubled, filled or replaced."""
+  content = bytearray(content)
+  how = rng.integers(8)
+  if how == 0 or not content:
+    return bytes(rng.integers(0, 256, rng.integers(1, 64), dtype=np.uint8))
+  at = int(rng.integers(len(content)))
+  if how == 1:
+    return bytes(content[:at])
+  if how == 2:
+    return b""
+  if how == 3:
+    return bytes(len(content))
+  if how == 4:
+    return bytes(content) + bytes(content[at:])
+  if how == 5:
+    content[at : at + 8] = bytes(rng.integers(0, 256, 8, dtype=np.uint8))
+  else:
+    for _ in range(1 if how == 6 else 16):
+      content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+  return bytes(content)
+
+
+def changed_json(rng, content):
+  """Returns JSON text with a value, key or item replaced, removed or doubled; or nested deeply."""
+  if rng.random() < 0.1:
+    return "[" * 100_000
+  value = json.loads(content)
+  parent, key, node = None, None, value
+  while isinstance(node, dict | list) and node and rng.random() < 0.85:
+    parent = node
+    key = (
+      list(node)[int(rng.integers(len(node)))]
+      if isinstance(node, dict)
+      else int(rng.integers(len(node)))
+    )
+    node = parent[key]
+  odd = ODD_JSON[int(rng.integers(len(ODD_JSON)))]
+  if parent is None:
+    value = odd
+  elif rng.random() < 0.3:
+    del parent[key]
+  elif isinstance(parent, list) and rng.random() < 0.3:
+    parent.append(parent[key])
+  else:
+    parent[key] = odd
+  return json.dumps(value)
+
+
+def changed_file(rng, path):
+  """Changes a file: its bytes, its JSON, or what kind of thing has its name; returns what it did."""
+  how = rng.integers(10)
+  if how < 6:
+    path.write_bytes(changed_bytes(rng, path.read_bytes()))
+    return f"bytes of {path.name}"
+  if how == 6:
+    with contextlib.suppress(ValueError):
+      path.write_text(changed_json(rng, path.read_text()))
+      return f"JSON of {path.name}"
+  path.unlink()
+  if how == 7:
+    path.mkdir()
+  elif how == 8:
+    path.symlink_to(path.parent / "nowhere" if rng.random() < 0.5 else path)
+  return f"{path.name} " + {7: "is a folder", 8: "is a link"}.get(int(how), "is gone")
+
+
+class Fuzz:
+  """A small run, its data and its numbers, and the cases on copies of them."""
+
+  def __init__(self, folder):
+    self.folder = pathlib.Path(folder)
+    self.data = small_run.write_data(self.folder / "data")
+    self.run = self.folder / "run"
+    from xmr import checkpoint
+
+    arguments = small_run.arguments(self.data, self.run)
+    self.best = self._good(arguments)["step"]
+    (self.run / "results.json").unlink()
+    self.metrics, self.parameters = {}, {}
+    for step in checkpoint.reading.steps(self.run / "checkpoints"):
+      self.parameters[step] = checkpoint.flatten(checkpoint.load(self.run, step)[1])
+      alone = shutil.copytree(self.run, self.folder / "alone")
+      for other in set((alone / "checkpoints").iterdir()) - {alone / "checkpoints" / str(step)}:
+        shutil.rmtree(other)
+      arguments = small_run.arguments(self.data, alone)
+      self.metrics[step] = self._good([*arguments, "--eval_only"])["metrics"]
+      shutil.rmtree(alone)
+
+  def _good(self, arguments):
+    done = outcome(main_command, arguments)
+    assert done.status == 0, done.said
+    return done.value
+
+  def case(self, kind, seed):
+    """Runs one case; returns a text that says what is wrong with its outcome, or None."""
+    rng = np.random.default_rng([KINDS.index(kind), seed])
+    place = pathlib.Path(tempfile.mkdtemp(prefix=f"{kind}-{seed}-", dir=self.folder))
+    faulthandler.dump_traceback_later(4 * LIMIT, exit=True)
+    try:
+      what, done, problem = getattr(self, kind)(rng, place)
+    finally:
+      faulthandler.cancel_dump_traceback_later()
+      shutil.rmtree(place, ignore_errors=True)
+    if problem is None:
+      problem = self.wrong(done)
+    return problem and f"{kind} {seed} ({what}): {problem}"
+
+  def wrong(self, done):
+    """Says what is wrong with the end of a command, or None."""
+    errors = [line for line in done.said.splitlines() if line.startswith("xmr: error: ")]
+    if "Traceback" in done.said or done.status not in (0, 1, 2):
+      return f"status {done.status}\n{done.said[-3000:]}"
+    if done.status and len(errors) != 1:
+      return f"status {done.status} with {len(errors)} lines of error\n{done.said[-3000:]}"
+    if any(ord(x) < 32 and x not in "\n\r" or 127 <= ord(x) < 160 for x in done.said):
+      return f"control characters on the terminal: {done.said[-500:]!r}"
+    return None
+
+  def config(self, rng, place):
+    """One field of a config has an odd value."""
+    from xmr import config as config_lib
+
+    known = config_lib.flat(config_lib.base_config())
+    key = sorted(known)[int(rng.integers(len(known)))]
+    number = isinstance(known[key], int | float) or rng.random() < 0.2
+    pool = ODD_NUMBERS if number else ODD_TEXTS
+    value = pool[int(rng.integers(len(pool)))]
+    changes = {"steps": 1, "evaluate.steps": 1, "checkpoint.steps": 1, key: value}
+    arguments = small_run.arguments(self.data, place / "run", **changes)
+    return f"config.{key}={value!r}", outcome(main_command, arguments), None
+
+  def config_file(self, rng, place):
+    """A config file is changed in its bytes, or its variant has an odd name."""
+    path = place / "own.py"
+    content = (small_run.ROOT / "configs" / "imc_flickr.py").read_bytes()
+    path.write_bytes(changed_bytes(rng, content))
+    variant = ["flickr8k_features", "", "none", "\x1b", ":"][int(rng.integers(5))]
+    arguments = small_run.arguments(self.data, place / "run", steps=1, **{"evaluate.steps": 1})
+    arguments[0] = f"--config={path}:{variant}"
+    return path.name, outcome(main_command, arguments), None
+
+  def dataset(self, rng, place):
+    """A file of the data set is changed."""
+    data = shutil.copytree(self.data, place / "data", ignore=shutil.ignore_patterns("cache"))
+    files = sorted(path for path in data.iterdir() if path.is_file())
+    what = changed_file(rng, files[int(rng.integers(len(files)))])
+    changes = {"steps": 1, "evaluate.steps": 1, "data.cache_dir": self.data / "cache"}
+    arguments = small_run.arguments(data, place / "run", **changes)
+    return what, outcome(main_command, arguments), None
+
+  def scored(self, rng, place):
+    """A file of the run folder is changed; --eval_only scores it."""
+    run = shutil.copytree(self.run, place / "run")
+    what = self._hurt(rng, run)
+    before = set(run.rglob("*"))
+    done = outcome(main_command, [*small_run.arguments(self.data, run), "--eval_only"])
+    problem = None
+    if done.status == 0:
+      problem = self._undisturbed(done.value, done.said)
+    if before - set(run.rglob("*")):
+      problem = f"moved or deleted: {sorted(before - set(run.rglob('*')))[:3]}"
+    return what, done, problem
+
+  def inspected(self, rng, place):
+    """A file of the run folder is changed; xmr.inspect loads it."""
+    from xmr import checkpoint, inspect
+
+    run = shutil.copytree(self.run, place / "run")
+    what = self._hurt(rng, run)
+    step = ["best", "latest", "12"][int(rng.integers(3))]
+    done = outcome(inspect.load, run, step)
+    problem = None
+    if done.status == 0:
+      found, true = checkpoint.flatten(done.value.variables), self.parameters[done.value.step]
+      if any(not np.array_equal(found.get(name), true[name]) for name in {**true, **found}):
+        problem = f"other parameters than those of step {done.value.step}"
+    return what, done, problem
+
+  def resumed(self, rng, place):
+    """A file of the run folder is changed; the same command goes on to the same parameters."""
+    from xmr import checkpoint
+
+    run = shutil.copytree(self.run, place / "run")
+    shutil.rmtree(run / "checkpoints" / str(small_run.STEPS))
+    what = self._hurt(rng, run)
+    done = outcome(main_command, small_run.arguments(self.data, run))
+    problem = None
+    if done.status == 0:
+      found = checkpoint.flatten(checkpoint.load(run, small_run.STEPS)[1])
+      true = self.parameters[small_run.STEPS]
+      if any(not np.array_equal(found.get(name), true[name]) for name in {**true, **found}):
+        problem = "other parameters at the end"
+    return what, done, problem
+
+  def weights(self, rng, place):
+    """A safetensors or PyTorch file is changed; its tensors are read."""
+    import safetensors.numpy
+
+    from xmr.interop import torch_files
+
+    path = place / "weights.safetensors"
+    safetensors.numpy.save_file({"a": np.ones((4, 4), np.float32), "b": np.arange(6)}, path)
+    if rng.random() < 0.3:
+      import torch
+
+      torch.save({"state_dict": {"a": torch.ones(4, 4), "b": torch.arange(6)}}, path)
+    what = changed_file(rng, path)
+    return what, outcome(torch_files.read_tensors, path), None
+
+  def _hurt(self, rng, run):
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    path = files[int(rng.integers(len(files)))]
+    where = path.relative_to(run).parent
+    return f"{where}: {changed_file(rng, path)}"
+
+  def _undisturbed(self, results, said):
+    step = results["step"]
+    if step != self.best and "does not restore" not in said:
+      return f"scored step {step} without a word"
+    if self.metrics[step] != results["metrics"]:
+      return f"other numbers than those of step {step}"
+    return None
+
+
+KINDS = ["config", "config_file", "dataset", "scored", "inspected", "resumed", "weights"]
+
+
+def main(argv=None):
+  """Runs cases for so many minutes; status 1 where one of them fails, whose kind and seed it
+  prints.
+  """
+  parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+  parser.add_argument("--minutes", type=float, default=10)
+  parser.add_argument("--seed", type=int, default=1000)
+  parser.add_argument("--kind", choices=KINDS, help="only this kind")
+  options = parser.parse_args(argv)
+  end, failed, count = time.monotonic() + 60 * options.minutes, [], 0
+  kinds = [options.kind] if options.kind else KINDS
+  os.chdir(small_run.ROOT)
+  logging.set_verbosity(logging.FATAL)
+  warnings.simplefilter("ignore")
+  with tempfile.TemporaryDirectory() as folder:
+    fuzz, seed = Fuzz(folder), options.seed
+    while time.monotonic() < end:
+      for kind in kinds:
+        problem = fuzz.case(kind, seed)
+        count += 1
+        if problem:
+          failed.append((kind, seed))
+          print(f"FAILED {problem}\n", flush=True)
+      seed += 1
+  print(f"{count} cases from seed {options.seed} to {seed - 1}; failed: {failed}")
+  return 1 if failed else 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

@@ -143,7 +143,7 @@ def changed_json(rng, content):
 
 
 def changed_file(rng, path):
-  """Changes a file: its bytes, its JSON, or what kind of thing has its name; returns what it did."""
+  """Changes a file: its bytes, its JSON, or what has its name; returns what it did."""
   how = rng.integers(10)
   if how < 6:
     path.write_bytes(changed_bytes(rng, path.read_bytes()))

@@ -128,3 +128,14 @@ def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback():
     text=True,
   )
   assert "default_int_handler" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing", "long"])
+def test_a_file_that_is_none_is_one_line_with_its_name(tmp_path, capsys, kind):
+  path = tmp_path / {"folder": ".", "missing": "none", "long": "x" * 300}[kind]
+  with pytest.raises(SystemExit) as stopped, reported():
+    path.read_text()
+  said = capsys.readouterr().err
+  assert stopped.value.code == 2 and said.startswith("xmr: error: ") and str(path) in said
+  with pytest.raises(OSError, match="a bug"), reported():
+    raise OSError("a bug")

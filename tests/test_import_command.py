@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -83,6 +84,30 @@ def test_a_vocabulary_of_another_model_writes_nothing(released, tmp_path):
   with pytest.raises(UserError, match="has 5 words; .* has vectors for 6"):
     import_run.import_run(base(), workdir=tmp_path / "run", **files)
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["write_json", "rename"])
+def test_an_import_that_is_killed_leaves_no_run_and_the_same_command_works(
+  released, tmp_path, monkeypatch, place
+):
+  class Killed(BaseException):
+    pass
+
+  def die(*_, **__):
+    raise Killed
+
+  files, *_ = released
+  with monkeypatch.context() as patched:
+    if place == "rename":
+      patched.setattr(pathlib.Path, "rename", die)
+    else:
+      patched.setattr("xmr.files.write_json", die)
+    patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # Nothing is cleaned up after kill -9.
+    with pytest.raises(Killed):
+      import_run.import_run(base(), workdir=tmp_path / "runs" / "a", **files)
+  assert all(path.name.endswith(".part") for path in (tmp_path / "runs").iterdir())
+  import_run.import_run(base(), workdir=tmp_path / "runs" / "a", **files)
+  assert checkpoint.load(tmp_path / "runs" / "a")[0] == 77
 
 
 def sentence(number):

@@ -85,6 +85,9 @@ def reported():
       raise SystemExit(1) from None
     except Exception as error:
       reason = disk_full(error)
+      if reason is None and isinstance(error, OSError) and error.filename is not None:
+        # A folder in the place of a file, no permission, a name that is too long.
+        reason = error.strerror
       if reason is None:
         raise
       print(

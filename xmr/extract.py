@@ -158,14 +158,11 @@ def claim(out, manifest):
   Raises:
     UserError: it holds other work; every field that differs is named.
   """
-  from xmr.files import write_json
+  from xmr.files import read_json, write_json
 
   path = pathlib.Path(out) / "manifest.json"
   if path.exists():
-    try:
-      old = json.loads(path.read_text())
-    except ValueError as error:
-      raise UserError(f"{path}: not a JSON file ({error})") from None
+    old = read_json(path)
     wrong = [
       f"{key}: {old.get(key)!r} -> {value!r}"
       for key, value in manifest.items()

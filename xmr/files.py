@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import uuid
 
 from xmr.errors import UserError
@@ -36,6 +37,39 @@ def replacing(path):
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path):
+  """Makes a folder that is there whole or not at all, however the process ends.
+
+  Args:
+    path: of the folder: none yet, or an empty one.
+  Yields:
+    pathlib.Path of a folder beside it, which takes its name when the block ends.
+  Raises:
+    OSError: `path` holds something, or its folder takes no more.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
+  temporary.mkdir()
+  try:
+    yield temporary
+    temporary.rename(path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def json_lines(path):
+  """Yields (line, object) of each line of a file that holds a JSON object; others, such as one that
+  a kill has cut, are skipped.
+  """
+  for line in pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    with contextlib.suppress(ValueError, RecursionError):
+      found = json.loads(line)
+      if isinstance(found, dict):
+        yield line, found
 
 
 def write_text(path, text):

@@ -37,7 +37,7 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
   from xmr import checkpoint as checkpoints_lib
   from xmr import config as config_lib
   from xmr.data import Vocabulary
-  from xmr.files import write_json
+  from xmr.files import new_folder, write_json
   from xmr.interop.vsepp import authors_variables
 
   workdir = pathlib.Path(workdir)
@@ -50,10 +50,6 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
   config_lib.validate(config)
   flat = config_lib.flat(config)
   source = {"file": pathlib.Path(checkpoint).name, "sha256": report["sha256"]}
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json(workdir / "config.json", flat)
-  write_json(workdir / "vocabulary.json", words)
-  write_json(workdir / "source.json", source)
   step = int(report["step"] or 1)
   run = {
     "config": flat,
@@ -61,10 +57,13 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
     "best": {"score": report["rsum"], "step": step},
     "source": source,
   }
-  saved = checkpoints_lib.Checkpoints(workdir)
   state = {"step": np.int32(step), "batch_stats": variables.get("batch_stats", {})}
-  saved.save(step, params=variables["params"], state=state, run=run, score=report["rsum"])
-  saved.close()
+  with new_folder(workdir) as folder:
+    for name, content in (("config", flat), ("vocabulary", words), ("source", source)):
+      write_json(folder / f"{name}.json", content)
+    saved = checkpoints_lib.Checkpoints(folder)
+    saved.save(step, params=variables["params"], state=state, run=run, score=report["rsum"])
+    saved.close()
   return {f"config.{key}": flat[key] for key in settings if flat[key] != before[key]}
 
 

@@ -103,6 +103,33 @@ def test_an_export_holds_the_run_and_loads_again(run, test_split, tmp_path):
     np.testing.assert_array_equal(again.metrics[name][1], values)
 
 
+@pytest.mark.parametrize(
+  "name", ["model.safetensors", "run.json", "vocabulary.json", "config.json"]
+)
+def test_a_damaged_export_is_one_line(run, tmp_path, name):
+  folder = run.export(tmp_path / "export")
+  path, rng = folder / name, np.random.default_rng(3)
+  whole = path.read_bytes()
+  damaged = [whole[: len(whole) // 2], b"", b"null", b"[]", b"[" * 100_000, b"\xff", None]
+  for _ in range(10 if name == "model.safetensors" else 0):
+    content = bytearray(whole)
+    content[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+    damaged.append(bytes(content))
+  if name == "vocabulary.json":
+    words = json.loads(whole)
+    words["words"][-2:] = words["words"][:-3:-1]
+    damaged.append(json.dumps(words).encode())
+  for content in damaged:
+    path.unlink()
+    path.write_bytes(content) if content is not None else path.mkdir()
+    with pytest.raises(UserError, match=str(folder)) as error:
+      inspect.load(folder)
+    assert "\n" not in str(error.value).removesuffix(error.value.tree)
+    path.rmdir() if content is None else None
+    path.write_bytes(whole)
+  assert inspect.load(folder).step == run.step
+
+
 def test_a_folder_that_is_no_run_says_so(trained, tmp_path):
   with pytest.raises(UserError, match="is not the folder of a run"):
     inspect.load(tmp_path)

@@ -220,6 +220,45 @@ def test_what_does_not_fit_is_named(change, words, tmp_path):
   assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"model": [5, 6]}, "holds a int; expected a dict of tensors"),
+    ({"model": {}}, "model is no pair"),
+    ({"model": [[("a", 1)], {}]}, "holds a list; expected a dict of tensors"),
+    ({"opt": 5}, "opt is a int; expected the options of a command"),
+    ({"opt": [["a"]]}, "opt is a list; expected the options of a command"),
+    ({"Eiters": "many"}, "Eiters is 'many'; expected a number of steps"),
+    ({"Eiters": -1}, "Eiters is -1; expected a number of steps"),
+    ({"best_rsum": float("nan")}, "best_rsum is nan; expected a score"),
+    ({"best_rsum": "high"}, "best_rsum is 'high'; expected a score"),
+  ],
+)
+def test_odd_parts_of_a_checkpoint_are_named(changes, words, tmp_path):
+  torch = pytest.importorskip("torch")
+  torch.save({"model": [{}, {}], "opt": {}} | changes, tmp_path / "odd.pth.tar")
+  with pytest.raises(UserError) as error:
+    vsepp.read_checkpoint(tmp_path / "odd.pth.tar")
+  assert words in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (0, 0), (2, 2, 2)])
+def test_weights_of_other_axes_are_named(shape):
+  odd, good = np.zeros(shape, np.float32), np.zeros((4, 2), np.float32)
+  with pytest.raises(UserError, match="fc.weight has shape .*; expected 2 axes that hold values"):
+    vsepp.image_part({"fc.weight": odd, "fc.bias": np.zeros(4)}, {}, source="x")
+  text = {"embed.weight": good, "rnn.weight_ih_l0": good, "rnn.weight_hh_l0": odd}
+  with pytest.raises(UserError, match="rnn.weight_hh_l0 has shape .*; expected 2 axes"):
+    vsepp.text_part(text, source="x")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"words": [["a"]]}', '{"words": [1]}', "{"])
+def test_an_odd_vocabulary_is_one_line(tmp_path, content):
+  (tmp_path / "v.json").write_text(content)
+  with pytest.raises(UserError, match="v.json: "):
+    vsepp.read_vocabulary(tmp_path / "v.json")
+
+
 class Trap:
   """Pickled, it writes a file when it is unpickled."""
 

@@ -243,6 +243,16 @@ def bad_files(folder):
         f"archive/{part}", "3" if part == "version" else "little" if part == "byteorder" else b""
       )
   torch.save([1, 2], folder / "list.pth")
+  ones = torch.ones(2, 2)
+  odd = {
+    "sparse": ones.to_sparse(),
+    "csr": ones.to_sparse_csr(),
+    "meta": ones.to("meta"),
+    "complex": ones.to(torch.complex64),
+    "bomb": torch.ones(1).expand(1_000_000, 1_000_000),
+  }
+  for name, tensor in odd.items():
+    torch.save({"conv1.weight": tensor}, folder / f"{name}.pth")
   torch.save({"epoch": 3}, folder / "number.pth")
   return {
     "code.pth": "holds io.open, which is code",
@@ -257,9 +267,15 @@ def bad_files(folder):
     "list.pth": "holds a list; expected a dict of tensors",
     "number.pth": "entry 'epoch' is a int; expected a tensor",
     "absent.pth": "no such file",
+    "sparse.pth": "is a tensor of layout sparse_coo; expected a dense tensor",
+    "csr.pth": "is a tensor of layout sparse_csr; expected a dense tensor",
+    "meta.pth": "is a tensor without values (device meta); expected a dense tensor",
+    "complex.pth": "is a tensor of type complex64; expected a dense tensor",
+    "bomb.pth": "is a tensor of shape (1000000, 1000000) with fewer values than that",
   }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_a_bad_file_is_one_clear_line_and_nothing_runs(tmp_path, capsys):
   for name, words in bad_files(tmp_path).items():
     with pytest.raises(SystemExit) as exit:

@@ -134,6 +134,7 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
     (["--grid", "seed=1,2"], "--seeds"),
     (["--grid", "optimizer.multipliers=1"], "config.optimizer.multipliers is a tuple"),
     (["--config.epochs"], "--config.epochs has no value"),
+    (["--grid", f"data.dir={'x' * 260}"], "would have a name of 269 bytes; expected at most 255"),
     (["--seeds=0"], "seeds"),
     (
       ["--seeds=1795291358"],
@@ -144,6 +145,14 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
 def test_a_mistake_is_one_line_before_anything_starts(trained, tmp_path, capsys, flags, message):
   assert message in refused(capsys, tmp_path / "sweep", *flags)
   assert not trained and not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_into_a_file_is_one_line(trained, tmp_path, capsys):
+  (tmp_path / "file").write_text("mine")
+  error = refused(capsys, tmp_path / "file", "--grid", "loss.weight=1")
+  assert f"cannot write the folder of the sweep {tmp_path / 'file'}: File exists" in error
+  error = refused(capsys, tmp_path / "file" / "below", "--grid", "loss.weight=1")
+  assert "Not a directory" in error and (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(trained, tmp_path, capsys, monkeypatch):

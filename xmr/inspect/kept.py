@@ -1,11 +1,9 @@
 """What a run's folder holds beside its checkpoints: curves, and arrays that inputs need."""
 
-import json
-import zipfile
-
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.files import json_lines
 
 
 def inputs_of(folder):
@@ -16,7 +14,7 @@ def inputs_of(folder):
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
       return dict(saved)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # Whatever a damaged file makes its readers raise.
     raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -27,15 +25,14 @@ def curves(path):
   points = {}
   if not path.is_file():
     return points
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
-      values = json.loads(line)
-      step = values.pop("step")
-      values.pop("time", None)
-    except (json.JSONDecodeError, KeyError, AttributeError):
+  for _, values in json_lines(path):
+    step = values.pop("step", None)
+    values.pop("time", None)
+    if not isinstance(step, int):
       continue
     for name, value in values.items():
-      points.setdefault(name, []).append((step, np.nan if value is None else value))
+      if value is None or isinstance(value, float | int):
+        points.setdefault(name, []).append((step, np.nan if value is None else value))
   return {
     name: (np.array([s for s, _ in p]), np.array([v for _, v in p], float))
     for name, p in points.items()

@@ -10,7 +10,6 @@ import pathlib
 
 import jax
 import numpy as np
-import safetensors.numpy
 from PIL import Image
 
 from xmr import checkpoint, home, models
@@ -20,10 +19,9 @@ from xmr.data.text import encode_all, tokenize
 from xmr.encode import encode_batch
 from xmr.errors import UserError
 from xmr.eval import top_k
-from xmr.files import write_arrays
+from xmr.inspect import export
 from xmr.inspect.kept import curves, inputs_of
 
-EXPORT = "model.safetensors"
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -193,31 +191,7 @@ class Run:
 
     `load` reads the folder back; anything else can, as well. Returns its path.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {
-      name: np.ascontiguousarray(x) for name, x in checkpoint.flatten(self.variables).items()
-    }
-    safetensors.numpy.save_file(
-      arrays, folder / EXPORT, metadata={"format": "xmr", "step": str(self.step)}
-    )
-    curves = {
-      name: [steps.tolist(), [x if np.isfinite(x) else None for x in values.tolist()]]
-      for name, (steps, values) in self.metrics.items()
-    }
-    contents = {
-      "config.json": config_lib.flat(self.config),
-      "run.json": {"step": self.step, "metrics": curves},
-    }
-    if self.vocabulary is not None:
-      contents["vocabulary.json"] = json.loads(self.vocabulary.to_json())
-    for name, content in contents.items():
-      (folder / name).write_text(
-        json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-      )
-    if self.inputs:
-      write_arrays(folder / "inputs.npz", self.inputs)
-    return folder
+    return export.write(self, folder)
 
   def _parts(self, items):
     size = self.config.eval_batch_size
@@ -304,8 +278,17 @@ def opened(item):
 def load(workdir, step="best"):
   """Loads a run; see xmr.inspect.load."""
   folder = pathlib.Path(workdir)
-  if (folder / EXPORT).is_file():
-    return _load_export(folder)
+  if (folder / export.EXPORT).is_file():
+    step, variables, vocabulary, metrics, flat = export.read(folder)
+    return Run(
+      folder,
+      config=config_of(flat, where=folder / "config.json"),
+      step=step,
+      variables=variables,
+      vocabulary=vocabulary,
+      metrics=metrics,
+      inputs=inputs_of(folder),
+    )
   if not str(step).isdigit() and step not in ("best", "latest"):
     raise UserError(f'step is {step!r}; expected "best", "latest" or a number')
   step, variables, record = checkpoint.load(folder, step)
@@ -319,30 +302,6 @@ def load(workdir, step="best"):
     folder,
     config=config,
     step=step,
-    variables=variables,
-    vocabulary=vocabulary,
-    metrics=metrics,
-    inputs=inputs_of(folder),
-  )
-
-
-def _load_export(folder):
-  try:
-    flat = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    words = folder / "vocabulary.json"
-    vocabulary = Vocabulary.from_json(words.read_text(encoding="utf-8")) if words.exists() else None
-    variables = checkpoint.nest(safetensors.numpy.load_file(folder / EXPORT))
-  except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-    raise UserError(f"{folder} is no export of a run: {error}") from None
-  metrics = {
-    name: (np.array(steps), np.array(values, float))
-    for name, (steps, values) in record["metrics"].items()
-  }
-  return Run(
-    folder,
-    config=config_of(flat, where=folder / "config.json"),
-    step=record["step"],
     variables=variables,
     vocabulary=vocabulary,
     metrics=metrics,

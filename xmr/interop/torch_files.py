@@ -102,8 +102,25 @@ def arrays(state, *, source):
     if not isinstance(name, str) or not hasattr(tensor, "detach"):
       raise UserError(f"{source}: entry {name!r} is a {type(tensor).__name__}; expected a tensor")
     tensor = tensor.detach()
+    kind = _without_values(tensor)
+    if kind:
+      raise UserError(f"{source}: entry {name!r} is {kind}; expected a dense tensor of numbers")
     result[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
   return result
+
+
+def _without_values(tensor):
+  """Says what a tensor is that has no plain values of its own, or None."""
+  if tensor.device.type != "cpu":
+    return f"a tensor without values (device {tensor.device.type})"
+  if str(tensor.layout) != "torch.strided":
+    return f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}"
+  if tensor.is_quantized or tensor.is_complex():
+    return f"a tensor of type {str(tensor.dtype).removeprefix('torch.')}"
+  if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    # A few bytes in a file may claim to be a tensor of any size, by strides of 0.
+    return f"a tensor of shape {tuple(tensor.shape)} with fewer values than that"
+  return None
 
 
 def read_tensors(path):

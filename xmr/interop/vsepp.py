@@ -4,6 +4,7 @@ settings.
 
 import argparse
 import json
+import math
 import pathlib
 
 from xmr.errors import UserError
@@ -36,11 +37,13 @@ def read_vocabulary(path):
   if data.lstrip()[:1] in (b"{", b"["):
     try:
       found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise UserError(f"{path}: not a JSON file ({error})") from None
   else:
     found = safe_pickle.read(data, classes=("Vocabulary",), source=path)
   if isinstance(found, dict) and isinstance(found.get("words"), list):
+    if not all(isinstance(word, str) for word in found["words"]):
+      raise UserError(f"{path}: its words are not all texts")
     found = {word: number for number, word in enumerate(found["words"])}
   numbers = found.get("word2idx", found) if isinstance(found, dict) else None
   if (
@@ -78,16 +81,27 @@ def read_checkpoint(path):
     )
   if not isinstance(state["model"], (list, tuple)) or len(state["model"]) != 2:
     raise UserError(f"{path}: model is no pair of image and text encoder")
-  image, text = (torch_files.arrays(dict(part), source=path) for part in state["model"])
+  image, text = (torch_files.arrays(part, source=path) for part in state["model"])
   options = state.get("opt", {})
   options = vars(options) if isinstance(options, argparse.Namespace) else options
-  return image, text, dict(options), {"step": state.get("Eiters"), "rsum": state.get("best_rsum")}
+  if not isinstance(options, dict):
+    raise UserError(f"{path}: opt is a {type(options).__name__}; expected the options of a command")
+  step, rsum = state.get("Eiters"), state.get("best_rsum")
+  if step is not None and (not isinstance(step, int) or not 0 <= step < 1 << 31):
+    raise UserError(f"{path}: Eiters is {step!r}; expected a number of steps")
+  if rsum is not None and (not isinstance(rsum, float | int) or not math.isfinite(rsum)):
+    raise UserError(f"{path}: best_rsum is {rsum!r}; expected a score")
+  return image, text, options, {"step": step, "rsum": rsum}
 
 
-def _require(tensors, names, *, source):
-  missing = [name for name in names if name not in tensors]
+def _require(tensors, axes, *, source):
+  missing = [name for name in axes if name not in tensors]
   if missing:
     raise UserError(f"{source}: misses {', '.join(missing)}")
+  for name, count in axes.items():
+    shape = tensors[name].shape
+    if len(shape) != count or 0 in shape:
+      raise UserError(f"{source}: {name} has shape {shape}; expected {count} axes that hold values")
 
 
 def image_part(tensors, options, *, source):
@@ -104,7 +118,7 @@ def image_part(tensors, options, *, source):
   Raises:
     UserError: a tensor is missing, extra or misshapen, or the CNN is none of ours.
   """
-  _require(tensors, ("fc.weight", "fc.bias"), source=source)
+  _require(tensors, {"fc.weight": 2, "fc.bias": 1}, source=source)
   projection = {"kernel": tensors["fc.weight"].T, "bias": tensors["fc.bias"]}
   settings = {"model.dim": len(tensors["fc.bias"]), "model.image.bias": True}
   cnn = {
@@ -151,7 +165,8 @@ def text_part(tensors, *, source):
   Raises:
     UserError: more than one layer, or a tensor is missing, extra or misshapen.
   """
-  _require(tensors, ("embed.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0"), source=source)
+  weights = {"embed.weight": 2, "rnn.weight_ih_l0": 2, "rnn.weight_hh_l0": 2}
+  _require(tensors, weights, source=source)
   if any("_l1" in name for name in tensors):
     raise UserError(
       f"{source}: its text encoder has more than one layer; expected one, as in the papers"

@@ -15,6 +15,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -26,9 +27,11 @@ from absl import flags
 from xmr import command_line, home
 from xmr.config import same_results
 from xmr.errors import UserError, reported
+from xmr.files import read_json
 
 # A time or a large seed in place of a number of seeds would plan runs until the memory is full.
 MOST_SEEDS = 1000
+LONGEST_NAME = 255  # bytes of a folder's name, on all file systems in use
 QUIET = {"log.progress": "False", "picture": "False"}
 
 
@@ -55,7 +58,7 @@ class Cell:
     if not (self.folder / "results.json").is_file():
       return False
     old, new = (
-      json.loads((self.folder / "config.json").read_text()),
+      read_json(self.folder / "config.json"),
       json.loads(json.dumps(flat(self.config))),
     )
     return same_results(old, new)
@@ -197,6 +200,11 @@ def cells(source, changes, grid, seeds, workdir):
         name = (
           ",".join(f"{key}={value}" for key, value in setting.items()).replace("/", "_") or "all"
         )
+        if len(os.fsencode(name)) > LONGEST_NAME:
+          raise UserError(
+            f"the folder of this setting would have a name of {len(os.fsencode(name))} bytes; "
+            f"expected at most {LONGEST_NAME}, with fewer or shorter values in --grid"
+          )
         folder = pathlib.Path(workdir) / name / f"seed={seed}"
         found.append(
           Cell(setting, seed, config, f"{path}:{variant}" if variant else path, given, folder)
@@ -207,6 +215,10 @@ def cells(source, changes, grid, seeds, workdir):
       raise UserError(f"{where}: {error}" if where else str(error)) from None
   for cell in found:
     check_folder(cell)
+  try:
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"cannot write the folder of the sweep {workdir}: {error.strerror}") from None
   return found
 
 
@@ -227,10 +239,7 @@ def check_folder(cell):
   path = cell.folder / "config.json"
   if not path.is_file():
     return
-  try:
-    old = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is not JSON: {error}") from None
+  old = read_json(path)
   different = config_lib.differences(old, json.loads(json.dumps(flat(cell.config))))
   if different:
     raise UserError(
@@ -319,7 +328,7 @@ def train_all(todo, jobs, say=print):
         seconds = time.perf_counter() - begun
         left = f"about {seconds / done * (len(todo) - done) / 60:.0f} min left"
         if outcome == "done":
-          metrics = json.loads((cell.folder / "results.json").read_text())["metrics"]
+          metrics = read_json(cell.folder / "results.json").get("metrics", {})
           outcome = f"rsum {metrics['rsum']:.1f}" if "rsum" in metrics else "done"
         else:
           failed[cell.name] = outcome

@@ -4,12 +4,12 @@ each field's influence.
 
 import csv
 import itertools
-import json
 import pathlib
 
 import numpy as np
 
 from xmr.eval import significance
+from xmr.files import read_json
 from xmr.inspect import influence
 
 LEVEL = 0.05
@@ -81,7 +81,7 @@ def read(runs):
   """Returns ({metric: [S] over seeds}, {metric: [Q] per query, averaged over seeds; "group/METRIC":
   [Q]}) of a setting.
   """
-  results = [json.loads((cell.folder / "results.json").read_text())["metrics"] for cell in runs]
+  results = [read_json(cell.folder / "results.json")["metrics"] for cell in runs]
   shared = set.intersection(*(set(metrics) for metrics in results))
   values = {
     name: np.array([metrics[name] for metrics in results]) for name in results[0] if name in shared

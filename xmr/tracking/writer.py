@@ -15,14 +15,11 @@ def kept_lines(path, last_step):
   """Returns the lines of a metrics.jsonl up to a step: later ones are trained again, half lines
   were cut by a kill.
   """
-  lines = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)["step"] <= last_step:
-        lines.append(line)
-    except (json.JSONDecodeError, KeyError, TypeError):
-      continue
-  return lines
+  return [
+    line
+    for line, found in files.json_lines(path)
+    if isinstance(found.get("step"), int) and found["step"] <= last_step
+  ]
 
 
 class Writer:

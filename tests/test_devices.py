@@ -143,8 +143,8 @@ def test_a_loss_without_a_ring_form_is_refused():
     match="loss hard_negative has no ring form; expected one of imc, .*config.loss_form=plain",
   ):
     experiment.losses_of(ring_config(**{"loss.name": "hard_negative"}), parallel.mesh())
-  with pytest.raises(UserError, match="loss imc has no parameter temperature"):
-    experiment.losses_of(ring_config(**{"loss.temperature": 0.1}), parallel.mesh())
+  with pytest.raises(KeyError, match="loss imc has no parameter temperature"):
+    ring_config(**{"loss.temperature": 0.1})
 
 
 @pytest.mark.parametrize("kind", ["cosine", "dot", "order"])

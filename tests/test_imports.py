@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -17,14 +19,25 @@ ALLOWED = {
   "errors": {"interrupts", "terminal"},
   "files": {"errors"},
   "home": set(),
-  "command_line": {"errors", "home"},
+  "command_line": {"errors", "fields", "home"},
   "recipe": set(),
   "tasks": set(),
   "fields": {"errors"},
-  "config": {"errors", "eval.table", "recipe", "tasks"},
+  # Of losses, mining, models and eval the tables, which need no JAX.
+  "config": {
+    "errors",
+    "eval.table",
+    "fields",
+    "home",
+    "losses",
+    "mining",
+    "models",
+    "recipe",
+    "tasks",
+  },
   "ops": {"errors", "ops"},
-  "losses": {"errors", "ops", "losses"},
-  "models": {"errors", "ops", "models"},
+  "losses": {"errors", "fields", "ops", "losses"},
+  "models": {"errors", "fields", "ops", "models"},
   "models.convert": {"errors", "command_line", "interop", "models"},
   "models.transformer": {"errors", "ops", "models", "interop.torch_files"},
   "interop": {"errors", "models", "interop"},
@@ -39,7 +52,7 @@ ALLOWED = {
   "tracking": {"errors", "files", "tracking"},
   "preemption": {"interrupts"},
   "encode": {"data", "parallel"},
-  "mining": {"errors", "ops", "parallel", "mining", "eval.relevance", "data"},
+  "mining": {"errors", "fields", "ops", "parallel", "mining", "eval.relevance", "data"},
   "eval": {
     "__version__",
     "errors",
@@ -134,3 +147,12 @@ def test_only_the_table_of_tasks_names_a_task_of_its_own():
     assert not [found for found in imports(path) if found.split(".")[0] == "fine_grained"], name
     code = ast.dump(ast.parse(path.read_text()))
     assert "xmr.fine_grained" not in code and "Constant(value='fine_grained')" not in code, name
+
+
+def test_a_config_is_built_and_checked_without_jax():
+  program = (
+    "import sys; from configs import imc_flickr; from xmr import config; "
+    "config.validate(imc_flickr.get_config()); list(config.described(config.base_config())); "
+    "assert 'jax' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

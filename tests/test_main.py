@@ -186,7 +186,7 @@ def test_a_folder_of_another_config_is_refused_with_what_differs(command, undist
     run(command(undisturbed))
   done = run(command(undisturbed, "--config.seed=3", "--config.loss.margin=0.3"), code=2)
   assert done.stderr.strip().splitlines()[-1] == (
-    f"xmr: error: {undisturbed} holds a run of another config (config.loss.margin: None -> 0.3; "
+    f"xmr: error: {undisturbed} holds a run of another config (config.loss.margin: 0.2 -> 0.3; "
     "config.seed: 0 -> 3); "
     "give another --workdir"
   )

@@ -126,7 +126,7 @@ def test_randomness_is_a_function_of_seed_and_step(model, batch):
     (
       "loss.name",
       "aligned_full_hard_negative",
-      "does not take the embeddings of a dual encoder: image has shape",
+      "aligned_full_hard_negative takes image_tokens, text_tokens, image_mask, text_mask, which",
     ),
     ("warmup.loss", "triplet", "config.warmup.loss is 'triplet'; expected one of"),
   ],

@@ -41,6 +41,8 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
       # Once more than needed: what is wrong in the file is hard to tell from what is wrong in the
       # flags that change its fields.
       load_config(*argument.removeprefix("--config=").partition(":")[::2])
+  if "config" in values and values["config"].parser.flag_type() == "config object":
+    values["config"].parser = NamesFirst(values["config"].parser, argv)
   with mistakes():
     rest = values(argv)
     if len(rest) > 1:
@@ -62,6 +64,8 @@ def mistakes():
   except UserError:
     raise
   except (AttributeError, KeyError) as error:
+    if "; expected some of" in str(error):
+      raise UserError(str(error).strip("'\"")) from None
     field = re.search(r"\w[\w.]*", str(error.args[0]).replace("\\n", " "))
     near = re.search(r'Did you mean "(\w+)"', str(error))
     raise UserError(
@@ -104,6 +108,34 @@ def load_config(path, variant=""):
     found = type(config).__name__
     raise UserError(f"--config: get_config of {path} returns a {found}; expected a ConfigDict")
   return config
+
+
+class NamesFirst(flags.ArgumentParser):
+  """Parser of --config that takes the flags which name a loss or an encoder at once, so that what
+  it brings is known when the other fields are looked up, whatever their order.
+  """
+
+  def __init__(self, parser, argv):
+    self.parser, self.argv = parser, argv
+
+  def parse(self, argument):
+    """Returns the config of a file, with the names of its sections as the command line has them."""
+    from xmr.fields import Section
+
+    config = self.parser.parse(argument)
+    for flag, following in zip(self.argv, [*self.argv[1:], ""], strict=True):
+      found = re.fullmatch(r"--?config\.([\w.]+)\.name(=.*)?", flag)
+      if found is None:
+        continue
+      section = config
+      for part in found[1].split("."):
+        section = section.get(part, {}) if hasattr(section, "get") else {}
+      if isinstance(section, Section):
+        section.name = following if found[2] is None else found[2][1:]
+    return config
+
+  def flag_type(self):
+    return self.parser.flag_type()
 
 
 def parser(command, description):

@@ -1,290 +1,261 @@
-"""Every default of a run, and the checks that need nothing but the config."""
+"""Every field of a run with its default and what it may be, and the checks that need no more."""
 
-import math
 import re
 
 import ml_collections
-from ml_collections import config_dict
 
-from xmr import recipe
+from xmr import fields, home, recipe, tasks
 from xmr.errors import UserError
 from xmr.eval.table import options as evaluations
-from xmr.tasks import TASKS
+from xmr.fields import field
+from xmr.losses import table as losses
+from xmr.mining import table as mining
+from xmr.models import table as models
 
-placeholder = config_dict.placeholder
+BIG = 2**31 - 1  # more steps, rows or batches than anybody has
+ON = {"resumable": True}  # may change between two starts of a run
+STEPS = {"at_least": 0, "at_most": BIG}
+EPOCHS = {"at_least": 0, "at_most": 1e6}
+RATE = {"at_least": 0, "below": 1}
 
-
-def base_config():
-  """Returns the locked config that every file in configs/ starts from: all fields, with their
-  defaults.
-  """
-  config = ml_collections.ConfigDict()
-  config.task = "retrieval"  # a name in xmr.tasks.TASKS
-  config.seed = 0
-  # fixed: as given · by_size: fields that are 0 suit the number of captions (xmr/recipe.py)
-  config.recipe = "fixed"
-  config.epochs = 30.0  # length of training; 0 to count in steps
-  config.steps = 0  # or so many steps, with epochs=0
-  config.batch_size = 128  # captions per step over all devices and processes
-  config.eval_batch_size = 250  # rows encoded at a time in evaluation
-  # image_id: captions of one image are never its negatives · pair: only the pair itself (released)
-  config.match = "image_id"
-  config.similarity = "cosine"  # of evaluation: cosine · dot · order
-
-  config.data = data = ml_collections.ConfigDict()
-  data.name = (
-    "scenes"  # flickr8k · flickr30k · coco · scenes · own · wikipedia · tvgraz · wikipedia_zh
-  )
-  data.dir = ""  # folder of the dataset; scenes need none
-  data.captions = ""  # own: file in dir that holds the captions; empty: found by looking
-  data.columns = (
-    ""  # own: columns of a table, image=NAME,caption=NAME|NAME,split=NAME; empty: known
-  )
-  data.cache_dir = "~/.cache/xmr"  # prepared array_record files and relevance matrices
-  data.image = "pixels"  # pixels · features
-  data.text = "words"  # words · features
-  data.image_features = ""  # .npy, row = imgid; relative to dir
-  data.text_features = ""  # .npy, row = sentid; relative to dir
-  data.image_features_scale = (
-    "none"  # none · column: unit columns over all splits (Full-HN as released) · row: unit rows
-  )
-  data.restval = False  # COCO: train on the 30,504 restval images too
-  data.image_size = 224  # pixels of a side after cropping
-  data.resize = 256  # shorter side before the centre crop of evaluation
-  data.min_area = 0.08  # smallest share of an image that a training crop shows
-  data.max_length = (
-    0  # words per caption with <start> and <end>; 0 = the longest of the training split
-  )
-  data.one_caption_per_image = (
-    False  # True: a batch holds an image once, an epoch one caption of each
-  )
-  data.workers = 0  # processes that decode; 0 = this one
-  data.prefetch = 2  # batches ready ahead, per worker
-  data.scenes = ml_collections.ConfigDict({"n_train": 2000, "n_val": 200, "n_test": 500})
-
-  config.vocabulary = vocabulary = ml_collections.ConfigDict()
-  vocabulary.min_count = 4  # words seen fewer times are <unk>
-  vocabulary.splits = "train"  # train · all: count val and test captions too (released)
-  vocabulary.extend = False  # with init: add the words that the other run lacks, keep its rows
-  vocabulary.glove = ""  # text file of vectors for the initial word embedding; relative to data.dir
-  vocabulary.glove_missing = (
-    "normal"  # words without one: N(0, 1) (released) · matched: the vectors' own deviation
-  )
-
-  config.model = model = ml_collections.ConfigDict()
-  model.dim = 1024  # of the joint space
-  model.normalize = (
-    "l2"  # l2: unit rows · abs: unit rows of absolute values (order embeddings) · none
-  )
-  model.dtype = "float32"  # of the computation; parameters, norms and losses stay float32
-  model.image = image = ml_collections.ConfigDict()
-  image.name = (
-    "convnet"  # linear · mlp · convnet · resnet18/34/50/101/152 · vgg19 · efficientnet_v2_s/m/l
-  )
-  image.bias = True
-  image.input_norm = True  # unit length of the backbone's feature before the projection
-  image.hidden = 0  # mlp: units; 0 = as released, (input + dim) / 2
-  image.depth = 2  # mlp: hidden layers
-  image.activation = "relu"
-  image.dropout = 0.0
-  image.weights = ""  # safetensors of the backbone, from python -m xmr.models.convert
-  image.trainable = True  # False: the backbone is frozen
-  image.batch_norm = (
-    "frozen"  # frozen: running statistics · released: batch statistics, drifting even when frozen
-  )
-  image.remat = False  # recompute blocks in the backward pass to save memory
-  model.text = text = ml_collections.ConfigDict()
-  text.name = "bilstm"  # lstm · bilstm · gru · bigru · linear · mlp
-  text.word_dim = 300
-  text.hidden = 0  # units per direction; 0 = dim
-  text.depth = 2  # mlp: hidden layers
-  text.activation = "relu"
-  text.bias = True
-  text.input_norm = False
-  text.dropout = 0.4  # on word vectors (0.4 as released, 0.5 in the paper), or between mlp layers
-  text.readout = "last"  # last (released) · ends (paper) · mean · max
-  text.word_init = "xavier"  # of words without GloVe: xavier · uniform (VSE++) · normal
-
-  # plain: [B, B] at once · ring: blocks go around the devices, for large batches; equal numbers
-  config.loss_form = "plain"
-  config.loss = loss = ml_collections.ConfigDict()
-  loss.name = "imc"  # a name in xmr.losses.LOSSES
-  for name, kind in LOSS_PARAMETERS.items():
-    loss[name] = placeholder(kind)  # None: the loss's own default
-
-  config.warmup = warmup = ml_collections.ConfigDict()
-  warmup.loss = (
-    "sum_of_hinges"  # of the first epochs: hardest negatives alone collapse a model from scratch
-  )
-  warmup.epochs = 0.0  # 0 and 0: no warm-up
-  warmup.steps = 0
-
-  config.mining = mining = ml_collections.ConfigDict()
-  # batch · train · bank · random · released: where negatives come from, for losses that take them
-  mining.scope = "batch"
-  mining.refresh_steps = 100  # bank: steps between refreshed embeddings
-  mining.block = 1024  # rows of the training set encoded at a time; a GPU may want more
-  mining.rank = 0  # take the k-th hardest instead of the hardest (0)
-  mining.skip_relevance = (
-    0.0  # never take a caption whose ROUGE-L relevance to the image is above; 0 = no limit
-  )
-  mining.semi_hard = False  # hardest among those that score below the positive
-  mining.dtype = "float32"  # of mined similarities; bfloat16 keeps float32 sums
-
-  config.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.name = "adam"  # adam · sgd
-  optimizer.learning_rate = 2e-4
-  optimizer.schedule = "step"  # step · constant · cosine
-  optimizer.decay = 0.1  # step: factor
-  optimizer.decay_epochs = 15.0  # step: every so many epochs
-  optimizer.decay_once = False  # step: a single step at decay_epochs (Full-HN)
-  optimizer.warmup_steps = 0  # linear rise of the learning rate
-  optimizer.b1 = 0.9
-  optimizer.b2 = 0.999
-  optimizer.eps = 1e-8
-  optimizer.clip = 2.0  # global gradient norm; 0 = none
-  optimizer.l2 = 0.0  # penalty l2 * |kernel|^2 in the gradient
-  optimizer.weight_decay = 0.0  # decoupled, on kernels
-  # (("parameter path regex", learning rate factor), ...); factor 0 freezes
-  optimizer.multipliers = ()
-
-  config.evaluate = evaluate = ml_collections.ConfigDict()
-  evaluate.epochs = 1.0  # validate every so many epochs,
-  evaluate.steps = 0  # or steps with epochs=0
-  evaluate.select = (
-    "best"  # checkpoint that is scored: best (validation rsum) · latest (Full-HN as released)
-  )
-  evaluate.split = "test"  # scored at the end
-  # What is scored at the end: the options of xmr/eval/table.py.
-  for name, option in evaluations().items():
-    evaluate[name] = option.default
-
-  config.checkpoint = ml_collections.ConfigDict(
-    {"steps": 500}
-  )  # besides every validation; 0 = only then
-  config.log = ml_collections.ConfigDict({"steps": 10, "tensorboard": True, "progress": True})
-  config.profile = ml_collections.ConfigDict(
-    {"steps": 0, "start": 10}
-  )  # trace so many steps from `start`
-  config.picture = True  # retrieved.png at the end, and in TensorBoard at each validation
-  config.init = ""  # workdir of another run whose best parameters this one starts from
-  return config.lock()
-
-
-LOSS_PARAMETERS = {
-  "margin": float,
-  "weight": float,
-  "distance": str,
-  "lower": float,
-  "upper": float,
-  "form": str,
-  "reduce": str,
-  "kind": str,
-  "intra_margin": float,
-  "pair_rule": str,
-  "temperature": float,
-  "bias": float,
-  "beta": float,
-  "threshold": float,
+# Every field of every run but those of the loss, the encoders and the metrics, which the rows of
+# their tables declare, and those of a task of its own.
+FIELDS = {
+  "task": field(
+    "retrieval",
+    "what is trained: a row of xmr/tasks.py",
+    choices=tasks.TASKS,
+  ),
+  "seed": field(0, "of all that is random", at_least=0, at_most=2**32 - 1),
+  "recipe": field(
+    "fixed",
+    "by_size: fields that are 0 suit the number of captions (xmr/recipe.py)",
+    choices=("fixed", "by_size"),
+  ),
+  "epochs": field(30.0, "length of training; 0 to count in steps", **EPOCHS, **ON),
+  "steps": field(0, "or so many steps, with epochs=0", **STEPS, **ON),
+  "batch_size": field(
+    128, "captions per step over all devices and processes", at_least=1, at_most=2**24
+  ),
+  "eval_batch_size": field(
+    250, "rows encoded at a time in evaluation", at_least=1, at_most=2**24, **ON
+  ),
+  "match": field(
+    "image_id",
+    "image_id: captions of one image are never its negatives; pair: only the pair (released)",
+    choices=("image_id", "pair"),
+  ),
+  "similarity": field("cosine", "of evaluation", choices="xmr.ops.similarity.VECTORS"),
+  # The dataset.
+  "data.name": field("scenes", "of the dataset, a row of xmr.data.DATASETS"),
+  "data.dir": field("", "folder of the dataset; scenes need none", **ON),
+  "data.captions": field("", "own: file in dir that holds the captions; empty: found by looking"),
+  "data.columns": field(
+    "", "own: columns of a table, image=NAME,caption=NAME|NAME,split=NAME; empty: known"
+  ),
+  "data.cache_dir": field(
+    "~/.cache/xmr", "prepared array_record files and relevance matrices", **ON
+  ),
+  "data.image": field("pixels", "what an image is read as", choices=("pixels", "features")),
+  "data.text": field("words", "what a text is read as", choices=("words", "features")),
+  "data.image_features": field("", ".npy, row = imgid; relative to dir"),
+  "data.text_features": field("", ".npy, row = sentid; relative to dir"),
+  "data.image_features_scale": field(
+    "none",
+    "column: unit columns over all splits (Full-HN as released); row: unit rows",
+    choices=("none", "column", "row"),
+  ),
+  "data.restval": field(False, "COCO: train on the 30,504 restval images too"),
+  "data.image_size": field(224, "pixels of a side after cropping", at_least=1, at_most=8192),
+  "data.resize": field(
+    256, "shorter side before the centre crop of evaluation", at_least=1, at_most=8192
+  ),
+  "data.min_area": field(
+    0.08, "smallest share of an image that a training crop shows", above=0, at_most=1
+  ),
+  "data.max_length": field(
+    0,
+    "words per caption with <start> and <end>; 0: the longest of the training split",
+    at_least=0,
+    at_most=65536,
+  ),
+  "data.one_caption_per_image": field(
+    False, "True: a batch holds an image once, an epoch one caption of each"
+  ),
+  "data.workers": field(0, "processes that decode; 0: this one", at_least=0, at_most=1024, **ON),
+  "data.prefetch": field(2, "batches ready ahead, per worker", at_least=1, at_most=4096, **ON),
+  "data.scenes.n_train": field(2000, "scenes to train on", at_least=1, at_most=10**7),
+  "data.scenes.n_val": field(200, "scenes to validate on", at_least=1, at_most=10**7),
+  "data.scenes.n_test": field(500, "scenes to score", at_least=1, at_most=10**7),
+  # The vocabulary.
+  "vocabulary.min_count": field(4, "words seen fewer times are <unk>", at_least=1, at_most=BIG),
+  "vocabulary.splits": field(
+    "train", "all: count val and test captions too (released)", choices=("train", "all")
+  ),
+  "vocabulary.extend": field(
+    False, "with init: add the words that the other run lacks, keep its rows"
+  ),
+  "vocabulary.glove": field(
+    "", "text file of vectors for the initial word embedding; relative to data.dir"
+  ),
+  "vocabulary.glove_missing": field(
+    "normal",
+    "words without one: N(0, 1) (released), or matched: the vectors' own deviation",
+    choices=("normal", "matched"),
+  ),
+  # The model; config.model.image and config.model.text are rows of xmr/models/table.py.
+  "model.dim": field(1024, "of the joint space", at_least=1, at_most=65536),
+  "model.normalize": field(
+    "l2",
+    "l2: unit rows; abs: unit rows of absolute values (order embeddings); none",
+    choices="xmr.models.normalize.KINDS",
+  ),
+  "model.dtype": field(
+    "float32",
+    "of the computation; parameters, norms and losses stay float32",
+    choices="xmr.models.dual_encoder.DTYPES",
+  ),
+  # The loss; config.loss is a row of xmr/losses/table.py.
+  "loss_form": field(
+    "plain",
+    "plain: [B, B] at once; ring: blocks go around the devices, for large batches; equal numbers",
+    choices=("plain", "ring"),
+  ),
+  "warmup.loss": field(
+    "sum_of_hinges",
+    "of the first epochs: hardest negatives alone collapse a model from scratch",
+    choices=losses.LOSSES,
+  ),
+  "warmup.epochs": field(0.0, "0 and 0: no warm-up", **EPOCHS),
+  "warmup.steps": field(0, "or so many steps", **STEPS),
+  # Where negatives come from.
+  "mining.scope": field(
+    "batch",
+    "where negatives come from, for losses that take them: a row of xmr/mining/table.py",
+    choices=mining.SCOPES,
+  ),
+  "mining.refresh_steps": field(
+    100, "bank: steps between refreshed embeddings", at_least=1, at_most=BIG
+  ),
+  "mining.block": field(
+    1024,
+    "rows of the training set encoded at a time; a GPU may want more",
+    at_least=1,
+    at_most=2**24,
+    **ON,
+  ),
+  "mining.rank": field(
+    0, "take the k-th hardest instead of the hardest (0)", at_least=0, at_most=2**20
+  ),
+  "mining.skip_relevance": field(
+    0.0,
+    "never take a caption whose ROUGE-L relevance to the image is above; 0: no limit",
+    **RATE,
+  ),
+  "mining.semi_hard": field(False, "hardest among those that score below the positive"),
+  "mining.dtype": field(
+    "float32",
+    "of mined similarities; bfloat16 keeps float32 sums",
+    choices=("float32", "bfloat16"),
+  ),
+  # The optimiser.
+  "optimizer.name": field("adam", "of the optimiser", choices=("adam", "sgd")),
+  "optimizer.learning_rate": field(2e-4, "at its highest", above=0, at_most=1e38),
+  "optimizer.schedule": field(
+    "step", "of the learning rate", choices=("step", "constant", "cosine")
+  ),
+  "optimizer.decay": field(0.1, "step: factor", above=0, at_most=1),
+  "optimizer.decay_epochs": field(15.0, "step: every so many epochs", above=0, at_most=1e6),
+  "optimizer.decay_once": field(False, "step: a single step at decay_epochs (Full-HN)"),
+  "optimizer.warmup_steps": field(0, "linear rise of the learning rate", **STEPS),
+  "optimizer.b1": field(0.9, "adam: decay of the mean", **RATE),
+  "optimizer.b2": field(0.999, "adam: decay of the variance", **RATE),
+  "optimizer.eps": field(1e-8, "adam: added to the root of the variance", above=0, at_most=1),
+  "optimizer.clip": field(2.0, "global gradient norm; 0: none", at_least=0, at_most=1e9),
+  "optimizer.l2": field(0.0, "penalty l2 * |kernel|^2 in the gradient", at_least=0, at_most=1e4),
+  "optimizer.weight_decay": field(0.0, "decoupled, on kernels", at_least=0, at_most=1e4),
+  "optimizer.multipliers": field(
+    (),
+    '(("parameter path regex", learning rate factor), ...); factor 0 freezes; "^loss/" is what '
+    "config.loss.learn names",
+  ),
+  # Validation and the score at the end.
+  "evaluate.epochs": field(1.0, "validate every so many epochs,", **EPOCHS),
+  "evaluate.steps": field(0, "or steps with epochs=0", **STEPS),
+  "evaluate.select": field(
+    "best",
+    "checkpoint that is scored: best (validation rsum), latest (Full-HN as released)",
+    choices=("best", "latest"),
+    **ON,
+  ),
+  "evaluate.split": field("test", "scored at the end", choices=("train", "val", "test"), **ON),
+  # What a run writes.
+  "checkpoint.steps": field(500, "besides every validation; 0: only then", **STEPS, **ON),
+  "log.steps": field(10, "between two lines of metrics", at_least=1, at_most=BIG, **ON),
+  "log.tensorboard": field(True, "curves for TensorBoard", **ON),
+  "log.progress": field(True, "a line of progress", **ON),
+  "profile.steps": field(0, "trace so many steps", **STEPS, **ON),
+  "profile.start": field(10, "from this one on", **STEPS, **ON),
+  "picture": field(True, "retrieved.png at the end, and in TensorBoard at each validation", **ON),
+  "init": field("", "workdir of another run whose best parameters this one starts from"),
 }
 
-# What may change between two starts in one workdir: nothing that moves a parameter of the steps
-# already done.
-RESUMABLE = (
-  "epochs",
-  "steps",
-  "data.dir",
-  "data.cache_dir",
-  "data.workers",
-  "data.prefetch",
-  "eval_batch_size",
-  "evaluate.split",
-  "evaluate.select",
-  "checkpoint.steps",
-  "log.steps",
-  "log.tensorboard",
-  "log.progress",
-  "profile.steps",
-  "profile.start",
-  "picture",
-  "mining.block",
-)
 
 # What may differ between a finished run and the run that is asked for: where it runs, not what it
 # computes.
-ELSEWHERE = (
-  "data.dir",
-  "data.cache_dir",
-  "data.workers",
-  "data.prefetch",
-  "eval_batch_size",
-  "mining.block",
-)
-ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture")
+ELSEWHERE = ("data.dir", "data.cache_dir", "data.workers", "data.prefetch", "eval_batch_size")
+ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture", "mining.block")
 
-FEATURE_ENCODERS = ("linear", "mlp")
 
-CHOICES = {
-  "task": tuple(TASKS),
-  "recipe": ("fixed", "by_size"),
-  "match": ("image_id", "pair"),
-  "loss_form": ("plain", "ring"),
-  "similarity": ("cosine", "dot", "order"),
-  "data.image": ("pixels", "features"),
-  "data.text": ("words", "features"),
-  "data.image_features_scale": ("none", "column", "row"),
-  "vocabulary.splits": ("train", "all"),
-  "vocabulary.glove_missing": ("normal", "matched"),
-  "model.normalize": ("l2", "abs", "none"),
-  "model.dtype": ("float32", "bfloat16"),
-  "model.image.batch_norm": ("frozen", "released"),
-  "model.text.readout": ("last", "ends", "mean", "max"),
-  "model.text.word_init": ("xavier", "uniform", "normal"),
-  "mining.scope": ("batch", "train", "bank", "random", "released"),
-  "mining.dtype": ("float32", "bfloat16"),
-  "optimizer.name": ("adam", "sgd"),
-  "optimizer.schedule": ("step", "constant", "cosine"),
-  "evaluate.select": ("best", "latest"),
-  "evaluate.split": ("train", "val", "test"),
-}
+def fields_of(task):
+  """Returns {"data.name": Field} of all fields of a task, but those of its loss and encoders."""
+  metrics = {f"evaluate.{name}": option for name, option in evaluations().items()}
+  return FIELDS | metrics | fields.resolve(tasks.FIELDS.get(task, {}))
 
-POSITIVE = (
-  "batch_size",
-  "eval_batch_size",
-  "data.image_size",
-  "data.resize",
-  "data.prefetch",
-  "vocabulary.min_count",
-  "model.dim",
-  "model.text.word_dim",
-  "optimizer.learning_rate",
-  "log.steps",
-  "mining.block",
-  "mining.refresh_steps",
-  "data.scenes.n_train",
-  "data.scenes.n_val",
-  "data.scenes.n_test",
-)
 
-NOT_NEGATIVE = (
-  "epochs",
-  "steps",
-  "warmup.epochs",
-  "warmup.steps",
-  "evaluate.epochs",
-  "evaluate.steps",
-  "checkpoint.steps",
-  "data.workers",
-  "data.max_length",
-  "optimizer.clip",
-  "optimizer.weight_decay",
-  "optimizer.l2",
-  "optimizer.warmup_steps",
-  "profile.steps",
-  "mining.rank",
-  "mining.skip_relevance",
-  "seed",
-)
+def base_config(task="retrieval"):
+  """Returns the locked config that every file in configs/ starts from: all fields, with their
+  defaults.
+
+  Args:
+    task: key of xmr.tasks.TASKS.
+  """
+  config = ml_collections.ConfigDict()
+  for name, declared in fields_of(task).items():
+    *sections, last = name.split(".")
+    section = config
+    for part in sections:
+      if part not in section:
+        section[part] = ml_collections.ConfigDict()
+      section = section[part]
+    section[last] = declared.default
+  config.task = task
+  config.model.image, config.model.text = models.Image(), models.Text()
+  config.loss = losses.Section()
+  for section in (config.model.image, config.model.text, config.loss):
+    section.name = section.NAME.default
+  return config.lock()
+
+
+def declared(config):
+  """Returns {"data.name": Field} of every field of a config, of its loss and encoders too."""
+  found = fields_of(config.task)
+  for path, section in (
+    ("loss", config.loss),
+    ("model.image", config.model.image),
+    ("model.text", config.model.text),
+  ):
+    found[f"{path}.name"] = section.NAME
+    found |= {f"{path}.{key}": each for key, each in section.declared(section.name).items()}
+  return found
+
+
+def described(config):
+  """Yields (name, default, allowed values in words, meaning, resumable) of every field of a
+  config.
+  """
+  for name, each in declared(config).items():
+    yield name, each.default, each.allowed, each.about, each.resumable
 
 
 def flat(config, prefix=""):
@@ -297,6 +268,50 @@ def flat(config, prefix=""):
     else:
       result[prefix + key] = list(value) if isinstance(value, tuple) else value
   return result
+
+
+def from_flat(values, *, where):
+  """Returns the config of {"data.name": value}, as config.json has it.
+
+  A field that the run did not know has its default. So has a loss's parameter that is None: the
+  version before this one wrote that, and the fields of all encoders, whichever was chosen.
+
+  Args:
+    values: dict of a config.json.  where: its path, for the errors.
+  Raises:
+    UserError: a field that this version does not know, or a value of another type.
+  """
+  task = values.get("task", "retrieval")
+  try:
+    FIELDS["task"].check("task", task)
+    config = base_config(task)
+    for name in ("loss.name", "model.image.name", "model.text.name"):
+      if name in values:
+        config.update_from_flattened_dict({name: values[name]})
+    known, strange, given = flat(config), [], {}
+    for name, value in values.items():
+      section, _, last = name.rpartition(".")
+      other_encoder = section in ("model.image", "model.text") and last in models.FIELDS
+      if name in known and value is not None:
+        given[name] = _tuples(value)
+      elif name not in known and not other_encoder and not (section == "loss" and value is None):
+        strange.append(name)
+    if strange:
+      raise UserError(
+        f"{where} has fields that this version of xmr does not know: {', '.join(strange)}; load it "
+        "with its own"
+      )
+    config.update_from_flattened_dict(given)
+  except (TypeError, AttributeError, ValueError) as error:
+    if str(where) in str(error):
+      raise
+    raise UserError(f"{where} holds a value of the wrong type: {error}") from None
+  home.expand(config)
+  return config
+
+
+def _tuples(value):
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def in_steps(section, steps_per_epoch, *, name, optional=False):
@@ -327,32 +342,16 @@ def validate(config):
   if config.recipe == "by_size":
     config = recipe.by_size(config, captions=1000)  # Any number: what is left open is no mistake.
   values = flat(config)
-  for key, choices in CHOICES.items():
-    if values[key] not in choices:
-      raise UserError(f"config.{key} is {values[key]!r}; expected one of {', '.join(choices)}")
-  for key, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise UserError(f"config.{key} is {value}; expected a finite number")
-  for key in POSITIVE:
-    if not values[key] > 0:
-      raise UserError(f"config.{key} is {values[key]}; expected more than 0")
-  for key in NOT_NEGATIVE:
-    if not values[key] >= 0:
-      raise UserError(f"config.{key} is {values[key]}; expected 0 or more")
-  for name, option in evaluations().items():
-    option.check(f"config.evaluate.{name}", values[f"evaluate.{name}"])
+  for name, each in declared(config).items():
+    each.check(f"config.{name}", values[name])
+  losses.learned(config.loss.name, config.loss.learn)
   for side in ("image", "text"):
-    if not 0 <= values[f"model.{side}.dropout"] < 1:
-      raise UserError(
-        f"config.model.{side}.dropout is {values[f'model.{side}.dropout']}; expected from 0 to "
-        "below 1"
-      )
     source, name = values[f"data.{side}"], values[f"model.{side}.name"]
-    if config.task == "retrieval" and (source == "features") != (name in FEATURE_ENCODERS):
-      expected = ", ".join(FEATURE_ENCODERS) if source == "features" else f"an encoder of {source}"
+    if config.task == "retrieval" and source != models.row(side, name).reads:
+      known = [key for key, row in models.SIDES[side].items() if row.reads == source]
       raise UserError(
         f"config.data.{side} is {source!r} but config.model.{side}.name is {name!r}; expected "
-        f"{expected}"
+        f"{', '.join(known)}"
       )
     if source == "features" and not values[f"data.{side}_features"]:
       raise UserError(
@@ -365,23 +364,27 @@ def validate(config):
   ):
     in_steps(section, 1, name=name, optional=optional)
   for item in config.optimizer.multipliers:
-    if len(item) != 2 or not isinstance(item[0], str) or item[1] < 0:
-      raise UserError(
-        f"config.optimizer.multipliers holds {item!r}; expected (parameter path regex, factor >= 0)"
-      )
-    try:
-      re.compile(item[0])
-    except re.error as error:
-      raise UserError(
-        f"config.optimizer.multipliers: {item[0]!r} is no regular expression: {error}"
-      ) from None
+    _check_multiplier(item)
+
+
+def _check_multiplier(item):
+  name = "config.optimizer.multipliers"
+  pair = isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
+  if not pair or isinstance(item[1], bool) or not isinstance(item[1], int | float):
+    raise UserError(f"{name} holds {item!r}; expected (parameter path regex, factor >= 0)")
+  field(at_least=0, at_most=1e6).check(f"{name}: the factor of {item[0]!r}", item[1])
+  try:
+    re.compile(item[0])
+  except re.error as error:
+    raise UserError(f"{name}: {item[0]!r} is no regular expression: {error}") from None
 
 
 def differences(old, new):
   """Returns "key: old -> new" for every field that differs and would change training; two flat
   dicts of a config.
   """
-  free = set(RESUMABLE) | {f"evaluate.{name}" for name in evaluations()}
+  known = fields_of(new["task"])
+  free = {name for name, each in known.items() if each.resumable}
   if new["optimizer.schedule"] == "cosine":
     # Its learning rate depends on the last step from the first one on.
     free -= {"epochs", "steps"}

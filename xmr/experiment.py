@@ -3,11 +3,10 @@ compiled.
 """
 
 import dataclasses
-import inspect
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +36,8 @@ class Experiment:
   length: int | None  # words per caption in training batches
   model: models.DualEncoder
   variables: dict  # starting values, NumPy; shapes alone where nothing is trained
-  loss: Callable  # of xmr.losses, with its parameters bound
-  warmup_loss: Callable
+  loss: losses.Bound
+  warmup_loss: losses.Bound
   transform: optax.GradientTransformation
   rates: optax.Schedule
   steps_per_epoch: int
@@ -131,6 +130,8 @@ def prepare(config, workdir, *, eval_only=False):
     word_vectors=vectors,
   )
   variables = starting_values(config, model, splits["train"], vocabulary, shapes_only=eval_only)
+  if loss.learned:
+    variables["params"]["loss"] = loss.start()
   frozen = () if config.model.image.trainable else ("^image_encoder/backbone/",)
   transform, rates = optim.make(
     config.optimizer,
@@ -139,6 +140,8 @@ def prepare(config, workdir, *, eval_only=False):
     total_steps=total_steps,
     frozen=frozen,
   )
+  if loss.learned:
+    transform = optax.chain(transform, loss.projection())
   return Experiment(
     config=config,
     workdir=pathlib.Path(workdir),
@@ -189,78 +192,78 @@ def loaded(config):
 
 def losses_of(config, mesh):
   """Returns the loss of the run and that of its warm-up, which takes what parameters it shares."""
-  parameters = {key: value for key, value in config.loss.items() if key != "name"}
-  get = losses.get
-  if config.warmup.loss not in losses.LOSSES:
-    raise UserError(
-      f"config.warmup.loss is {config.warmup.loss!r}; expected one of "
-      f"{', '.join(sorted(losses.LOSSES))}"
-    )
-  if config.loss_form == "ring":
-    # What the name or its parameters lack is the same mistake in both forms.
-    losses.get(config.loss.name, **parameters)
-    get = losses.get_ring
-  loss, warmup = get(config.loss.name, **parameters), get(config.warmup.loss)
-  shared = inspect.signature(warmup).parameters
-  warmup = get(
-    config.warmup.loss, **{key: value for key, value in parameters.items() if key in shared}
-  )
-  for name, settings in ((config.loss.name, parameters), (config.warmup.loss, warmup.keywords)):
-    try_out(losses.get(name, **settings), name)
-  if config.loss_form == "ring":
-    return tuple(parallel.over_rows(mesh, x) for x in (loss, warmup))
-  return (
-    over_devices(mesh, loss, config.loss.name),
-    over_devices(mesh, warmup, config.warmup.loss),
+  parameters, learn = losses.table.parameters(config.loss), tuple(config.loss.learn)
+  config_lib.FIELDS["warmup.loss"].check("config.warmup.loss", config.warmup.loss)
+  own = losses.table.row(config.warmup.loss)
+  warmup = {
+    "learn": [name for name in learn if name in own.learn],
+    **{name: value for name, value in parameters.items() if name in own.parameters},
+  }
+  # What the name or its parameters lack is the same mistake in both forms.
+  chosen = ((config.loss.name, {"learn": learn, **parameters}), (config.warmup.loss, warmup))
+  plain = [losses.get(name, **settings) for name, settings in chosen]
+  for loss in plain:
+    try_out(loss)
+  if config.loss_form == "plain":
+    return tuple(over_devices(mesh, loss) for loss in plain)
+  return tuple(over_rows(mesh, losses.get_ring(name, **settings)) for name, settings in chosen)
+
+
+def over_rows(mesh, ring, **options):
+  """Returns a loss in ring form on global arrays; options as `parallel.over_rows`."""
+  return dataclasses.replace(
+    ring, function=parallel.over_rows(mesh, ring, **options), parameters={}
   )
 
 
-def over_devices(mesh, loss, name):
+def over_devices(mesh, loss):
   """Returns a plain loss for a mesh: over several devices the same arithmetic in `jax.shard_map`.
 
   The compiler would send rows several times. In shard_map texts are gathered once, and their
   gradient goes back once, to the device that each row came from.
   """
-  parameters = dict(loss.keywords)
-  if mesh.size == 1 or name not in losses.RING or parameters.pop("kind", "dot") != "dot":
+  ring = losses.table.row(loss.name).ring
+  if mesh.size == 1 or ring is None or loss.parameters.get("kind", "dot") != "dot":
     return loss
-  return parallel.over_rows(mesh, losses.get_ring(name, **parameters), gather=True)
+  bound = losses.get_ring(loss.name, learn=tuple(loss.learned), **loss.parameters)
+  return over_rows(mesh, bound, gather=True)
 
 
-def try_out(loss, name):
+# What a training step has for a loss, as four rows of shapes.
+TENSORS = {
+  **dict.fromkeys(
+    ("image", "text", "image_negative", "text_negative"),
+    jax.ShapeDtypeStruct((4, 8), jnp.float32),
+  ),
+  "match": jax.ShapeDtypeStruct((4, 4), bool),
+  "image_id": jax.ShapeDtypeStruct((4,), jnp.int32),
+  "image_found": jax.ShapeDtypeStruct((4,), bool),
+  "text_found": jax.ShapeDtypeStruct((4,), bool),
+  "same_pair": jax.ShapeDtypeStruct((4,), jnp.float32),
+}
+
+
+def try_out(loss):
   """Traces a loss on what a training step has for it: a wrong choice shows now, not when the
   warm-up is over.
 
+  Args:
+    loss: Bound.
   Raises:
     UserError: a parameter of the loss has a wrong value, or the loss takes tensors that no dual
       encoder makes.
   """
-  rows, mask = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((4, 4), bool)
-  tensors = {
-    "image": rows,
-    "text": rows,
-    "match": mask,
-    "image_negative": rows,
-    "text_negative": rows,
-    "same_pair": jax.ShapeDtypeStruct((4,), jnp.float32),
-  }
-  given = getattr(loss, "keywords", {})
-  parameters = {
-    key: value for key, value in inspect.signature(loss).parameters.items() if key not in given
-  }
-  missing = [
-    key for key, value in parameters.items() if value.default is value.empty and key not in tensors
-  ]
+  missing = [name for name in loss.tensors.values() if name not in TENSORS]
   if missing:
     raise UserError(
-      f"loss {name} takes {', '.join(missing)}, which a dual encoder of images and texts does "
+      f"loss {loss.name} takes {', '.join(missing)}, which a dual encoder of images and texts does "
       "not make"
     )
   try:
-    jax.eval_shape(loss, **{key: tensors[key] for key in parameters if key in tensors})
+    jax.eval_shape(functools.partial(loss.of, stored=loss.start()), TENSORS)
   except ValueError as error:
     raise UserError(
-      f"loss {name} does not take the embeddings of a dual encoder: {error}"
+      f"loss {loss.name} does not take the embeddings of a dual encoder: {error}"
     ) from None
 
 

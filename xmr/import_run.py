@@ -64,7 +64,7 @@ def import_run(config, *, checkpoint, vocabulary, workdir):
     saved = checkpoints_lib.Checkpoints(folder)
     saved.save(step, params=variables["params"], state=state, run=run, score=report["rsum"])
     saved.close()
-  return {f"config.{key}": flat[key] for key in settings if flat[key] != before[key]}
+  return {f"config.{key}": flat[key] for key in settings if flat[key] != before.get(key)}
 
 
 def main(argv):

@@ -71,13 +71,13 @@ def read(argv):
 def config_of_run(workdir):
   """Returns the config that a run folder keeps; UserError where there is none."""
   from xmr import home
+  from xmr.config import from_flat
   from xmr.files import read_json
-  from xmr.inspect.runs import config_of
 
   path = pathlib.Path(home.expanded(workdir)) / "config.json"
   if not path.is_file():
     raise UserError(f"--eval_only: {workdir} is not the folder of a run: it has no config.json")
-  return config_of(read_json(path), where=path)
+  return from_flat(read_json(path), where=path)
 
 
 def start_jax(config):

@@ -251,21 +251,22 @@ def over_rows(mesh, function, **options):
 
   Args:
     mesh: of mesh().
-    function: (image, text, image_id, *, axis_name) -> (loss, terms), the same on all devices: a
-      loss in ring form.  options: more keyword arguments of it.
+    function: (image, text, image_id, *, axis_name, **scalars) -> (loss, terms), the same on all
+      devices: a loss in ring form.  options: more keyword arguments of it.
   Returns:
-    function of (image [B, D], text [B, D], image_id [B] or None) -> (loss, terms).
+    function of (image [B, D], text [B, D], image_id [B] or None, **scalars: [] each) -> (loss,
+    terms).
   """
 
-  def whole(image, text, image_id=None):
+  def whole(image, text, image_id=None, **scalars):
     rows = {"image": image, "text": text, "image_id": image_id}
     local = jax.shard_map(
-      lambda rows: function(**rows, axis_name=DATA, **options),
+      lambda rows, scalars: function(**rows, **scalars, **options, axis_name=DATA),
       mesh=mesh,
-      in_specs=(PartitionSpec(DATA),),
+      in_specs=(PartitionSpec(DATA), PartitionSpec()),
       out_specs=PartitionSpec(),
     )
-    return local(rows)
+    return local(rows, scalars)
 
   return whole
 

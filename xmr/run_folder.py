@@ -38,7 +38,8 @@ def check_folder(config, workdir):
   if not path.exists():
     raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
   old = {name: home.expanded(value) for name, value in read_json(path).items()}
-  different = config_lib.differences(old, json.loads(json.dumps(config_lib.flat(config))))
+  old = config_lib.flat(config_lib.from_flat(old, where=path))
+  different = config_lib.differences(old, config_lib.flat(config))
   if different:
     raise UserError(
       f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"

@@ -12,6 +12,9 @@ TASKS = {
   "retrieval": "xmr.retrieval",  # one dual encoder of images and texts
   "fine_grained": "xmr.fine_grained.task",  # the two stages of FG-CMIR
 }
+# The fields of a config that a task has of its own, {name: Field}; nothing is imported for them
+# that a config does without.
+FIELDS = {"fine_grained": "xmr.fine_grained.config.FIELDS"}
 
 
 def module(name):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -55,7 +54,7 @@ def embed_and_compare(
     state: TrainState.  batch: dict of global arrays (design: batch), B rows.
     pool: what the miner chooses from, or None.
     model: DualEncoder.
-    loss: function of xmr.losses with its parameters bound.
+    loss: Bound of xmr.losses; what it learns is in params["loss"].
     miner: function of mining.make(), for losses that take negatives.
     match: "image_id": captions of one image are never its negatives; "pair": only the pair itself
       is a match (released).
@@ -77,9 +76,7 @@ def embed_and_compare(
   if miner is not None:
     negatives, bank = miner(variables, batch, tensors, pool, bank, step=state.step, key=mined)
     tensors |= negatives
-  value, terms = loss(
-    **{name: tensors[name] for name in inspect.signature(loss).parameters if name in tensors}
-  )
+  value, terms = loss.of(tensors, params.get("loss"))
   return value, (terms, {"batch_stats": updated.get("batch_stats", {}), "bank": bank})
 
 

@@ -75,5 +75,4 @@ def flickr8k_features(config):
   config.model.dim = 1024
   config.model.text.name = "linear"
   config.model.text.input_norm = True
-  config.model.text.dropout = 0.0
   return config

@@ -30,8 +30,8 @@ def get_config(variant, *, dataset, margin, variants=()):
     raise UserError(
       f"variant {variant!r} is unknown; expected one of {', '.join(v or '(none)' for v in known)}"
     )
-  config = released(base_config(), margin=margin)
-  method(config, variant if variant in METHODS else "f_hn")
+  config = released(base_config())
+  method(config, variant if variant in METHODS else "f_hn", margin=margin)
   config.data.name = dataset
   config.data.dir = f"data/{dataset}"
   config.data.image_features = "features/image_efficientnet_v2_l.npy"
@@ -39,20 +39,18 @@ def get_config(variant, *, dataset, margin, variants=()):
   return mlp(config) if variant == "mlp" else config
 
 
-def method(config, name):
-  """Sets the loss and the mining of one of METHODS, with the margin that the config has."""
+def method(config, name, *, margin):
+  """Sets the loss and the mining of one of METHODS, with a margin where the loss has one."""
   config.loss.name, config.mining.scope = METHODS[name]
-  if name == "f_hn":
-    config.loss.intra_margin = config.loss.margin
-  if name == "m_hn":
-    config.loss.margin = None
+  for parameter in ("margin", "intra_margin"):
+    if parameter in config.loss:
+      config.loss[parameter] = margin
 
 
-def released(config, *, margin):
+def released(config):
   """Sets what the notebooks share: linear projections without bias, Adam, 30 epochs of 512
   captions, last weights.
   """
-  config.loss.margin = margin
   config.batch_size = 512
   config.epochs = 30.0
   config.data.image = config.data.text = "features"
@@ -61,7 +59,6 @@ def released(config, *, margin):
   for side in (config.model.image, config.model.text):
     side.name = "linear"
     side.bias = side.input_norm = False
-    side.dropout = 0.0
   config.optimizer.learning_rate = 2e-4
   config.optimizer.eps = 1e-7
   config.optimizer.decay_once = True
@@ -88,8 +85,8 @@ def flickr8k(variant, *, margin=0.2):
   """Returns the config of a method ("f_hn", "hn", "m_hn", "random") on the features of Flickr8k,
   minutes on a CPU.
   """
-  config = released(flickr.flickr8k_features(base_config()), margin=margin)
-  method(config, variant)
+  config = released(flickr.flickr8k_features(base_config()))
+  method(config, variant, margin=margin)
   # The hardest of all captions is often as true as the caption itself: see the README.
   config.mining.scope = "random" if variant == "random" else "batch"
   config.warmup.epochs = 0.0

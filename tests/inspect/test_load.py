@@ -141,14 +141,14 @@ def test_a_folder_that_is_no_run_says_so(trained, tmp_path):
 
 
 def test_a_config_of_another_version_names_the_strange_field(run):
-  from xmr.inspect.runs import config_of
+  from xmr.config import from_flat
 
   with pytest.raises(
     UserError, match="c.json has fields that this version of xmr does not know: loss.temprature"
   ):
-    config_of({"loss.temprature": 3.0}, where="c.json")
+    from_flat({"loss.temprature": 3.0}, where="c.json")
   with pytest.raises(UserError, match="wrong type"):
-    config_of({"batch_size": "many"}, where="c.json")
+    from_flat({"batch_size": "many"}, where="c.json")
 
 
 def test_bad_pictures_and_empty_texts_are_named(run, gallery, tmp_path):

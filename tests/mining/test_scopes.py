@@ -481,7 +481,6 @@ def test_relevant_pairs_are_those_of_the_full_matrix(tmp_path):
       {"mining__scope": "released", "mining__semi_hard": True},
       "config.mining.semi_hard is True but scope released",
     ),
-    ({"mining__skip_relevance": 1.5}, "config.mining.skip_relevance is 1.5"),
   ],
 )
 def test_what_has_no_meaning_is_one_clear_error(change, message):

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from xmr.config import base_config
 from xmr.errors import UserError
 from xmr.models import IMAGE_ENCODERS, TEXT_ENCODERS, DualEncoder, build
 from xmr.models.features import MLP, Linear
@@ -63,11 +64,15 @@ def test_fields_reach_the_encoder_that_declares_them():
   )
 
 
-def test_a_field_that_is_none_keeps_the_encoders_default():
-  section = config(text="mlp").unlock()
-  section.text.dropout = None
-  section.text.hidden = None
-  assert build(section).text_encoder == MLP(dim=16, dropout=MLP.dropout, hidden=0)
+def test_another_name_keeps_what_both_encoders_have_and_brings_the_rest():
+  model = base_config().model
+  model.text.dropout, model.text.hidden = 0.1, 5
+  model.text.name = "mlp"
+  assert (model.text.dropout, model.text.hidden, model.text.activation) == (0.1, 5, "relu")
+  with pytest.raises(AttributeError, match="config.model.text: mlp has no field readout; expected"):
+    model.text.readout = "mean"
+  model.image.name = "linear"
+  assert model.image.input_norm is True and "remat" not in model.image
 
 
 def test_backbone_options_reach_it():
@@ -136,10 +141,10 @@ def test_words_need_a_vocabulary():
       "image.activation is 'sine'; expected one of relu, gelu, tanh, none",
     ),
     ({"image": "mlp", "image__dropout": 1.0}, "image.dropout is 1.0; expected from 0 to below 1"),
-    ({"text": "mlp", "text__hidden": -1}, "text.hidden is -1; expected 0 or more"),
+    ({"text": "mlp", "text__hidden": -1}, "text.hidden is -1; expected from 0 to 65,536"),
     (
       {"image": "resnet18", "image__batch_norm": "off"},
-      "image.batch_norm is 'off'; expected frozen or released",
+      "image.batch_norm is 'off'; expected one of frozen, released",
     ),
   ],
 )

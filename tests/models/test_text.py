@@ -9,7 +9,8 @@ import pytest
 
 from xmr.errors import UserError
 from xmr.interop.vsepp_text import import_text_encoder
-from xmr.models.text import READOUTS, TEXT_ENCODERS, Recurrent
+from xmr.models import TEXT_ENCODERS
+from xmr.models.text import READOUTS, Recurrent
 
 NAMES = ("lstm", "bilstm", "gru", "bigru")
 

@@ -112,7 +112,7 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
   capsys.readouterr()
   error = refused(capsys, tmp_path, "--grid", "loss.weight=1", "--config.loss.margin=0.3")
   assert (
-    "holds a run of another config (config.loss.margin: None -> 0.3)" in error and len(trained) == 1
+    "holds a run of another config (config.loss.margin: 0.2 -> 0.3)" in error and len(trained) == 1
   )
 
 
@@ -132,7 +132,10 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
     (["--grid", "variant=flickr9k"], "variant 'flickr9k' is unknown"),
     (["--grid", "loss.weight=1", "--config.loss.weight=2"], "loss.weight is given twice"),
     (["--grid", "seed=1,2"], "--seeds"),
-    (["--grid", "optimizer.multipliers=1"], "config.optimizer.multipliers is a tuple"),
+    (
+      ["--grid", "optimizer.multipliers=1"],
+      "config.optimizer.multipliers is '1'; expected a value of type tuple",
+    ),
     (["--config.epochs"], "--config.epochs has no value"),
     (["--grid", f"data.dir={'x' * 260}"], "would have a name of 269 bytes; expected at most 255"),
     (["--seeds=0"], "seeds"),

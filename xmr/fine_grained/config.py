@@ -1,9 +1,7 @@
 """The fields of FG-CMIR beside those of every run, with their defaults, and its forms by name."""
 
-import ml_collections
-from ml_collections import config_dict
-
 from xmr import config as config_lib
+from xmr.fields import field
 
 BASE = "pairwise_similarity"
 CROSS_ENTROPY = "pair_cross_entropy"
@@ -61,56 +59,81 @@ RELEASED = {
   "optimizer.decay_epochs": 1.0,
 }
 
+RATE = {"at_least": 0, "below": 1}
+COUNT = {"at_least": 1, "at_most": 2**24}
+
+FIELDS = {
+  "graph.min_count": field(9, "words that occur more than 8 times, as the group", **COUNT),
+  "graph.neighbours": field(8, "nearest words that are joined by an edge", **COUNT),
+  "graph.vectors": field(
+    "word2vec", "trained on the training texts, or a GloVe file, relative to data.dir"
+  ),
+  "graph.dim": field(50, "of word2vec", at_least=1, at_most=65536),
+  "graph.epochs": field(5, "of word2vec", at_least=1, at_most=10**6),
+  "graph.seed": field(
+    0,
+    "of word2vec; not that of the run, so that seeds share one graph",
+    at_least=0,
+    at_most=2**32 - 1,
+  ),
+  "graph.signal": field(
+    "tfidf",
+    "count (the group), log, tfidf; features (with layers=0): the set's text features, no graph",
+    choices=("count", "log", "tfidf", "features"),
+  ),
+  "graph.order": field(3, "K: terms of a Chebyshev convolution", at_least=1, at_most=1000),
+  "graph.layers": field(2, "of the convolution", at_least=0, at_most=64),
+  "graph.bias": field("node", "node (SCKR), shared or none", choices="xmr.models.graph.BIASES"),
+  "graph.start": field(
+    "identity",
+    "of theta: identity, or xavier (released; may start dead)",
+    choices="xmr.models.graph.STARTS",
+  ),
+  "graph.dropout": field(0.4, "on the convolved signal; the group has none", **RATE),
+  "siamese.loss": field(
+    "pair_cross_entropy",
+    "pair_cross_entropy (yul_gcn) or pairwise_similarity (Ktena)",
+    choices=(CROSS_ENTROPY, BASE),
+  ),
+  "siamese.steps": field(300, "of stage 1", **COUNT),
+  "siamese.every": field(50, "steps between validations; the best by AUC is kept", **COUNT),
+  "siamese.dropout": field(0.2, "on the product of two embeddings", **RATE),
+  "pairs.scheme": field(
+    "grid", "grid, balanced or released (keras_gcn)", choices="xmr.data.pairs.SCHEMES"
+  ),
+  "pairs.dropout": field(
+    0.0, "on the product of text and image; 0.2 (yul_gcn), 0.4 (SCKR)", **RATE
+  ),
+  "pairs.unit_dropout": field(0.0, "on the units of a text, after `normalize`", **RATE),
+  "pairs.image_dropout": field(0.4, "on the features of an image; the group has none", **RATE),
+  "pairs.activation": field(
+    "relu",
+    "of both fully connected layers: none (SCKR), relu (keras_gcn) or tanh",
+    choices="xmr.models.graph.ACTIVATIONS",
+  ),
+  "pairs.normalize": field(
+    "none",
+    "whose rows are scaled to a mean square of 1 before the product: none (the group), text, both",
+    choices="xmr.models.siamese.NORMALIZED",
+  ),
+  "pairs.head_start": field(
+    1.0,
+    "factor on the drawn w of the score; below 1 starts nearer to the small scores that the loss "
+    "wants",
+    above=0,
+    at_most=1e4,
+  ),
+  "pairs.image_scale": field(
+    "root_standard", "of the image features", choices="xmr.fine_grained.data.SCALES"
+  ),
+  "table.variants": field((), "rows of a table"),
+  "table.seeds": field((), "of each row; () is a single run", at_least=0, at_most=2**32 - 1),
+}
+
 
 def base_config():
   """Returns the locked config of the task: all fields of a run, and those of the two stages."""
-  config = config_lib.base_config()
-  with config.unlocked():
-    config.graph = graph = ml_collections.ConfigDict()
-    graph.min_count = 9  # words that occur more than 8 times, as the group
-    graph.neighbours = 8  # nearest words that are joined by an edge
-    graph.vectors = (
-      "word2vec"  # trained on the training texts, or a GloVe file, relative to data.dir
-    )
-    graph.dim = 50  # of word2vec
-    graph.epochs = 5  # of word2vec
-    graph.seed = 0  # of word2vec; not that of the run, so that seeds share one graph
-    # count (the group) · log · tfidf · features (with layers=0: the set's text features, no graph)
-    graph.signal = "tfidf"
-    graph.order = 3  # K: terms of a Chebyshev convolution
-    graph.layers = 2
-    graph.bias = "node"  # node (SCKR) · shared · none
-    graph.start = "identity"  # of theta: identity · xavier (released; may start dead)
-    graph.dropout = 0.4  # on the convolved signal; the group has none
-    config.siamese = siamese = ml_collections.ConfigDict()
-    siamese.loss = (
-      "pair_cross_entropy"  # pair_cross_entropy (yul_gcn) · pairwise_similarity (Ktena)
-    )
-    siamese.steps = 300
-    siamese.every = 50  # steps between validations; the best by AUC is kept
-    siamese.dropout = 0.2  # on the product of two embeddings
-    config.pairs = pairs = ml_collections.ConfigDict()
-    pairs.scheme = "grid"  # grid · balanced · released (keras_gcn)
-    pairs.dropout = 0.0  # on the product of text and image; 0.2 (yul_gcn), 0.4 (SCKR)
-    pairs.unit_dropout = 0.0  # on the units of a text, after `normalize`
-    pairs.image_dropout = 0.4  # on the features of an image; the group has none
-    pairs.activation = (
-      "relu"  # of both fully connected layers: none (SCKR) · relu (keras_gcn) · tanh
-    )
-    # whose rows are scaled to a mean square of 1 before the product: none (the group) · text · both
-    pairs.normalize = "none"
-    # factor on the drawn w of the score; below 1 starts nearer to the small scores that the loss
-    # wants
-    pairs.head_start = 1.0
-    pairs.image_scale = "root_standard"  # none · standard · root_standard · unit
-    config.loss.threshold = config_dict.placeholder(
-      float
-    )  # hardness from which a pair counts, in the form of that name
-    config.table = ml_collections.ConfigDict(
-      {"variants": (), "seeds": ()}
-    )  # rows of a table; () is a single run
-  config.task = "fine_grained"
-  return config
+  return config_lib.base_config("fine_grained")
 
 
 def labelled(config):

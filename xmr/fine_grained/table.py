@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from xmr import losses
 from xmr.config import flat, same_results
 from xmr.errors import UserError
 from xmr.eval.significance import (
@@ -132,11 +133,12 @@ def single(config, variant, seed):
       f"config.table.variants holds {variant!r}; expected some of {', '.join(VARIANTS)}"
     )
   one = config.copy_and_resolve_references()
-  with one.ignore_type():
-    one.table.update({"variants": (), "seeds": ()})
-    one.loss.form = None
-    one.update_from_flattened_dict(VARIANTS[variant])
-    one.seed = seed
+  one.table.update({"variants": (), "seeds": ()})
+  one.loss = losses.table.section(VARIANTS[variant]["loss.name"]).lock()
+  given = losses.table.parameters(config.loss)
+  one.loss.update({key: given[key] for key in given if key in one.loss and key != "form"})
+  one.update_from_flattened_dict(VARIANTS[variant])
+  one.seed = seed
   return one
 
 

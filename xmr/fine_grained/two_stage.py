@@ -229,9 +229,8 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
   alone = config.copy_and_resolve_references()
   # Stage 1 does not depend on the loss and length of stage 2: variants of one seed share its
   # folder.
-  with alone.ignore_type():
-    alone.loss.update({key: None for key in alone.loss if key != "name"} | {"name": BASE})
-    alone.update({"steps": config.siamese.steps, "epochs": 0.0})
+  alone.loss = losses.table.section(BASE).lock()
+  alone.steps, alone.epochs = config.siamese.steps, 0.0
   check_folder(alone, folder)
   model = Siamese(encoder=encoder(config), dropout=config.siamese.dropout)
   signal, val = (jnp.asarray(problem.signals[name]) for name in ("train", "val"))

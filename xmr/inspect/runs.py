@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from xmr import checkpoint, home, models
+from xmr import checkpoint, models
 from xmr import config as config_lib
 from xmr.data import Vocabulary, features, images
 from xmr.data.text import encode_all, tokenize
@@ -282,7 +282,7 @@ def load(workdir, step="best"):
     step, variables, vocabulary, metrics, flat = export.read(folder)
     return Run(
       folder,
-      config=config_of(flat, where=folder / "config.json"),
+      config=config_lib.from_flat(flat, where=folder / "config.json"),
       step=step,
       variables=variables,
       vocabulary=vocabulary,
@@ -292,7 +292,7 @@ def load(workdir, step="best"):
   if not str(step).isdigit() and step not in ("best", "latest"):
     raise UserError(f'step is {step!r}; expected "best", "latest" or a number')
   step, variables, record = checkpoint.load(folder, step)
-  config = config_of(record["config"], where=folder / "config.json")
+  config = config_lib.from_flat(record["config"], where=folder / "config.json")
   if config.task != "retrieval":
     raise UserError(f"{folder} is a run of task {config.task}; expected one of task retrieval")
   words = record["vocabulary"]
@@ -307,36 +307,6 @@ def load(workdir, step="best"):
     metrics=metrics,
     inputs=inputs_of(folder),
   )
-
-
-def config_of(flat, *, where):
-  """Returns the ConfigDict of {"data.name": value}; fields that the run did not know keep their
-  defaults.
-
-  Raises:
-    UserError: a field that this version does not know, or a value of another type.
-  """
-  config = config_lib.base_config()
-  known = config_lib.flat(config)
-  strange = [name for name in flat if name not in known]
-  if strange:
-    raise UserError(
-      f"{where} has fields that this version of xmr does not know: {', '.join(strange)}; load it "
-      "with its own"
-    )
-  values = {
-    name: _tuples(value) if isinstance(value, list) else value for name, value in flat.items()
-  }
-  try:
-    config.update_from_flattened_dict(values)
-  except (TypeError, ValueError) as error:
-    raise UserError(f"{where} holds a value of the wrong type: {error}") from None
-  home.expand(config)
-  return config
-
-
-def _tuples(value):
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def thumbnail(image, *, side, quality=60):

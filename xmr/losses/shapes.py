@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from xmr.errors import choice
 from xmr.ops.alignment import Tokens
 
+REDUCTIONS = ("sum", "mean")
+
 
 def matrices(**arrays):
   """Returns the arrays as float32 or wider, after checking that all are [B, D] with one B and one
@@ -87,5 +89,5 @@ def reduction(reduce, batch):
   Raises:
     UserError: reduce is another word.
   """
-  choice("reduce", reduce, ("sum", "mean"))
+  choice("reduce", reduce, REDUCTIONS)
   return 1.0 if reduce == "sum" else 1.0 / batch

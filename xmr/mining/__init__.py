@@ -1,5 +1,13 @@
-"""Where negatives come from: the scopes, and the training set on the devices."""
+"""Where negatives come from: the scopes, and the training set on the devices. `table` has the rows
+of the scopes; it alone needs no JAX.
+"""
 
-from xmr.mining.scopes import check, make
+import importlib
 
 __all__ = ["check", "make"]
+
+
+def __getattr__(name):
+  if name in __all__:
+    return getattr(importlib.import_module("xmr.mining.scopes"), name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,6 @@ embeddings, chance.
 """
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,9 @@ from jax import lax
 
 from xmr import parallel
 from xmr.errors import UserError
+from xmr.fields import resolve
 from xmr.mining import pool as pool_lib
+from xmr.mining.table import SCOPES
 from xmr.ops.similarity import similarity
 
 OTHER = {"image": "text", "text": "image"}
@@ -39,11 +40,11 @@ def make(experiment):
   """
   config, mining = experiment.config, experiment.config.mining
   split, mesh = experiment.splits["train"], experiment.mesh
-  check(
-    config, split, takes_negatives="image_negative" in inspect.signature(experiment.loss).parameters
-  )
-  if "image_negative" not in inspect.signature(experiment.loss).parameters:
+  takes_negatives = "image_negative" in experiment.loss.tensors.values()
+  check(config, split, takes_negatives=takes_negatives)
+  if not takes_negatives:
     return None, None, None
+  scope = SCOPES[mining.scope]
   count = {"image": len(split.image_id), "text": len(split.text_id)}
   pool, skip_width = {side: pool_lib.ids(mesh, getattr(split, f"{side}_id")) for side in OTHER}, {}
   if mining.skip_relevance:
@@ -63,23 +64,16 @@ def make(experiment):
     mining.refresh_steps,
   )
   bank = None
-  if mining.scope != "batch":
+  if scope.rows:
     pool["rows"] = pool_lib.place(mesh, split, experiment.vocabulary, length=experiment.length)
-  if mining.scope == "bank":
+  if scope.bank:
     shapes = {side: (len(rows["owner"]), config.model.dim) for side, rows in pool["rows"].items()}
     zeros = jax.jit(
       lambda: {side: jnp.zeros(shape, options.dtype) for side, shape in shapes.items()},
       out_shardings=parallel.sharded(mesh),
     )
     bank = zeros()
-  miner = {
-    "batch": in_batch,
-    "train": in_training_set,
-    "bank": in_bank,
-    "random": at_random,
-    "released": as_released,
-  }[mining.scope]
-  return functools.partial(miner, options=options), pool, bank
+  return functools.partial(resolve(scope.function), options=options), pool, bank
 
 
 def check(config, split, *, takes_negatives):
@@ -94,22 +88,18 @@ def check(config, split, *, takes_negatives):
         "negatives; expected batch"
       )
     return
-  if mining.scope != "batch" and split.image_features is None:
+  scope = SCOPES[mining.scope]
+  if scope.rows and split.image_features is None:
     raise UserError(
       f"config.mining.scope is {mining.scope!r} but config.data.image is 'pixels': the training "
       "set is mined from image "
       "features on the device; expected features, or scope batch"
     )
-  if mining.scope in ("random", "released"):
-    for name in ("rank", "semi_hard", "skip_relevance"):
-      if mining[name]:
-        raise UserError(
-          f"config.mining.{name} is {mining[name]} but scope {mining.scope} does not use it"
-        )
-  if mining.skip_relevance >= 1:
-    raise UserError(
-      f"config.mining.skip_relevance is {mining.skip_relevance}; expected 0 (no limit) to below 1"
-    )
+  for name in ("rank", "semi_hard", "skip_relevance"):
+    if mining[name] and name not in scope.uses:
+      raise UserError(
+        f"config.mining.{name} is {mining[name]} but scope {mining.scope} does not use it"
+      )
   n_images, batch = len(split.image_id), config.batch_size
   if mining.scope == "random" and n_images < 2 * batch:
     raise UserError(

@@ -1,8 +1,16 @@
-"""Two encoders into one space."""
+"""Two encoders into one space, as a config describes them."""
+
+import inspect
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from xmr.models.features import FEATURE_ENCODERS
+from xmr.errors import UserError, choice
+from xmr.fields import field, resolve
+from xmr.models import table
+from xmr.models.normalize import KINDS
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class DualEncoder(nn.Module):
@@ -42,10 +50,60 @@ class DualEncoder(nn.Module):
   def encode_text(self, text, text_length=None, *, train=False):
     """Encodes `text` (with `text_length` for words) as in `__call__` into [B, D] float32."""
     found = f"text of shape {tuple(text.shape)} and type {text.dtype}"
-    if not isinstance(self.text_encoder, FEATURE_ENCODERS):
+    if "text_length" in inspect.signature(self.text_encoder.__call__).parameters:
       if text_length is None:
         raise ValueError(f"{found} has no text_length; expected words and their number")
       return self.text_encoder(text, text_length, train=train)
     if text_length is not None:
       raise ValueError(f"{found} has a text_length; expected features alone")
     return self.text_encoder(text, train=train)
+
+
+def build(config_model, *, vocabulary_size=None, word_vectors=None):
+  """Builds the dual encoder that `config.model` describes; nothing is computed and no weights are
+  read.
+
+  Each encoder gets the fields of its section that it declares, and `dim`, `normalize` and `dtype`
+  of the model.
+
+  Args:
+    config_model: `config.model`: dim, normalize, dtype, and the sections image and text, each with
+      a `name`.
+    vocabulary_size: number of words, for encoders of words.
+    word_vectors: [vocabulary_size, word_dim] float32, their initial embedding; None is the
+      encoder's own.
+  Returns:
+    DualEncoder.
+  Raises:
+    UserError: an unknown name (the known ones are listed), or a field out of range.
+  """
+  choice("config.model.dtype", config_model.dtype, tuple(DTYPES))
+  field(at_least=1).check("config.model.dim", config_model.dim)
+  choice("config.model.normalize", config_model.normalize, KINDS)
+  shared = {
+    "dim": config_model.dim,
+    "normalize": config_model.normalize,
+    "dtype": DTYPES[config_model.dtype],
+  }
+  words = {"vocabulary_size": vocabulary_size, "word_vectors": word_vectors}
+  return DualEncoder(
+    image_encoder=_encoder("image", config_model.image, shared),
+    text_encoder=_encoder("text", config_model.text, shared | words),
+  )
+
+
+def _encoder(side, section, shared):
+  """Returns the module that config.model.<side>.name picks, with the fields that it declares."""
+  row = table.row(side, section.name)
+  encoder = resolve(row.path)
+  known = set(inspect.signature(encoder).parameters) - {"name", "parent"} - set(row.fixed)
+  fields = {key: value for key, value in {**section, **shared}.items() if key in known}
+  for key, declared in row.fields.items():
+    if key in fields:
+      declared.check(f"config.model.{side}.{key}", fields[key])
+  if "vocabulary_size" in known and not fields.get("vocabulary_size"):
+    raise UserError(
+      f"config.model.{side}.name is {section.name!r}, which reads words; build() got no "
+      "vocabulary_size"
+    )
+  return encoder(**row.fixed, **fields)

@@ -111,7 +111,3 @@ class MLP(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
     x = dense(self.dim, bias=self.bias, dtype=self.dtype, name="projection")(x)
     return normalize(x if self.hidden else act(x), self.normalize)
-
-
-# What reads [B, F]; every other text encoder reads words and their number.
-FEATURE_ENCODERS = (Linear, MLP)

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 
 from xmr.ops.unit import unit
 
+KINDS = ("l2", "abs", "none")
+
 
 def normalize(x, kind):
   """Brings rows to the form that the similarity expects.
@@ -21,7 +23,7 @@ def normalize(x, kind):
     Chen et al., IMC, ICIP 2022, `l2norm` as released, but for the 1e-8 added to the norm; abs:
       Vendrov et al., Order-Embeddings, ICLR 2016.
   """
-  if kind not in ("l2", "abs", "none"):
+  if kind not in KINDS:
     raise ValueError(f"normalize kind is {kind!r}; expected l2, abs or none")
   x = x.astype(jnp.float32)
   if kind == "none":

@@ -3,7 +3,6 @@ readout.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -196,11 +195,3 @@ def words_alone(text_length, length):
   """The mask [B, L] of a caption's words without <start> and <end>, which describe nothing."""
   step = jnp.arange(length)
   return (step >= 1) & (step < text_length[:, None] - 1)
-
-
-TEXT_ENCODERS = {
-  "lstm": functools.partial(Recurrent, cell="lstm", bidirectional=False),
-  "bilstm": functools.partial(Recurrent, cell="lstm", bidirectional=True),
-  "gru": functools.partial(Recurrent, cell="gru", bidirectional=False),
-  "bigru": functools.partial(Recurrent, cell="gru", bidirectional=True),
-}

@@ -11,6 +11,7 @@ seeds 0 to --seeds - 1 and in a folder of its own. `variant` stands for the conf
 Ends with table.md, table.csv, differences.csv and a plot for every --grid in the workdir.
 """
 
+import ast
 import concurrent.futures
 import dataclasses
 import itertools
@@ -27,6 +28,7 @@ from absl import flags
 from xmr import command_line, home
 from xmr.config import same_results
 from xmr.errors import UserError, reported
+from xmr.fields import Section
 from xmr.files import read_json
 
 # A time or a large seed in place of a number of seeds would plan runs until the memory is full.
@@ -138,25 +140,31 @@ def put(config, key, text):
 
   known = flat(config)
   if key not in known:
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    own = config.get(key.partition(".")[0])
+    if not near and isinstance(own, Section):
+      raise UserError(own.unknown(key.partition(".")[2]))
     raise UserError(f"config has no field {key}" + (f"; did you mean {near[0]}?" if near else ""))
   section, name = config, key
   while "." in name:
     parent, _, name = name.partition(".")
     section = section[parent]
   kind = section.get_type(name)
-  if kind not in (bool, int, float, str):
+  if kind not in (bool, int, float, str, tuple):
     raise UserError(
       f"config.{key} is a {kind.__name__}, which cannot be set here; expected a number, a word "
       "or true/false"
     )
   try:
-    section[name] = (
-      {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-      if kind is bool
-      else kind(text)
-    )
-  except (ValueError, KeyError):
+    if kind is bool:
+      section[name] = {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+    elif kind is tuple:
+      section[name] = tuple(ast.literal_eval(text))
+    else:
+      section[name] = kind(text)
+  except UserError:
+    raise
+  except (ValueError, KeyError, SyntaxError, TypeError):
     raise UserError(f"config.{key} is {text!r}; expected a value of type {kind.__name__}") from None
 
 
@@ -193,8 +201,9 @@ def cells(source, changes, grid, seeds, workdir):
           command_line.load_config(path, variant),
           {**QUIET, **changes, **fields, "seed": str(seed)},
         )
-        for key, value in given.items():
-          put(config, key, home.expanded(value))
+        # A name brings the fields of its section, so it comes first.
+        for key in sorted(given, key=lambda key: not key.endswith(".name")):
+          put(config, key, home.expanded(given[key]))
         home.expand(config)
         config_lib.validate(config)
         name = (
@@ -227,9 +236,7 @@ def check_parts(config):
   from xmr import losses
 
   if config.task == "retrieval":
-    losses.get(
-      config.loss.name, **{key: value for key, value in config.loss.items() if key != "name"}
-    )
+    losses.table.check(config.loss.name, losses.table.parameters(config.loss))
 
 
 def check_folder(cell):
@@ -239,8 +246,8 @@ def check_folder(cell):
   path = cell.folder / "config.json"
   if not path.is_file():
     return
-  old = read_json(path)
-  different = config_lib.differences(old, json.loads(json.dumps(flat(cell.config))))
+  old = config_lib.flat(config_lib.from_flat(read_json(path), where=path))
+  different = config_lib.differences(old, flat(cell.config))
   if different:
     raise UserError(
       f"{cell.folder} holds a run of another config ({'; '.join(different)}); give another "

@@ -1,0 +1,128 @@
+"""A loss with its parameters: what a training step calls, and how its learned scalars are kept."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xmr.errors import UserError
+from xmr.fields import resolve
+from xmr.losses import table
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound:
+  """A loss with its parameters bound: call it with its tensors, as the function itself."""
+
+  name: str
+  function: Callable
+  tensors: Mapping[str, str]  # {argument: name of the tensor}
+  parameters: Mapping[str, Any]
+  learned: Mapping[str, table.Learned]
+
+  def __call__(self, *tensors, **named):
+    """Calls the loss; a parameter that is given here is taken instead of the bound one."""
+    return self.function(*tensors, **{**self.parameters, **named})
+
+  def of(self, tensors, stored=None):
+    """Calls the loss on those of a step's tensors that it takes.
+
+    Args:
+      tensors: {name: array} of all that the step has; one that is missing keeps the default.
+      stored: {parameter: [] float32} as in `start`, of the parameters that are learned.
+    Returns:
+      (loss, terms); among the terms the values of the learned parameters.
+    """
+    scalars = self.scalars(stored or {})
+    given = {a: tensors[name] for a, name in self.tensors.items() if name in tensors}
+    loss, terms = self(**given, **scalars)
+    return loss, terms | scalars
+
+  def start(self):
+    """Returns {parameter: [] float32}, what is stored of each learned parameter at step 0."""
+    return {
+      name: np.float32(math.log(self.parameters[name]) if how.positive else self.parameters[name])
+      for name, how in self.learned.items()
+    }
+
+  def scalars(self, stored):
+    """Returns {parameter: [] float32}, the values of what is stored: exp(x) where positive."""
+    return {
+      name: jnp.exp(stored[name]) if how.positive else stored[name]
+      for name, how in self.learned.items()
+      if name in stored
+    }
+
+  def projection(self):
+    """Returns the optax transformation, the last one of a chain, that cuts an update of
+    params["loss"] short where it would take a value below its lowest.
+    """
+    low = {
+      name: math.log(how.at_least) if how.positive else how.at_least
+      for name, how in self.learned.items()
+      if how.at_least is not None
+    }
+
+    def cut(updates, params):
+      stored = params["loss"]
+      kept = {
+        name: jnp.maximum(update, low[name] - stored[name]) if name in low else update
+        for name, update in updates["loss"].items()
+      }
+      return {**updates, "loss": kept}
+
+    return optax.stateless(cut)
+
+
+def get(name, *, learn=(), **parameters):
+  """Returns the loss `name` with its parameters bound, ready for the tensors.
+
+  Args:
+    name: key of LOSSES.
+    learn: names of parameters that are trained.
+    **parameters: the loss's own keyword parameters; the others keep their defaults.
+  Returns:
+    Bound: function of the loss's tensors -> (loss, terms).
+  Raises:
+    UserError: unknown name (lists the known ones) or parameter (lists the loss's own), a value that
+      is not allowed, or a parameter that cannot be learned.
+  """
+  table.check(name, parameters)
+  row = table.row(name)
+  values = {key: declared.default for key, declared in row.parameters.items()} | parameters
+  return Bound(name, resolve(row.function), row.routes, values, table.learned(name, learn))
+
+
+def get_ring(name, *, learn=(), **parameters):
+  """Returns the ring form of a loss with its parameters bound, to be called inside shard_map.
+
+  Args:
+    name: key of RING.  learn, **parameters: as of `get`.
+  Returns:
+    Bound: function of (image, text, image_id, *, axis_name) -> (loss, terms); see
+    `xmr.losses.ring`.
+  Raises:
+    UserError: as `get`; a loss without a ring form (lists those that have one); a parameter other
+      than its default that the ring form lacks.
+  """
+  plain, ring = get(name, learn=learn, **parameters), table.row(name).ring
+  if ring is None:
+    known = sorted(key for key, row in table.LOSSES.items() if row.ring)
+    raise UserError(
+      f"loss {name} has no ring form; expected one of {', '.join(known)}, or config.loss_form=plain"
+    )
+  own = table.fields.defaults(ring)
+  for key, declared in table.row(name).parameters.items():
+    if key not in own and plain.parameters[key] != declared.default:
+      raise UserError(
+        f"loss.{key} is {plain.parameters[key]!r}, but {name} in ring form knows only "
+        f"{declared.default!r}; expected that, or config.loss_form=plain"
+      )
+  values = {key: value for key, value in plain.parameters.items() if key in own}
+  return dataclasses.replace(
+    plain, function=resolve(ring), tensors=table.routes(table.RING_TENSORS), parameters=values
+  )

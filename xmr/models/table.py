@@ -1,0 +1,146 @@
+"""All that is known of each encoder, one row each. Adding an encoder takes its class and a row.
+
+A row names its class by its path and reads the defaults of its fields from its source: this module
+imports neither the encoders nor JAX, so that a config can be built and checked without.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from xmr import fields
+from xmr.errors import UserError
+from xmr.fields import field
+
+# What `models.build` gives to an encoder that declares it; no field of its section.
+GIVEN = ("dim", "normalize", "dtype", "vocabulary_size", "word_vectors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """An encoder: class, by path; what it reads; fields that the name fixes, and other defaults.
+
+  `reads` is what config.data.image or config.data.text calls it: pixels, words or features.
+  `limits` are {field: Field} of fields that FIELDS does not describe.
+  """
+
+  path: str | type
+  reads: str
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  limits: Mapping[str, fields.Field] = dataclasses.field(default_factory=dict)
+
+  @property
+  def fields(self):
+    """{field: Field} of its section, with the defaults of the class."""
+    limits = FIELDS | dict(self.limits)
+    return {
+      name: dataclasses.replace(
+        limits.get(name, fields.Field()), default=self.defaults.get(name, value)
+      )
+      for name, value in fields.defaults(self.path).items()
+      if name not in GIVEN and name not in self.fixed
+    }
+
+
+# What the fields of encoders may be, whichever encoder has them.
+FIELDS = {
+  "bias": field(about="of the projection"),
+  "input_norm": field(about="unit length of the feature before the projection"),
+  "hidden": field(
+    about="units of a layer, or per direction; 0: as released (mlp), the joint space's (words)",
+    at_least=0,
+    at_most=65536,
+  ),
+  "depth": field(about="mlp: hidden layers", at_least=0, at_most=64),
+  "activation": field(about="of hidden layers", choices="xmr.models.features.ACTIVATIONS"),
+  "dropout": field(
+    about="on word vectors (0.4 as released, 0.5 in the paper), or between mlp layers",
+    at_least=0,
+    below=1,
+  ),
+  "batch_norm": field(
+    about="frozen: running statistics; released: batch statistics, drifting even when frozen",
+    choices=("frozen", "released"),
+  ),
+  "trainable": field(about="False: the backbone is frozen"),
+  "remat": field(about="recompute blocks in the backward pass to save memory"),
+  "word_dim": field(about="of a word vector", at_least=1, at_most=65536),
+  "readout": field(
+    about="last as released, ends as in the paper", choices="xmr.models.text.READOUTS"
+  ),
+  "word_init": field(
+    about="of words without GloVe: xavier, uniform (VSE++) or normal",
+    choices="xmr.models.text.WORD_INITS",
+  ),
+}
+
+LINEAR, MLP = "xmr.models.features.Linear", "xmr.models.features.MLP"
+RECURRENT = "xmr.models.text.Recurrent"
+BACKBONES = (
+  *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg19"),
+  *("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"),
+)
+
+IMAGE = {
+  "linear": Encoder(LINEAR, "features", defaults={"input_norm": True}),
+  "mlp": Encoder(MLP, "features", defaults={"input_norm": True, "dropout": 0.0}),
+  "convnet": Encoder("xmr.models.image.ConvNet", "pixels"),
+  **{
+    name: Encoder("xmr.models.image.PretrainedEncoder", "pixels", {"arch": name})
+    for name in BACKBONES
+  },
+}
+TEXT = {
+  "linear": Encoder(LINEAR, "features"),
+  "mlp": Encoder(MLP, "features", defaults={"dropout": 0.4}),
+  "lstm": Encoder(RECURRENT, "words", {"cell": "lstm", "bidirectional": False}),
+  "bilstm": Encoder(RECURRENT, "words", {"cell": "lstm", "bidirectional": True}),
+  "gru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": False}),
+  "bigru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": True}),
+}
+SIDES = {"image": IMAGE, "text": TEXT}
+# Fields of every encoder of a side, for what no class declares.
+SHARED = {
+  "image": {
+    "weights": field("", "safetensors of the backbone, from python -m xmr.models.convert"),
+    "trainable": field(True, FIELDS["trainable"].about),
+  },
+  "text": {},
+}
+
+
+def row(side, name):
+  """Returns the row of an encoder; UserError for an unknown name, with the known ones."""
+  if name not in SIDES[side]:
+    known = ", ".join(SIDES[side])
+    raise UserError(f"config.model.{side}.name is {name!r}; expected one of {known}")
+  return SIDES[side][name]
+
+
+class Section(fields.Section):
+  """`config.model.image` or `.text`: a name, and the fields of the encoder that has it.
+
+  Another name keeps the values of fields that both encoders have.
+  """
+
+  side = ""
+
+  @classmethod
+  def declared(cls, name):
+    return SHARED[cls.side] | row(cls.side, name).fields
+
+  def kept(self, fields):
+    return {key: value for key, value in self.items() if key in fields}
+
+
+class Image(Section):
+  NAME = field("convnet", "a row of xmr/models/table.py", choices=IMAGE)
+  WHERE = "config.model.image:"
+  side = "image"
+
+
+class Text(Section):
+  NAME = field("bilstm", "a row of xmr/models/table.py", choices=TEXT)
+  WHERE = "config.model.text:"
+  side = "text"

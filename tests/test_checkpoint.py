@@ -2,6 +2,7 @@ import gc
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from xmr import checkpoint, parallel
-from xmr.checkpoint import threads
+from xmr.checkpoint import reading, threads
 from xmr.errors import UserError
 
 
@@ -271,6 +272,32 @@ def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(
   assert capfd.readouterr().err == ""
   small_disk.release()
   assert checkpoints.latest(*trees)[0] == 2
+  checkpoints.close()
+
+
+def test_a_disk_that_turns_read_only_is_one_error_and_the_earlier_checkpoints_stay(
+  trees, small_disk, capfd
+):
+  checkpoints = checkpoint.Checkpoints(small_disk)
+  checkpoints.save(2, params=trees[0], state=trees[1], run={"best": 2})
+  subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+  with pytest.raises(UserError, match="step 4 is not saved .* Read-only file system; earlier"):
+    checkpoints.save(4, params=trees[0], state=trees[1], run={"best": 2})
+  assert checkpoints.latest(*trees)[0] == 2
+  assert capfd.readouterr().err == ""
+  checkpoints.close()
+
+
+def test_the_longest_path_that_is_allowed_holds_checkpoints(trees, tmp_path):
+  folder = tmp_path
+  while (room := reading.LONGEST_PATH - len(str(folder))) > 1:
+    folder = folder / ("x" * min(200, room - 1))
+  folder.mkdir(parents=True)
+  assert len(str(folder)) >= reading.LONGEST_PATH - 1
+  (folder / "config.json").write_text("{}")
+  checkpoints = checkpoint.Checkpoints(folder)
+  checkpoints.save(1_000_000, params=trees[0], state=trees[1], run={}, score=1.0)
+  assert checkpoints.latest(*trees)[0] == 1_000_000 == checkpoint.load(folder)[0]
   checkpoints.close()
 
 

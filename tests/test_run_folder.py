@@ -48,6 +48,14 @@ def test_a_path_that_would_be_read_as_a_pattern_is_refused_before_anything_is_ma
   assert not list(tmp_path.iterdir())
 
 
+def test_a_path_of_four_thousand_characters_is_refused_before_anything_is_made(tmp_path):
+  folder = tmp_path / "/".join(["x" * 200] * 20)
+  with pytest.raises(UserError, match="has 4,.* bytes; expected at most 3,800"):  # noqa: SIM117
+    with held(base_config(), folder):
+      pass
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_run_that_began_while_this_one_was_prepared_is_not_taken_over(tmp_path):
   config = base_config()
   with held(config, tmp_path):
@@ -62,6 +70,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot write the run folder .*file/run: Not a directory"):  # noqa: SIM117
     with held(base_config(), tmp_path / "file" / "run"):
+      pass
+
+
+def test_a_link_to_itself_is_one_line(tmp_path):
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  with pytest.raises(UserError, match="cannot write the run folder .*loop/run: Too many levels"):  # noqa: SIM117
+    with held(base_config(), tmp_path / "loop" / "run"):
       pass
 
 

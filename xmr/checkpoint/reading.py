@@ -4,6 +4,7 @@ and whether it still is what was saved.
 
 import contextlib
 import math
+import os
 import pathlib
 import sys
 
@@ -16,6 +17,9 @@ from xmr.checkpoint.threads import last_words
 from xmr.checkpoint.trees import nest
 from xmr.errors import UserError
 from xmr.files import read_json
+
+# The system takes 4,096 bytes; orbax's names below the folder of a run take up to 150.
+LONGEST_PATH = 3800
 
 
 class Damaged(Exception):
@@ -37,14 +41,20 @@ def careful():
 
 def check_path(workdir):
   """Raises UserError where orbax cannot read back what it saves in a folder: it takes the whole
-  path for a pattern of names, and a backslash for a separator.
+  path for a pattern of names, and a backslash for a separator; or where the path is too long.
   """
-  path = pathlib.Path(workdir).resolve()
-  found = sorted(set(str(path)) & set("[*?\\"))
+  path = os.path.realpath(workdir)
+  found = sorted(set(path) & set("[*?\\"))
   if found:
     raise UserError(
       f"{path} has {' and '.join(found)} in its path; expected one without [ * ? and \\, which "
       "checkpoints cannot be read back from"
+    )
+  size = len(os.fsencode(path))
+  if size > LONGEST_PATH:
+    raise UserError(
+      f"the path {path[:80]}... has {size:,} bytes; expected at most {LONGEST_PATH:,}, so "
+      "that what lies in it has a path that the system takes"
     )
 
 
@@ -187,7 +197,7 @@ def _first(workdir, step, read):
   check_path(folder)
   if not (folder / "config.json").is_file():
     raise UserError(f"{folder} is not the folder of a run: it has no config.json")
-  directory = folder.resolve() / "checkpoints"
+  directory = pathlib.Path(os.path.realpath(folder)) / "checkpoints"
   there = steps(directory)
   if not there:
     raise UserError(f"{folder} has no checkpoints yet")

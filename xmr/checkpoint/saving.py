@@ -36,7 +36,7 @@ class Checkpoints:
 
   def __init__(self, workdir):
     reading.check_path(workdir)
-    self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+    self.directory = pathlib.Path(os.path.realpath(workdir)) / "checkpoints"
     self._manager = self._folder = None
 
   def _open(self):

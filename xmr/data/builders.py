@@ -60,7 +60,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _generate_examples(self, split, count, examples):
-    """Yields (place, example); every image is decoded once, so that a bad one is named now and not
+    """Yields (index, example); every image is decoded once, so that a bad one is named now and not
     hours later.
     """
     examples = iter(examples)
@@ -68,11 +68,11 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
       tqdm.tqdm(total=count, desc=f"preparing {self.name} {split}", unit="image") as bar,
     ):
-      place = 0
+      index = 0
       while chunk := list(itertools.islice(examples, _AHEAD)):
         for example in pool.map(_with_image, chunk):
-          yield place, example
-          place += 1
+          yield index, example
+          index += 1
           bar.update()
 
   def sources(self):
@@ -102,14 +102,14 @@ class Karpathy(CaptionedImages, skip_registration=True):
     rows = {split: source.rows_of(split) for split in split_file.SPLITS}
     return {
       split: self._generate_examples(
-        split, len(places), self._examples(source, places, folder / "images")
+        split, len(chosen), self._examples(source, chosen, folder / "images")
       )
-      for split, places in rows.items()
-      if len(places)
+      for split, chosen in rows.items()
+      if len(chosen)
     }
 
-  def _examples(self, source, places, folder):
-    for i in places:
+  def _examples(self, source, chosen, folder):
+    for i in chosen:
       first, end = source.first_text[i], source.first_text[i + 1]
       yield {
         "image": functools.partial(read_file, folder / source.names[i], what="an image"),

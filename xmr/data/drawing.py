@@ -86,12 +86,12 @@ class Scene:
 
 
 def scenes_of(split, counts):
-  """Yields (image_id, Scene) of a split; a scene depends on its split and place alone."""
+  """Yields (image_id, Scene) of a split; a scene depends on its split and index alone."""
   first = sum(count for _, count in list(counts.items())[: list(counts).index(split)])
-  for place in range(counts[split]):
+  for index in range(counts[split]):
     key = np.array([SEED, list(counts).index(split)], np.uint64)
-    counter = np.array([0, 0, 0, place], np.uint64)
-    yield first + place, _scene(np.random.Generator(np.random.Philox(key=key, counter=counter)))
+    counter = np.array([0, 0, 0, index], np.uint64)
+    yield first + index, _scene(np.random.Generator(np.random.Philox(key=key, counter=counter)))
 
 
 def name_of(number):

@@ -22,7 +22,7 @@ def load(config):
   Returns:
     {"train": Split, "val": Split, "test": Split}, without a split that the JSON does not have. With
     restval, its images follow those of train. A row of the feature files is imgid or sentid where
-    these count from 0 without gaps; else (COCO's sentids) the place in the JSON.
+    these count from 0 without gaps; else (COCO's sentids) the index in the JSON.
   Raises:
     UserError: the folder, the JSON, an image or a feature file is not as expected.
   """
@@ -71,7 +71,7 @@ def _pixels(data, path, source):
   return records.prepare(
     data.cache_dir,
     data.name,
-    lambda place: builders.karpathy_builder(data.name, data_dir=place, folder=folder),
+    lambda target: builders.karpathy_builder(data.name, data_dir=target, folder=folder),
     key=repr((builders.Karpathy.VERSION, content, files)),
     counts={split: count for split, count in counts.items() if count},
   )

@@ -110,7 +110,7 @@ def load(config):
   sources = records.prepare(
     data.cache_dir,
     data.name,
-    lambda place: labelled_builder.builder(data.name, data_dir=place, pairs=pairs, counts=counts),
+    lambda target: labelled_builder.builder(data.name, data_dir=target, pairs=pairs, counts=counts),
     key=json.dumps([1, stamps]),
     counts=counts,
   )

@@ -84,11 +84,11 @@ class Pairs:
         text_of_pair, item_of_pair:
       [M] int32, rows of those two; positive: [M] bool, same category.
     """
-    epoch, place = divmod(step, self.steps_per_epoch)
+    epoch, index = divmod(step, self.steps_per_epoch)
     rows = self._random(1, epoch).permutation(
       len(self.label) if self.list is None else len(self.list[0])
     )
-    rows = rows[place * self.texts : (place + 1) * self.texts]
+    rows = rows[index * self.texts : (index + 1) * self.texts]
     random = self._random(2, step)
     if self.scheme == "grid":
       text = item = rows

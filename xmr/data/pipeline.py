@@ -90,7 +90,7 @@ def train_batches(
     batch_size=batch_size,
     seed=seed % (1 << 64),
     one_caption_per_image=one_caption_per_image,
-    pictures=_Pictures(split, image_size=image_size, min_area=min_area),
+    pictures=_Images(split, image_size=image_size, min_area=min_area),
     captions=_Captions(split, vocabulary, length),
   )
   return iterate(source, workers if split.image_features is None else 0, prefetch)
@@ -117,7 +117,7 @@ def image_batches(
     there are categories)}; row: [b] int32,
     row of the split. Every batch is full: the last repeats the last image with row -1.
   """
-  pictures = _Pictures(split, image_size=image_size, resize=resize)
+  pictures = _Images(split, image_size=image_size, resize=resize)
   source = _EvalBatches(
     _shard(batch_size, shard_index, shard_count), batch_size, len(split.image_id), pictures
   )
@@ -162,16 +162,16 @@ def _shard(batch_size, index, count):
   return np.arange(index * size, (index + 1) * size)
 
 
-def _generator(seed, stream, *place):
+def _generator(seed, stream, *position):
   """Returns a generator whose numbers depend on all arguments and on nothing else."""
   counter = np.zeros(4, np.uint64)
-  counter[4 - len(place) :] = place  # The low words count the numbers drawn.
+  counter[4 - len(position) :] = position  # The low words count the numbers drawn.
   return np.random.Generator(
     np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter)
   )
 
 
-class _Pictures:
+class _Images:
   """Images or their features by row of the split."""
 
   def __init__(self, split, *, image_size, resize=None, min_area=None):
@@ -194,7 +194,7 @@ class _Pictures:
 
   def __call__(self, rows, generator=None):
     """Returns the batch fields of some rows; generator(i) gives the random numbers of the crop of
-    place i.
+    row i of the batch.
     """
     batch = {"image_id": self.image_id[rows]}
     if self.label is not None:
@@ -205,13 +205,13 @@ class _Pictures:
         batch["image_mask"] = self.mask[rows]
       return batch
     batch["image"] = np.empty((len(rows), self.size, self.size, 3), np.uint8)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
       image = images.decode(self.pixels[row], name=self.names[row])
       if generator is None:
-        batch["image"][place] = images.eval_crop(image, resize=self.resize, size=self.size)
+        batch["image"][index] = images.eval_crop(image, resize=self.resize, size=self.size)
       else:
-        batch["image"][place] = images.train_crop(
-          image, generator(place), size=self.size, min_area=self.min_area
+        batch["image"][index] = images.train_crop(
+          image, generator(index), size=self.size, min_area=self.min_area
         )
     return batch
 
@@ -257,7 +257,7 @@ class _Captions:
 
 
 class _Mapped:
-  """A memory-mapped array on its way to a worker: the place in the file, not the values."""
+  """A memory-mapped array on its way to a worker: its offset in the file, not its values."""
 
   def __init__(self, array, mapping):
     # memmap.offset is that of the array it was cut from; the address tells where a slice starts.
@@ -292,7 +292,7 @@ class _TrainBatches:
       batch_size,
       seed,
     )
-    self.pictures, self.captions, self.one_caption_per_image = (
+    self.images, self.captions, self.one_caption_per_image = (
       pictures,
       captions,
       one_caption_per_image,
@@ -321,9 +321,9 @@ class _TrainBatches:
 
   def __getitem__(self, index):
     step = self.start + int(index)
-    epoch, place = divmod(step, self.steps)
-    texts = self._order(epoch)[place * self.batch_size + self.rows]
-    pictures = self.pictures(
+    epoch, index = divmod(step, self.steps)
+    texts = self._order(epoch)[index * self.batch_size + self.rows]
+    pictures = self.images(
       self.captions.image_of_text[texts],
       lambda i: _generator(self.seed, _AUGMENT, step, self.rows[i]),
     )

@@ -76,7 +76,7 @@ def _inside(path, real_root):
 def prepare(cache_dir, name, make_builder, *, key, counts):
   """Returns the data sources of a prepared dataset, after preparing it where it is not there yet.
 
-  The set is made in a temporary folder beside its place and moved there when it is complete, so
+  The set is made in a temporary folder beside the target and moved there when it is complete, so
   that an interruption leaves nothing that looks whole; of several processes one prepares and the
   others wait for it.
 
@@ -92,31 +92,31 @@ def prepare(cache_dir, name, make_builder, *, key, counts):
     UserError: the cache cannot be written, is full or damaged; an image that is no image.
   """
   cache = pathlib.Path(cache_dir).expanduser()
-  place = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+  target = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
   def waiting():
-    print(f"xmr: waiting for another process that prepares {place}", file=sys.stderr)
+    print(f"xmr: waiting for another process that prepares {target}", file=sys.stderr)
 
-  if not place.is_dir():
+  if not target.is_dir():
     try:
       cache.mkdir(parents=True, exist_ok=True)
       # On a file system without locks the final move alone keeps order.
-      with locked(f"{place}.lock", busy=waiting) as alone:
-        if not place.is_dir():
+      with locked(f"{target}.lock", busy=waiting) as alone:
+        if not target.is_dir():
           if alone:
-            for rest in cache.glob(f"{place.name}.tmp-*"):
+            for rest in cache.glob(f"{target.name}.tmp-*"):
               shutil.rmtree(rest, ignore_errors=True)
-          _build(place, make_builder)
+          _build(target, make_builder)
     except OSError as error:
       raise UserError(
         f"config.data.cache_dir: cannot prepare {name} in {cache}: {error}; expected a writable "
         "folder with room for the images"
       ) from None
-  return _open(place, make_builder, counts)
+  return _open(target, make_builder, counts)
 
 
-def _build(place, make_builder):
-  temporary = tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent)
+def _build(target, make_builder):
+  temporary = tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=target.parent)
   try:
     builder, download_config = make_builder(temporary)
     # TFDS reports on standard output, and its bars would cover ours.
@@ -124,9 +124,9 @@ def _build(place, make_builder):
       builder.download_and_prepare(download_config=download_config)
     os.chmod(temporary, 0o777 & ~_umask())
     try:
-      os.rename(temporary, place)
+      os.rename(temporary, target)
     except OSError:
-      if not place.is_dir():  # Else another process was first.
+      if not target.is_dir():  # Else another process was first.
         raise
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -138,17 +138,17 @@ def _umask():
   return mask
 
 
-def _open(place, make_builder, counts):
+def _open(target, make_builder, counts):
   try:
-    sources = make_builder(str(place))[0].sources()
+    sources = make_builder(str(target))[0].sources()
     found = {split: len(source) for split, source in sources.items()}
     for source in sources.values():
       source[0], source[len(source) - 1]
   except Exception as error:  # Whatever a damaged file makes the reader raise.
-    raise UserError(f"{place} is damaged ({error}); delete it to prepare it again") from None
+    raise UserError(f"{target} is damaged ({error}); delete it to prepare it again") from None
   if found != counts:
     raise UserError(
-      f"{place} holds {found} images; expected {counts}. Delete it to prepare it again"
+      f"{target} holds {found} images; expected {counts}. Delete it to prepare it again"
     )
   return sources
 

@@ -70,21 +70,21 @@ class Source:
   first_text: np.ndarray
 
   def rows_of(self, split):
-    """Returns the places of a split's images, in the order of the JSON."""
+    """Returns the indices of a split's images, in the order of the JSON."""
     return np.flatnonzero(self.split_of == split)
 
   def texts_of(self, images):
-    """Returns the places of the captions of images, image by image."""
+    """Returns the indices of the captions of images, image by image."""
     counts = np.diff(self.first_text)[images]
     offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(self.first_text[images], counts) + offset
 
-  def feature_rows(self, ids, places):
+  def feature_rows(self, ids, indices):
     """Returns the rows of feature files: the ids where they are 0..n-1 in some order, else the
-    places.
+    indices.
     """
     dense = np.array_equal(np.sort(ids), np.arange(len(ids)))
-    return ids[places] if dense else places
+    return ids[indices] if dense else indices
 
   def split(self, name, images):
     """Returns the Split of some images, without pixels and features."""
@@ -199,8 +199,8 @@ def read_json(path):
     ) from None
 
   names, image_id, split_of, text_id, texts, first_text = [], [], [], [], [], [0]
-  for place, image in enumerate(images):
-    where = f"{path}: images[{place}]"
+  for index, image in enumerate(images):
+    where = f"{path}: images[{index}]"
     filename, imgid, split = (_field(image, key, kind, where) for key, kind in _IMAGE_FIELDS)
     where += f" ({filename})"
     if split not in SPLITS:

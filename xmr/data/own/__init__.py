@@ -17,13 +17,13 @@ from xmr.errors import UserError
 
 @dataclasses.dataclass
 class Image:
-  """An image of a source with its captions: `place` is (path, offset or None, bytes, time)."""
+  """An image of a source with its captions: `source` is (path, offset or None, bytes, time)."""
 
   name: str
   number: int
   split: str
   where: str
-  place: tuple | None
+  source: tuple | None
   texts: list = dataclasses.field(default_factory=list)
   text_id: list = dataclasses.field(default_factory=list)
 
@@ -64,7 +64,7 @@ def load(config):
   source = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" * (len(paths) > 3))
   lines += _left_out(images, missing, source, data)
   keep = images if data.image == "features" and len(missing) == len(images) else None
-  images = keep or [image for image in images if image.place]
+  images = keep or [image for image in images if image.source]
   images, how = splits.given(images, folder, restval=data.restval)
   given = sorted({image.split for image in images} & set(SPLITS), key=SPLITS.index)
   lines.insert(
@@ -83,7 +83,7 @@ def load(config):
     given=given,
     split=split,
     images=images,
-    hashed="name: no image is there" if images[0].place is None else "bytes",
+    hashed="name: no image is there" if images[0].source is None else "bytes",
   )
   fields = features.attach(
     data,
@@ -116,22 +116,22 @@ def _images(rows, folder):
   """Returns ([Image] in the order of the source, those that are missing).
 
   Raises:
-    UserError: an image stands in two splits; names both rows.
+    UserError: an image is in two splits; names both rows.
   """
   found, texts = {}, 0
   for row in rows:
-    key, place = row.image, None
+    key, part = row.image, None
     if row.part:
-      place = (*row.part, os.stat(row.part[0]).st_mtime_ns)
+      part = (*row.part, os.stat(row.part[0]).st_mtime_ns)
     else:
       key = folder.find(row.image, base=row.base, where=row.where) or row.image
     image = found.get(key)
     if image is None:
-      status = None if place else folder.status(key)
+      status = None if part else folder.status(key)
       if status:
-        place = (os.path.join(folder.root, key), None, *status)
+        part = (os.path.join(folder.root, key), None, *status)
       number = len(found) if row.image_id is None else row.image_id
-      image = found[key] = Image(key, number, row.split or "", row.where, place)
+      image = found[key] = Image(key, number, row.split or "", row.where, part)
     elif image.split != (row.split or ""):
       raise UserError(
         f"{row.where}: image {row.image} is in split {row.split}; {image.where} says {image.split}"
@@ -140,7 +140,7 @@ def _images(rows, folder):
     image.text_id += row.text_id or range(texts, texts + len(row.captions))
     texts += len(row.captions)
   images = list(found.values())
-  return images, [image for image in images if image.place is None]
+  return images, [image for image in images if image.source is None]
 
 
 def _left_out(images, missing, source, data):
@@ -167,11 +167,11 @@ def _left_out(images, missing, source, data):
 
 def _digests(images, cache_dir):
   """Returns [N] uint64, of each image's bytes; of the names where there are no images."""
-  if images[0].place is None:
+  if images[0].source is None:
     digest = (hashlib.sha256(image.name.encode(errors="surrogateescape")) for image in images)
     return np.array([int.from_bytes(d.digest()[:8], "big") for d in digest], np.uint64)
-  places = [image.place for image in images]
-  return splits.digests([place[:3] for place in places], cache_dir, repr(places))
+  sources = [image.source for image in images]
+  return splits.digests([part[:3] for part in sources], cache_dir, repr(sources))
 
 
 def _splits(images, split):
@@ -216,7 +216,7 @@ def _pixels(data, images, split, digest):
     for row in rows[name]:
       image = images[row]
       yield {
-        "image": functools.partial(splits.image_bytes, *image.place[:3]),
+        "image": functools.partial(splits.image_bytes, *image.source[:3]),
         "image_id": image.number,
         "name": image.name,
         "text_id": image.text_id,
@@ -227,7 +227,7 @@ def _pixels(data, images, split, digest):
   return records.prepare(
     data.cache_dir,
     "own",
-    lambda place: (builders.Own(data_dir=place, examples=made), None),
+    lambda target: (builders.Own(data_dir=target, examples=made), None),
     key=repr((builders.Own.VERSION, content.hexdigest())),
     counts={name: count for name, (count, _) in made.items()},
   )

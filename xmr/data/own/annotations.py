@@ -49,14 +49,14 @@ def coco(content, name, *, base=""):
     UserError: an entry lacks a field, or a caption's image; names it.
   """
   files = {}
-  for place, image in enumerate(_list(content, "images", name)):
-    where = f"{name}: images[{place}]"
+  for index, image in enumerate(_list(content, "images", name)):
+    where = f"{name}: images[{index}]"
     number, file = _field(image, "id", (int, str), where), _field(image, "file_name", str, where)
     if files.setdefault(number, file) != file:
       raise UserError(f"{where}: id {number!r} is that of {files[number]} too; expected one each")
   rows = []
-  for place, annotation in enumerate(_list(content, "annotations", name)):
-    where = f"{name}: annotations[{place}]"
+  for index, annotation in enumerate(_list(content, "annotations", name)):
+    where = f"{name}: annotations[{index}]"
     number = _field(annotation, "image_id", (int, str), where)
     if number not in files:
       raise UserError(f"{where}: image_id {number!r} is the id of no image; expected one of images")

@@ -130,7 +130,7 @@ def _others(folder, columns):
   tars = [path for path in folder.sources if path.lower().endswith(".tar")]
   if compressed and not tars:
     raise UserError(
-      f"{compressed[0]} is compressed, which gives no access by place; expected plain .tar shards"
+      f"{compressed[0]} is compressed, which gives no random access; expected plain .tar shards"
     )
   return {SHARDS: tars} if tars else {}
 

@@ -12,10 +12,10 @@ _TEXTS = (".txt", ".json")
 
 
 def read(path, name, *, columns="", base=""):
-  """Returns the rows of a shard in the order of its images, each with its place in the file.
+  """Returns the rows of a shard in the order of its images, each with its offset in the file.
 
   Args:
-    path: .tar, not compressed: an image is read again by its place.
+    path: .tar, not compressed: images are read by their offsets.
     name: of the shard, for errors.
     columns: unused.  base: folder of the shard below the dataset's.
   Raises:
@@ -27,15 +27,15 @@ def read(path, name, *, columns="", base=""):
   rows = []
   for key, parts in samples.items():
     where = f"{name}, {key}"
-    pictures = [ending for ending in parts if ending in ENDINGS]
-    if not pictures:
+    images = [ending for ending in parts if ending in ENDINGS]
+    if not images:
       raise UserError(f"{where}: no image ({', '.join(sorted(parts))}); expected {key}.jpg")
     texts, part = _captions(parts, where)
     if not texts:
       raise UserError(f"{where}: no caption; expected {key}.txt, or {key}.json with caption")
-    image = parts[pictures[0]]
+    image = parts[images[0]]
     found = split_of(part, where) if part else None
-    rows.append(Row(f"{name}/{key}{pictures[0]}", texts, found, where, base, (path, *image)))
+    rows.append(Row(f"{name}/{key}{images[0]}", texts, found, where, base, (path, *image)))
   if not rows:
     raise UserError(f"{name} holds no images with captions; expected NAME.jpg and NAME.txt")
   return rows

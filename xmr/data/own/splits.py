@@ -80,7 +80,7 @@ def lists(folder, names):
   Returns:
     ({row: split}, [paths of the lists]).
   Raises:
-    UserError: an image stands in two lists of different splits.
+    UserError: an image is in two lists of different splits.
   """
   rows, of, used = {}, {}, []
   for row, name in enumerate(names):
@@ -172,8 +172,8 @@ def by_hash(digest, split):
   split[split == ""] = "train"
   if not open_:
     return split
-  pool, place = split == "train", digest / _SPLIT_AT
-  share = {"val": (place >= _TRAIN) & (place < _VAL), "test": place >= _VAL}
+  pool, number = split == "train", digest / _SPLIT_AT
+  share = {"val": (number >= _TRAIN) & (number < _VAL), "test": number >= _VAL}
   different = np.unique(digest[pool])
   if len(different) <= len(open_):
     raise UserError(

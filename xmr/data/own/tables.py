@@ -152,8 +152,8 @@ def _records(path, name, mapped):
           raise UserError(f'{where}: {line.strip()!r:.60}; expected {{"file_name": ..., ...}}')
         yield where, list(record), list(record.values())
   elif kind == ".json":
-    for place, record in enumerate(_list_in_json(parsed_json(decoded(path, name), name), name)):
-      yield f"{name}, entry {place + 1}", list(record), list(record.values())
+    for index, record in enumerate(_list_in_json(parsed_json(decoded(path, name), name), name)):
+      yield f"{name}, entry {index + 1}", list(record), list(record.values())
   else:
     yield from _delimited(decoded(path, name), name, mapped, tabs=kind == ".tsv")
 
@@ -243,7 +243,7 @@ def _with_header(lines, header, name, sign, mapped):
     if len(cells) != len(header):
       raise UserError(
         f"{where}: {len(cells)} fields; expected {len(header)}: {', '.join(header)} (a field that "
-        f"holds {sign!r} stands in quotes)"
+        f"holds {sign!r} needs quotes)"
       )
     yield where, header, cells
 

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, and where the shared real data lies."""
+"""Eight virtual CPU devices and checked types for every test, and where the real data lies."""
 
 import os
 import pathlib
@@ -12,6 +12,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import pytest
+import typecheck
+
+# Before anything of xmr is imported.
+typecheck.install()
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # Photographs, captions and features belong to their owners and are not part of the repository:

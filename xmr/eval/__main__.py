@@ -84,7 +84,8 @@ def define():
 def usage(own):
   """Returns the text of --help."""
   width = max(map(len, own)) + 2
-  return __doc__ + "\n" + "\n".join(f"  --{name:{width}}{own[name].help}" for name in sorted(own))
+  lines = (f"  --{name:{width}}{own[name].help}" for name in sorted(own))
+  return "\n".join([__doc__ or "", *lines])
 
 
 def read_flags(own, argv):

@@ -122,7 +122,7 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
     raise UserError(f"k is {k}; expected 1 to {len(second)}, the size of the gallery")
   scores = np.empty((len(first), k), np.float32)
   indices = np.empty((len(first), k), np.int32)
-  rows = None
+  rows = np.empty((0, len(second)), np.float32)
   for r, c, part in blocks(first, second, form=form, block=block, by_row=True, progress=progress):
     if c == 0:
       rows = np.empty((len(part), len(second)), np.float32)
@@ -214,7 +214,7 @@ def count(first, second, pairs, *, form, block=None, progress=False, both=True):
     first, second: Side.  pairs: ([M], [M]) int, rows of every positive pair.
     form: first's tokens are the regions.  both: False scores first's rows alone.
   Returns:
-    (rows, columns): {"rank", "ties": [.] int32}; columns is None unless `both`.
+    [rows, columns], or [rows] unless `both`: {"rank", "ties": [.] int32}.
   """
   i, j = pairs
   positive = np.unique(i.astype(np.int64) * len(second) + j)
@@ -248,4 +248,4 @@ def count(first, second, pairs, *, form, block=None, progress=False, both=True):
     {"rank": (above + ties).astype(np.int32), "ties": ties.astype(np.int32)}
     for above, ties in counts
   ]
-  return found[0], found[1] if both else None
+  return found[: 1 + both]

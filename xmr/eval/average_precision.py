@@ -2,16 +2,28 @@
 relevant.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Bool, Float64, Real, Shaped
 
 from xmr.errors import UserError
 from xmr.eval import exact
+from xmr.ops.arrays import Array
 
 PAIRS = 1 << 20  # scores held at a time
 LEVELS = tuple(np.linspace(0, 1, 11))
 
 
-def mean_average_precision(query, gallery, query_label, gallery_label, *, at=None, kind="cosine"):
+def mean_average_precision(
+  query: Real[Array, "Q D"],
+  gallery: Real[Array, "G D"],
+  query_label: Shaped[Array, " Q"] | Sequence,
+  gallery_label: Shaped[Array, " G"] | Sequence,
+  *,
+  at: int | None = None,
+  kind: str = "cosine",
+) -> float:
   """Mean over queries of the average precision of the gallery ranked for each.
 
   AP = 1 / #{k <= R : rel(k)} sum over k <= R of P(k) rel(k), P(k) the precision of the first k and
@@ -38,7 +50,15 @@ def mean_average_precision(query, gallery, query_label, gallery_label, *, at=Non
   )
 
 
-def average_precisions(query, gallery, query_label, gallery_label, *, at=None, kind="cosine"):
+def average_precisions(
+  query: Real[Array, "Q D"],
+  gallery: Real[Array, "G D"],
+  query_label: Shaped[Array, " Q"] | Sequence,
+  gallery_label: Shaped[Array, " G"] | Sequence,
+  *,
+  at: int | None = None,
+  kind: str = "cosine",
+) -> Float64[np.ndarray, " Q"]:
   """Average precision of each query, [Q] float64: what `mean_average_precision` averages, for
   paired tests.
   """
@@ -46,7 +66,9 @@ def average_precisions(query, gallery, query_label, gallery_label, *, at=None, k
   return np.concatenate([average_precision(relevant, at=at) for relevant in blocks])
 
 
-def average_precision(relevant, *, at=None):
+def average_precision(
+  relevant: Bool[np.ndarray, "Q G"] | Sequence, *, at: int | None = None
+) -> Float64[np.ndarray, " Q"]:
   """Average precision of rankings: relevant [Q, G] bool, best first, and `at` as above -> [Q]
   float64.
   """
@@ -57,7 +79,15 @@ def average_precision(relevant, *, at=None):
   return (precision * relevant).sum(axis=1) / np.maximum(relevant.sum(axis=1), 1)
 
 
-def precision_recall(query, gallery, query_label, gallery_label, *, levels=LEVELS, kind="cosine"):
+def precision_recall(
+  query: Real[Array, "Q D"],
+  gallery: Real[Array, "G D"],
+  query_label: Shaped[Array, " Q"] | Sequence,
+  gallery_label: Shaped[Array, " G"] | Sequence,
+  *,
+  levels: Sequence[float] = LEVELS,
+  kind: str = "cosine",
+) -> Float64[np.ndarray, " L"]:
   """Interpolated precision at levels of recall, averaged over queries.
 
   p(r) = max of P(k) over the k whose recall is at least r; queries with nothing relevant count 0.
@@ -70,8 +100,8 @@ def precision_recall(query, gallery, query_label, gallery_label, *, levels=LEVEL
   References:
     Manning, Raghavan, Schuetze, Introduction to Information Retrieval, 8.4.
   """
-  levels = np.asarray(levels, np.float64)
-  total, n = np.zeros(len(levels)), 0
+  wanted = np.asarray(levels, np.float64)
+  total, n = np.zeros(len(wanted)), 0
   for relevant in _relevance_in_order(query, gallery, query_label, gallery_label, kind=kind):
     hits = np.cumsum(relevant, axis=1)
     precision = hits / np.arange(1, hits.shape[1] + 1)
@@ -79,7 +109,7 @@ def precision_recall(query, gallery, query_label, gallery_label, *, levels=LEVEL
     for row_hits, row_best in zip(hits, best_from, strict=True):
       if row_hits[-1]:
         # Whole hits, not recalls, are compared: 3 / 10 and 0.3 are different floats.
-        needed = np.ceil(levels * row_hits[-1] - 1e-9)
+        needed = np.ceil(wanted * row_hits[-1] - 1e-9)
         total += row_best[np.searchsorted(row_hits, needed)]
     n += len(relevant)
   return total / n

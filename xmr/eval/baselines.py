@@ -1,13 +1,14 @@
 """Scores that need no training: the floor of every table."""
 
 import numpy as np
+from jaxtyping import Float32, Float64, Integer, Real
 from scipy import linalg
 
 from xmr.errors import UserError
 from xmr.ops.unit import unit
 
 
-def check_raw(image, text):
+def check_raw(image: Real[np.ndarray, "N D"], text: Real[np.ndarray, "T D"]) -> None:
   """Raises UserError where image [N, D] and text [T, D] features do not share a space to be
   compared in as they are.
   """
@@ -17,7 +18,18 @@ def check_raw(image, text):
     )
 
 
-def fit_cca(image, text, image_of_text, *, dim=0, regularization=1.0, power=0.0):
+def fit_cca(
+  image: Real[np.ndarray, "N F"],
+  text: Real[np.ndarray, "T E"],
+  image_of_text: Integer[np.ndarray, " T"],
+  *,
+  dim: int = 0,
+  regularization: float = 1.0,
+  power: float = 0.0,
+) -> tuple[
+  tuple[Float64[np.ndarray, " F"], Float64[np.ndarray, "F dim"]],
+  tuple[Float64[np.ndarray, " E"], Float64[np.ndarray, "E dim"]],
+]:
   """Linear canonical correlation analysis in closed form, over all pairs of a caption and its
   image.
 
@@ -68,7 +80,10 @@ def fit_cca(image, text, image_of_text, *, dim=0, regularization=1.0, power=0.0)
   )
 
 
-def project(features, side):
+def project(
+  features: Real[np.ndarray, "M F"],
+  side: tuple[Float64[np.ndarray, " F"], Float64[np.ndarray, "F dim"]],
+) -> Float32[np.ndarray, "M dim"]:
   """Returns unit embeddings [M, dim] float32 of features [M, F] by a side (mean [F], projection [F,
   dim]) of fit_cca.
   """

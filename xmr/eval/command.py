@@ -140,26 +140,25 @@ def _from_config(options):
 
   config = options["config"]
   splits = data.load(config)
-  needed = [options["split"], *(["train"] if "cca" in options["baseline"] else [])]
-  for name in needed:
+
+  def features(name):
     if name not in splits:
       raise UserError(f"the data has no split {name!r}; found {', '.join(splits)}")
-    for side in ("image", "text"):
-      if getattr(splits[name], f"{side}_features") is None:
+    found = {side: getattr(splits[name], f"{side}_features") for side in ("image", "text")}
+    for side, x in found.items():
+      if x is None:
         raise UserError(
           f"config.data.{side} gives no features; expected config.data.{side}_features=FILE.npy"
         )
-  split = splits[options["split"]]
-  train = splits.get("train")
-  return Inputs(
-    config.data.name,
-    split.image_features,
-    split.text_features,
-    truth.of_split(split, cache_dir=options["cache_dir"]),
-    (train.image_features, train.text_features, train.image_of_text)
-    if "cca" in options["baseline"]
-    else None,
-  )
+    return tuple(found.values())
+
+  split = splits.get(options["split"])
+  image, text = features(options["split"])
+  train = None
+  if "cca" in options["baseline"]:
+    train = (*features("train"), splits["train"].image_of_text)
+  known = truth.of_split(split, cache_dir=options["cache_dir"])
+  return Inputs(config.data.name, image, text, known, train)
 
 
 def _embeddings(name, inputs, options):

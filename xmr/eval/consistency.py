@@ -1,15 +1,23 @@
 """Order consistency: does a pair outrank the same-modality neighbours of its two sides?"""
 
 import numpy as np
+from jaxtyping import Integer, Real
 
 from xmr.errors import UserError
 from xmr.eval import exact
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.top_k import top_k
+from xmr.ops.arrays import Array
 from xmr.ops.unit import unit
 
 
-def order_consistency(image, text, image_of_text, *, margin=0.0):
+def order_consistency(
+  image: Real[Array, "N D"],
+  text: Real[Array, "T D"],
+  image_of_text: Integer[Array, " T"],
+  *,
+  margin: float = 0.0,
+) -> dict[str, float]:
   """Shares of pairs (i, c) whose similarity p = s(i, c) keeps its place against the mined triplets,
   cosine similarity.
 

@@ -3,9 +3,12 @@ Captions.
 """
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int32, Int64, Integer, Real
 
 from xmr.errors import UserError
 from xmr.eval.readers import load_json
@@ -28,12 +31,18 @@ class Positives:
   code.
   """
 
-  query: np.ndarray
-  start: np.ndarray
-  item: np.ndarray
+  query: Int32[np.ndarray, " Q"]
+  start: Int64[np.ndarray, " Q+1"]
+  item: Int32[np.ndarray, " P"]
 
 
-def load_positives(folder, name, *, image_id, text_id):
+def load_positives(
+  folder: str | os.PathLike,
+  name: str,
+  *,
+  image_id: Sequence[int] | Integer[np.ndarray, " N"],
+  text_id: Sequence[int] | Integer[np.ndarray, " T"],
+) -> dict[str, Positives]:
   """Reads NAME_image_to_caption.json and NAME_caption_to_image.json of ECCV Caption.
 
   Args:
@@ -80,7 +89,14 @@ def load_positives(folder, name, *, image_id, text_id):
   return positives
 
 
-def retrieval(image, text, positives, *, kind="cosine", recall_at=(1, 5, 10)):
+def retrieval(
+  image: Real[np.ndarray, "N D"],
+  text: Real[np.ndarray, "T D"],
+  positives: Mapping[str, Positives],
+  *,
+  kind: str = "cosine",
+  recall_at: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
   """Scores both directions against extra positives.
 
   With R the number of positives of a query and P(r) the precision of its first r results:

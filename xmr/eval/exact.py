@@ -8,9 +8,11 @@ import hashlib
 import os
 
 import numpy as np
+from jaxtyping import Float32, Float64, Integer, Shaped
 
 from xmr import parallel
 from xmr.errors import UserError
+from xmr.ops.arrays import Array
 
 KINDS = ("cosine", "dot", "order")
 # Norms this close to 1 are those of rows that were normalised in float32; dividing again would only
@@ -75,7 +77,7 @@ class Rows:
     return (self if len(first) == len(self) else self.take(first)), of
 
 
-def embeddings(x, *, name):
+def embeddings(x: Shaped[Array, "N D"], *, name: str) -> Float32[np.ndarray, "N D"]:
   """Returns [N, D] float32 on the host, whole, of a NumPy or (possibly sharded) JAX array;
   UserError for another shape.
   """
@@ -106,7 +108,14 @@ def sides(query, gallery, *, kind, names=("query", "gallery"), text_query=False)
   return query, gallery
 
 
-def pair_scores(query, gallery, i, j, *, kind):
+def pair_scores(
+  query: Rows,
+  gallery: Rows,
+  i: Integer[np.ndarray, " M"],
+  j: Integer[np.ndarray, " M"],
+  *,
+  kind: str,
+) -> Float64[np.ndarray, " M"]:
   """Scores of the pairs (query row i[m], gallery row j[m]), [M] float64.
 
   cosine, dot: (sum over d of q_d g_d) w_q w_g with the weights of Rows; order: -sqrt(sum over d of
@@ -138,7 +147,7 @@ def pair_scores(query, gallery, i, j, *, kind):
   return scores
 
 
-def all_scores(query, gallery, *, kind):
+def all_scores(query: Rows, gallery: Rows, *, kind: str) -> Float64[np.ndarray, "Q G"]:
   """Scores of all pairs, [Q, G] float64, right to the rounding of float64 (`slack`), which the
   library may choose.
 
@@ -156,7 +165,7 @@ def all_scores(query, gallery, *, kind):
   return found
 
 
-def tree_sum(x):
+def tree_sum(x: Float64[np.ndarray, "M D"]) -> Float64[np.ndarray, " M"]:
   """Sum of each row of x [M, D], which it overwrites; halves are added to halves, so no library
   chooses the order.
   """
@@ -168,7 +177,9 @@ def tree_sum(x):
   return x[:, 0].copy()
 
 
-def slack(query, gallery, *, kind, epsilon):
+def slack(
+  query: Rows, gallery: Rows, *, kind: str, epsilon: float
+) -> tuple[Float64[np.ndarray, " Q"], Float64[np.ndarray, " G"]]:
   """Bounds of |rounded score - exact score|, per query against every item and per item against
   every query.
 

@@ -3,14 +3,17 @@ and diversity.
 """
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float, Integer, Real, Shaped
 
 from xmr.errors import UserError, choice
 from xmr.eval.lists import list_metrics
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.top_k import top_k_of_both
-from xmr.ops.alignment import NAMES
+from xmr.ops.alignment import NAMES, Tokens
+from xmr.ops.arrays import Array
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 FORMS = ("released", "standard")
@@ -20,20 +23,20 @@ BLOCK_BYTES = 1 << 22  # of relevance looked at together
 
 
 def graded(
-  image,
-  text,
-  image_of_text,
-  relevance,
+  image: Real[Array, "N D"] | Tokens,
+  text: Real[Array, "T D"] | Tokens,
+  image_of_text: Integer[Array, " T"],
+  relevance: Shaped[np.ndarray, "T N"],
   *,
-  k=25,
-  alpha=0.5,
-  form="released",
-  kind="cosine",
-  include_self=True,
-  novelty="corrected",
-  coverage_of=None,
-  diversity="once",
-):
+  k: int = 25,
+  alpha: float = 0.5,
+  form: str = "released",
+  kind: str = "cosine",
+  include_self: bool = True,
+  novelty: str = "corrected",
+  coverage_of: int | None = None,
+  diversity: str = "once",
+) -> dict[str, float]:
   """Scores the four retrieval tasks with graded relevance.
 
   nDCG@k: DCG = sum_r (2^rel_r - 1) / log2(r + 1), divided by the DCG of the k most relevant items.
@@ -89,7 +92,13 @@ def graded(
   return {name.removeprefix("/"): value for name, value in metrics.items()}
 
 
-def graded_by(image, text, image_of_text, relevances, **options):
+def graded_by(
+  image: Real[Array, "N D"] | Tokens,
+  text: Real[Array, "T D"] | Tokens,
+  image_of_text: Integer[Array, " T"],
+  relevances: Mapping[str, Shaped[np.ndarray, "T N"]],
+  **options,
+) -> dict[str, float]:
   """Scores the four tasks by several relevances of the same lists.
 
   Args:
@@ -158,7 +167,14 @@ def scored_by(
   return metrics, queries
 
 
-def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
+def ranked_lists(
+  image: Real[Array, "N D"] | Tokens,
+  text: Real[Array, "T D"] | Tokens,
+  *,
+  k: int = 25,
+  kind: str = "cosine",
+  include_self: bool = True,
+) -> dict[str, Integer[np.ndarray, "queries k"]]:
   """Returns the k best items of every query in the four tasks: {"i2t": [N, k], "t2i": [T, k],
   "i2i", "t2t"} int.
 
@@ -183,20 +199,24 @@ def ranked_lists(image, text, *, k=25, kind="cosine", include_self=True):
   check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
   # One pass over the products of images with texts serves two tasks; those of a side with itself
   # are symmetric.
-  lists = dict(
-    zip(
-      ("i2t", "t2i"), (found[1] for found in top_k_of_both(image, text, k, kind=kind)), strict=True
-    )
-  )
+  i2t, t2i = top_k_of_both(image, text, k, kind=kind)
+  lists = {"i2t": i2t[1], "t2i": t2i[1]}
   for task, side in (("i2i", image), ("t2t", text)):
-    best = top_k_of_both(side, None, k + (not include_self), kind=kind, text_query=side is text)[0][
-      1
-    ]
+    most = k + (not include_self)
+    (_, best), _ = top_k_of_both(side, None, most, kind=kind, text_query=side is text)
     lists[task] = best if include_self else _without_self(best)
   return lists
 
 
-def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", include_self=True):
+def per_query(
+  lists: Mapping[str, Integer[np.ndarray, "queries k"]],
+  image_of_text: Integer[np.ndarray, " T"],
+  relevance: Real[np.ndarray, "T N"],
+  *,
+  alpha: float = 0.5,
+  form: str = "released",
+  include_self: bool = True,
+) -> dict[str, dict[str, Shaped[np.ndarray, " queries"]]]:
   """Returns what each query scores, for means and for significance tests.
 
   Args:
@@ -243,7 +263,9 @@ def per_query(lists, image_of_text, relevance, *, alpha=0.5, form="released", in
   return values
 
 
-def checked_relevance(relevance, *, n_texts, n_images, name="relevance"):
+def checked_relevance(
+  relevance: Shaped[np.ndarray, "T N"], *, n_texts: int, n_images: int, name: str = "relevance"
+) -> Float[np.ndarray, "T N"]:
   """Returns relevance as a NumPy array if it is [T, N] floats in [0, 1]; raises UserError
   otherwise.
   """
@@ -264,7 +286,7 @@ def checked_relevance(relevance, *, n_texts, n_images, name="relevance"):
   return relevance if relevance.dtype.kind == "f" else relevance.astype(np.float32)
 
 
-def check_k(k, *, n_images, n_texts, include_self):
+def check_k(k: int, *, n_images: int, n_texts: int, include_self: bool) -> None:
   """Raises UserError where a list of k items is longer than a gallery."""
   for name, size in (("images", n_images), ("captions", n_texts)):
     most = size if include_self else size - 1

@@ -1,6 +1,7 @@
 """What lists of results are like, whatever is relevant: novelty, coverage, diversity."""
 
 import numpy as np
+from jaxtyping import Integer
 
 
 def list_metrics(
@@ -35,7 +36,9 @@ def list_metrics(
   }
 
 
-def self_information(lists, *, n_texts=None, novelty="corrected"):
+def self_information(
+  lists: Integer[np.ndarray, "Q k"], *, n_texts: int = 0, novelty: str = "corrected"
+) -> float:
   """Novelty: the mean of -log2(n(x) / Q) over the items x of all lists, n(x) being the number of
   lists that hold x.
 
@@ -57,7 +60,9 @@ def self_information(lists, *, n_texts=None, novelty="corrected"):
   return float(-(count * np.log2(count / queries)).sum() / (queries * length))
 
 
-def coverage(lists, *, n_gallery, coverage_of=None):
+def coverage(
+  lists: Integer[np.ndarray, "Q k"], *, n_gallery: int, coverage_of: int | None = None
+) -> float:
   """Returns the share of the gallery that is in any list [Q, k]; coverage_of: divide by this many
   items instead.
 
@@ -66,7 +71,7 @@ def coverage(lists, *, n_gallery, coverage_of=None):
   return len(np.unique(lists)) / (coverage_of or n_gallery)
 
 
-def list_cosine(lists, *, n_gallery):
+def list_cosine(lists: Integer[np.ndarray, "Q k"], *, n_gallery: int) -> float:
   """List diversity: the mean cosine of two different lists as binary vectors, that is, the share of
   items that they have in common.
 

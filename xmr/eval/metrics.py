@@ -2,7 +2,10 @@
 folds, and what chance gives.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from jaxtyping import Integer
 
 from xmr.errors import UserError
 
@@ -10,7 +13,7 @@ AT = (1, 5, 10)
 DIRECTIONS = ("i2t", "t2i")
 
 
-def from_ranks(ranks):
+def from_ranks(ranks: Integer[np.ndarray, " Q"] | Sequence[int]) -> dict[str, float]:
   """Metrics of one direction.
 
   r@K = 100 mean(rank < K); medr = floor(median(rank)) + 1; meanr = mean(rank) + 1.
@@ -33,7 +36,9 @@ def from_ranks(ranks):
   }
 
 
-def both_directions(i2t, t2i):
+def both_directions(
+  i2t: Integer[np.ndarray, " N"] | Sequence[int], t2i: Integer[np.ndarray, " T"] | Sequence[int]
+) -> dict[str, float]:
   """Metrics of both directions, {"i2t/r1", ..., "t2i/meanr", "rsum"}, of their 0-based ranks [N]
   and [T].
   """
@@ -45,14 +50,14 @@ def both_directions(i2t, t2i):
   return {**found, "rsum": rsum(found)}
 
 
-def rsum(recalls):
+def rsum(recalls: Mapping[str, float]) -> float:
   """The sum of the six recalls, 0 to 600. (VSE++ and IMC print six times this for averaged
   folds.)
   """
   return sum(recalls[f"{direction}/r{k}"] for direction in DIRECTIONS for k in AT)
 
 
-def mean_of_folds(folds):
+def mean_of_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
   """Averages each metric over a list of dicts; counts of tied queries ("i2t/ties") are summed."""
   means = {
     name: float(np.mean([fold[name] for fold in folds]))
@@ -63,7 +68,9 @@ def mean_of_folds(folds):
   return {**means, "rsum": rsum(means), **ties}
 
 
-def fold_of(index, *, n_images, folds):
+def fold_of(
+  index: Integer[np.ndarray, " rows"] | Sequence[int], *, n_images: int, folds: int
+) -> Integer[np.ndarray, " rows"]:
   """Which of `folds` equal, consecutive parts of the images each index [.] falls in; UserError
   where they do not divide.
   """
@@ -72,7 +79,9 @@ def fold_of(index, *, n_images, folds):
   return np.asarray(index) // (n_images // folds)
 
 
-def chance(image_of_text, *, n_images, folds=1):
+def chance(
+  image_of_text: Integer[np.ndarray, " T"], *, n_images: int, folds: int = 1
+) -> dict[str, float]:
   """Recalls of a random order of the gallery, and how far rsum strays from its mean.
 
   Text to image, N images: R@K = min(K, N) / N. Image to text, T texts of which c describe the

@@ -1,15 +1,27 @@
 """Recall of both directions, whole or in folds, with ties counted against the query."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Int32, Int64, Integer, Real
 
 from xmr.errors import UserError
 from xmr.eval import exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
 from xmr.eval.ranks import count
-from xmr.ops.alignment import NAMES
+from xmr.ops.alignment import NAMES, Tokens
+from xmr.ops.arrays import Array
 
 
-def recall(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
+def recall(
+  image: Real[Array, "N D"] | Tokens,
+  text: Real[Array, "T D"] | Tokens,
+  image_of_text: Integer[Array, " T"],
+  *,
+  folds: int = 1,
+  kind: str = "cosine",
+  block: int = BLOCK,
+) -> dict[str, float]:
   """Recall at 1, 5 and 10, median and mean rank, image to text and text to image.
 
   An image finds its best text, a text its one image; ties count against the query (see `ranks`).
@@ -36,7 +48,15 @@ def recall(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
   return counted(image, text, image_of_text, folds=folds, kind=kind, block=block)[0]
 
 
-def counted(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
+def counted(
+  image: Real[Array, "N D"] | Tokens,
+  text: Real[Array, "T D"] | Tokens,
+  image_of_text: Integer[Array, " T"],
+  *,
+  folds: int = 1,
+  kind: str = "cosine",
+  block: int = BLOCK,
+) -> tuple[dict[str, float], dict[str, Int32[np.ndarray, " queries"]]]:
   """Returns (metrics as of `recall`, {"i2t/rank": [N], "t2i/rank": [T] int32, from 0, within the
   fold}).
   """
@@ -45,22 +65,22 @@ def counted(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
 
     return alignment.counted(image, text, image_of_text, form=kind, folds=folds, progress=True)
   placement = placement_of(image)
-  image, text = exact.sides(image, text, kind=kind, names=("image", "text"))
-  image_of_text = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
-  fold = metrics.fold_of(image_of_text, n_images=len(image), folds=folds)
-  size = len(image) // folds
-  ranks = [np.empty(len(side), np.int32) for side in (image, text)]
+  images, texts = exact.sides(image, text, kind=kind, names=("image", "text"))
+  owner = checked_image_of_text(image_of_text, n_texts=len(texts), n_images=len(images))
+  fold = metrics.fold_of(owner, n_images=len(images), folds=folds)
+  size = len(images) // folds
+  ranks = [np.empty(len(side), np.int32) for side in (images, texts)]
   scores = []
   for f in range(folds):
-    images = slice(f * size, (f + 1) * size)
+    part = slice(f * size, (f + 1) * size)
     rows = np.flatnonzero(fold == f)
     # A slice where it can be: a view, not a copy.
-    texts = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
-    pairs = image_of_text[rows] - f * size, np.arange(len(rows))
+    own = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
+    pairs = owner[rows] - f * size, np.arange(len(rows))
     sides = count(
-      image.take(images), text.take(texts), pairs, kind=kind, block=block, placement=placement
+      images.take(part), texts.take(own), pairs, kind=kind, block=block, placement=placement
     )
-    ranks[0][images], ranks[1][rows] = (side["rank"] for side in sides)
+    ranks[0][part], ranks[1][rows] = (side["rank"] for side in sides)
     ties = {
       f"{name}/ties": int(np.count_nonzero(side["ties"]))
       for name, side in zip(metrics.DIRECTIONS, sides, strict=True)
@@ -70,7 +90,9 @@ def counted(image, text, image_of_text, *, folds=1, kind="cosine", block=BLOCK):
   return metrics.mean_of_folds(scores), of_query
 
 
-def checked_image_of_text(image_of_text, *, n_texts, n_images):
+def checked_image_of_text(
+  image_of_text: Integer[Array, " T"] | Sequence[int], *, n_texts: int, n_images: int
+) -> Int64[np.ndarray, " T"]:
   """Returns [T] int64; UserError where the shape is another, an image does not exist or has no
   text.
   """
@@ -93,7 +115,14 @@ def checked_image_of_text(image_of_text, *, n_texts, n_images):
   return index.astype(np.int64)
 
 
-def score(image, text, image_of_text, *, folds=1, kind="cosine"):
+def score(
+  image: Real[Array, "N D"] | Tokens,
+  text: Real[Array, "T D"] | Tokens,
+  image_of_text: Integer[Array, " T"],
+  *,
+  folds: int = 1,
+  kind: str = "cosine",
+) -> dict[str, float]:
   """All metrics of a protocol: `recall` of the whole set, and with folds their averages beside it
   as "folds/i2t/r1".
   """

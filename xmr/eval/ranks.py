@@ -1,10 +1,12 @@
 """Ranks in a gallery, in blocks on the device, exact for every block size and number of devices."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32, Integer, Real
 
 from xmr.errors import UserError
 from xmr.eval import exact
@@ -19,7 +21,8 @@ from xmr.eval.blocks import (
   score_factor,
   steps_of,
 )
-from xmr.ops.alignment import NAMES
+from xmr.ops.alignment import NAMES, Tokens
+from xmr.ops.arrays import Array
 from xmr.ops.similarity import similarity
 
 NEAR_IN_WORD = np.uint64(0x0303030303030303)
@@ -29,7 +32,15 @@ CROWDED = 1 / 64
 PART = (256, 1024)
 
 
-def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=BLOCK):
+def ranks(
+  query: Real[Array, "Q D"] | Tokens,
+  gallery: Real[Array, "G D"] | Tokens,
+  positives: Integer[Array, " Q"] | Integer[Array, "Q P"] | Sequence,
+  *,
+  kind: str = "cosine",
+  text_query: bool = False,
+  block: int = BLOCK,
+) -> Int32[np.ndarray, " Q"]:
   """Rank of the best positive of each query: the number of gallery items that stand before it.
 
   rank = #{j : s_j > s_p} + #{j not positive : s_j = s_p}, with p the best positive: ties count
@@ -56,12 +67,10 @@ def ranks(query, gallery, positives, *, kind="cosine", text_query=False, block=B
 
     task = "t2i" if text_query else "i2t"
     return alignment.ranks(query, gallery, positives, form=kind, task=task)
+  rows = exact.sides(query, gallery, kind=kind, text_query=text_query)
+  pairs = pairs_of(positives, n_queries=len(rows[0]), n_gallery=len(rows[1]))
   placement = placement_of(query)
-  query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
-  pairs = pairs_of(positives, n_queries=len(query), n_gallery=len(gallery))
-  return count(query, gallery, pairs, kind=kind, block=block, placement=placement, both=False)[0][
-    "rank"
-  ]
+  return count(*rows, pairs, kind=kind, block=block, placement=placement, both=False)[0]["rank"]
 
 
 def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True):
@@ -74,8 +83,8 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
     kind, block: as `ranks`.  placement: (sharding of query blocks, of gallery blocks) or None.
     both: False scores the queries alone.
   Returns:
-    (queries, items): dicts of "rank" [.] int32 and "ties" [.] int32, the number of non-positives
-    that score as the best positive; items is None unless `both`.
+    [queries, items], or [queries] unless `both`: dicts of "rank" [.] int32 and "ties" [.] int32,
+    the number of non-positives that score as the best positive.
   """
   job = _Count(query, gallery, pairs, kind=kind, both=both)
   rows, columns = steps_of(len(query), len(gallery), block, placement)
@@ -94,12 +103,13 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
       if pending:
         job.add(*pending)
       pending = r, c, tile
-  job.add(*pending)
+  if pending:
+    job.add(*pending)
   sides = [
     {"rank": (above + ties).astype(np.int32), "ties": ties.astype(np.int32)}
     for above, ties in job.counts
   ]
-  return sides[0], sides[1] if both else None
+  return sides[: 1 + both]
 
 
 @functools.partial(jax.jit, static_argnames=("order", "both"))
@@ -156,12 +166,12 @@ class _Count:
     np.maximum.at(self.best[0], i, score)
     np.maximum.at(self.best[1], j, score)
     factor = score_factor(factors_of(query, gallery, kind=kind), kind=kind)
-    slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float32).eps)
+    slack = exact.slack(query, gallery, kind=kind, epsilon=float(np.finfo(np.float32).eps))
     self.limits = [
       [((best + sign * s) * factor).astype(np.float32) for sign in (-1, 1)]
       for best, s in zip(self.best, slack, strict=True)
     ]
-    self.slack64 = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float64).eps)
+    self.slack64 = exact.slack(query, gallery, kind=kind, epsilon=float(np.finfo(np.float64).eps))
     self.counts = [np.zeros((2, len(query)), np.int64), np.zeros((2, len(gallery)), np.int64)]
 
   def add(self, r, c, tile):

@@ -1,9 +1,12 @@
 """Where graded relevance of captions for images comes from: ROUGE-L, a SPICE file, categories."""
 
 import hashlib
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32, Int32, Integer, Shaped
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
@@ -16,7 +19,15 @@ from xmr.eval.readers import open_npy
 BLOCK_PAIRS = 1 << 22  # caption pairs whose common subsequences are held at a time
 
 
-def rouge_l(texts, image_of_text, *, n_images=None, beta=1.2, cache_dir=None, workers=-1):
+def rouge_l(
+  texts: Sequence[str],
+  image_of_text: Integer[np.ndarray, " T"] | Sequence[int],
+  *,
+  n_images: int | None = None,
+  beta: float = 1.2,
+  cache_dir: str | os.PathLike | None = None,
+  workers: int = -1,
+) -> Float32[np.ndarray, "T N"]:
   """Relevance of every caption for every image: ROUGE-L of the caption against the captions of the
   image.
 
@@ -51,15 +62,25 @@ def rouge_l(texts, image_of_text, *, n_images=None, beta=1.2, cache_dir=None, wo
     return _rouge_l(texts, image_of_text, n_images, beta, workers)
   path = _cache_path(cache_dir, "rouge_l 1", texts, image_of_text, n_images, beta)
   cached = _read_cache(path, (len(texts), n_images), np.float32)
-  if cached is None:
-    _write_cache(path, _rouge_l(texts, image_of_text, n_images, beta, workers))
-    cached = _read_cache(path, (len(texts), n_images), np.float32)
-  return cached
+  if cached is not None:
+    return cached
+  matrix = _rouge_l(texts, image_of_text, n_images, beta, workers)
+  _write_cache(path, matrix)
+  # Memory-mapped, so that the matrix itself can go.
+  cached = _read_cache(path, matrix.shape, np.float32)
+  return matrix if cached is None else cached
 
 
 def rouge_l_above(
-  texts, image_of_text, *, above, n_images=None, beta=1.2, cache_dir=None, workers=-1
-):
+  texts: Sequence[str],
+  image_of_text: Integer[np.ndarray, " T"] | Sequence[int],
+  *,
+  above: float,
+  n_images: int | None = None,
+  beta: float = 1.2,
+  cache_dir: str | os.PathLike | None = None,
+  workers: int = -1,
+) -> Int32[np.ndarray, "P 2"]:
   """The pairs of a caption and an image that is not its own whose ROUGE-L relevance exceeds a
   bound.
 
@@ -98,7 +119,7 @@ def rouge_l_above(
   return pairs
 
 
-def load_spice(path, *, n_texts, n_images):
+def load_spice(path: str | os.PathLike, *, n_texts: int, n_images: int) -> Float[np.ndarray, "T N"]:
   """Opens a relevance file in the released layout, e.g. f30k_precomp-test-spice.npy, without
   reading it into memory.
 
@@ -141,7 +162,9 @@ def load_spice(path, *, n_texts, n_images):
   return checked_relevance(relevance, n_texts=n_texts, n_images=n_images, name=str(path))
 
 
-def category_relevance(text_label, image_label):
+def category_relevance(
+  text_label: Shaped[np.ndarray, " T"] | Sequence, image_label: Shaped[np.ndarray, " N"] | Sequence
+) -> Float32[np.ndarray, "T N"]:
   """Returns [T, N] float32: 1 where caption and image have the same category ([T] and [N] int),
   else 0.
   """
@@ -242,5 +265,10 @@ def _read_cache(path, shape, dtype):
 
 
 def _write_cache(path, matrix):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  files.write_array(path, matrix)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_array(path, matrix)
+  except OSError as error:
+    raise UserError(
+      f"cannot write relevance to {path}: {error.strerror}; expected a cache_dir with room"
+    ) from None

@@ -1,17 +1,28 @@
 """Is the difference between two runs real? Paired tests over queries, intervals over seeds."""
 
 import numpy as np
+from jaxtyping import Bool, Real, Shaped
 from scipy import stats
 
 from xmr.errors import UserError
 
+# What each query scores: hits are True and False.
+Values = Real[np.ndarray, " Q"] | Bool[np.ndarray, " Q"]
 CHUNK = 1 << 22  # random numbers held at a time
 FEW_VALUES = (
   64  # up to so many different differences, their counts are drawn instead of the queries
 )
 
 
-def paired_bootstrap(a, b, *, group=None, samples=10000, confidence=0.95, seed=0):
+def paired_bootstrap(
+  a: Values,
+  b: Values,
+  *,
+  group: Shaped[np.ndarray, " Q"] | None = None,
+  samples: int = 10000,
+  confidence: float = 0.95,
+  seed: int = 0,
+) -> dict[str, float]:
   """Bootstrap over queries of the mean difference between two runs.
 
   Queries are drawn with replacement; the interval holds the central `confidence` of the resampled
@@ -56,7 +67,14 @@ def paired_bootstrap(a, b, *, group=None, samples=10000, confidence=0.95, seed=0
   }
 
 
-def paired_permutation(a, b, *, group=None, samples=10000, seed=0):
+def paired_permutation(
+  a: Values,
+  b: Values,
+  *,
+  group: Shaped[np.ndarray, " Q"] | None = None,
+  samples: int = 10000,
+  seed: int = 0,
+) -> dict[str, float]:
   """Sign-flip test: were the two runs' values exchangeable within each query, how often would they
   differ as much?
 

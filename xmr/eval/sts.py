@@ -2,10 +2,13 @@
 
 import csv
 import gzip
+import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64, Int32, Integer, Real
 
 from xmr.errors import UserError
 from xmr.ops.unit import unit
@@ -13,7 +16,9 @@ from xmr.ops.unit import unit
 BLOCK = 8192  # pairs whose embeddings are gathered at a time
 
 
-def load_sts(path, *, text_id):
+def load_sts(
+  path: str | os.PathLike, *, text_id: Sequence[int] | Integer[np.ndarray, " T"]
+) -> tuple[Int32[np.ndarray, "M 2"], Float64[np.ndarray, " M"]]:
   """Reads rated caption pairs, e.g. sts_test.csv or sts_test.csv.gz of Crisscrossed Captions.
 
   Args:
@@ -51,7 +56,15 @@ def load_sts(path, *, text_id):
   return np.array(pairs, np.int32), np.array(score)
 
 
-def sts_correlation(text, pairs, score, *, form="sampled", samples=1000, seed=0):
+def sts_correlation(
+  text: Real[np.ndarray, "T D"],
+  pairs: Integer[np.ndarray, "M 2"],
+  score: Real[np.ndarray, " M"],
+  *,
+  form: str = "sampled",
+  samples: int = 1000,
+  seed: int = 0,
+) -> dict[str, float]:
   """Spearman correlation between the cosine of two captions and their human score.
 
   "sampled", as in the CxC paper: the pairs of one caption are correlated among themselves, so each
@@ -106,7 +119,9 @@ def sts_correlation(text, pairs, score, *, form="sampled", samples=1000, seed=0)
   return {"sts/spearman": float(estimates.mean()), "sts/spearman_deviation": float(estimates.std())}
 
 
-def pair_cosines(text, pairs):
+def pair_cosines(
+  text: Real[np.ndarray, "T D"], pairs: Integer[np.ndarray, "M 2"]
+) -> Float64[np.ndarray, " M"]:
   """Cosine of each pair of rows: text [T, D] float, pairs [M, 2] int -> [M] float64."""
   text = np.asarray(text, np.float32)
   text = unit(text)
@@ -117,7 +132,7 @@ def pair_cosines(text, pairs):
   return cosine
 
 
-def spearman(x, y):
+def spearman(x: Real[np.ndarray, " M"], y: Real[np.ndarray, " M"]) -> float:
   """Spearman's rank correlation of two [M] arrays, ties at their mean rank; 0 where one of them is
   constant.
   """

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -112,7 +113,9 @@ def sides(first, second, *, names, padding):
   return first, second
 
 
-def blocks(first, second, *, form, block=None, by_row=False, progress=False):
+def blocks(
+  first, second, *, form, block=None, by_row=False, progress=False
+) -> Iterator[tuple[int, int, np.ndarray]]:
   """Yields (first row, first column, scores [n, m] float32) of all blocks of the score matrix.
 
   The device works on the next block while the host looks at one.
@@ -143,7 +146,8 @@ def blocks(first, second, *, form, block=None, by_row=False, progress=False):
     if pending:
       yield scores(*pending)
     pending = r, c, tile
-  yield scores(*pending)
+  if pending:
+    yield scores(*pending)
 
 
 _block = jax.jit(alignment.block, static_argnames="form")

@@ -3,9 +3,12 @@ devices.
 """
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int32, Real
 
 from xmr.errors import UserError
 from xmr.eval import candidates, exact
@@ -18,13 +21,22 @@ from xmr.eval.blocks import (
   score_factor,
   steps_of,
 )
-from xmr.ops.alignment import NAMES
+from xmr.ops.alignment import NAMES, Tokens
+from xmr.ops.arrays import Array
 from xmr.ops.similarity import similarity
 
 SPARE = 8  # candidates that are kept beyond k
 
 
-def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
+def top_k(
+  query: Real[Array, "Q D"] | Tokens,
+  gallery: Real[Array, "G D"] | Tokens,
+  k: int,
+  *,
+  kind: str = "cosine",
+  text_query: bool = False,
+  block: int = BLOCK,
+) -> tuple[Float32[np.ndarray, "Q k"], Int32[np.ndarray, "Q k"]]:
   """The k best gallery items of each query, best first; of equal scores the lowest index comes
   first.
 
@@ -47,34 +59,45 @@ def top_k(query, gallery, k, *, kind="cosine", text_query=False, block=BLOCK):
     task = "t2i" if text_query else "i2t"
     return alignment.top_k(query, gallery, k, form=kind, task=task)
   placement = placement_of(query)
-  query, gallery = exact.sides(query, gallery, kind=kind, text_query=text_query)
-  _check_k(k, gallery)
-  rows, columns = steps_of(len(query), len(gallery), block, placement)
-  factors = factors_of(query, gallery, kind=kind)
+  queries, items = exact.sides(query, gallery, kind=kind, text_query=text_query)
+  _check_k(k, items)
+  rows, columns = steps_of(len(queries), len(items), block, placement)
+  factors = factors_of(queries, items, kind=kind)
   to_rows, to_columns = placement or (None, None)
   merge = candidates.merge_of(placement)
   bests = []
-  for r in range(0, len(query), rows):
-    queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
+  for r in range(0, len(queries), rows):
+    block_of_queries = jax.device_put(block_of(queries, r, rows, factors[0], kind), to_rows)
     blocks = (
       (
         c,
         _products(
-          queries,
-          jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns),
+          block_of_queries,
+          jax.device_put(block_of(items, c, columns, factors[1], kind), to_columns),
           kind=kind,
         ),
       )
-      for c in range(0, len(gallery), columns)
+      for c in range(0, len(items), columns)
     )
-    best = jax.device_put(candidates.empty(rows, _kept(k, gallery)), to_rows)
+    best = jax.device_put(candidates.empty(rows, _kept(k, items)), to_rows)
     for c, scores in _one_ahead(blocks):
-      best = merge(best, scores, (r, c), (len(query), len(gallery)))
+      best = merge(best, scores, (r, c), (len(queries), len(items)))
     bests.append(best)
-  return _collected(query, gallery, bests, k, kind=kind, factor=score_factor(factors, kind=kind))
+  return _collected(queries, items, bests, k, kind=kind, factor=score_factor(factors, kind=kind))
 
 
-def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BLOCK):
+def top_k_of_both(
+  first: Real[Array, "N D"] | Tokens,
+  second: Real[Array, "M D"] | Tokens | None,
+  k: int,
+  *,
+  kind: str = "cosine",
+  text_query: bool = False,
+  block: int = BLOCK,
+) -> tuple[
+  tuple[Float32[np.ndarray, "N k"], Int32[np.ndarray, "N k"]],
+  tuple[Float32[np.ndarray, "rows k"], Int32[np.ndarray, "rows k"]],
+]:
   """top_k of two sides in each other, and of one in itself, with every product taken once.
 
   Args:
@@ -85,15 +108,13 @@ def top_k_of_both(first, second, k, *, kind="cosine", text_query=False, block=BL
   Raises:
     UserError: as `top_k`.
   """
-  same = second is None
-  if kind == "order" or placement_of(first) or (not same and placement_of(second)):
-    found = top_k(
-      first, first if same else second, k, kind=kind, text_query=text_query, block=block
-    )
+  same, other = second is None, first if second is None else second
+  if kind == "order" or placement_of(first) or placement_of(other):
+    found = top_k(first, other, k, kind=kind, text_query=text_query, block=block)
     return found, found if same else top_k(
-      second, first, k, kind=kind, text_query=not text_query, block=block
+      other, first, k, kind=kind, text_query=not text_query, block=block
     )
-  one, two = exact.sides(first, first[:1] if same else second, kind=kind, names=("first", "second"))
+  one, two = exact.sides(first, first[:1] if same else other, kind=kind, names=("first", "second"))
   two = one if same else two
   for side in (one, two):
     _check_k(k, side)
@@ -134,7 +155,7 @@ def _blocks_of_both(one, two, rows, columns, factors, kind):
       yield i, j, _products(queries, items, kind=kind)
 
 
-def _one_ahead(found):
+def _one_ahead(found) -> Iterator[Any]:
   """Yields each when it is ready and the next is under way: the device computes while this one is
   merged.
   """
@@ -163,7 +184,7 @@ def _products(query, gallery, *, kind):
 
 def _collected(query, gallery, bests, k, *, kind, factor):
   """Scores and indices [Q, k] from the candidates of each block of queries."""
-  slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float32).eps)[0]
+  slack = exact.slack(query, gallery, kind=kind, epsilon=float(np.finfo(np.float32).eps))[0]
   scores, indices = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int32)
   r = 0
   for best in bests:
@@ -207,7 +228,7 @@ def _settled_rows(query, gallery, k, kind):
   """
   distinct, of = gallery.distinct
   score = exact.all_scores(query, distinct, kind=kind)
-  slack = exact.slack(query, gallery, kind=kind, epsilon=np.finfo(np.float64).eps)[0]
+  slack = exact.slack(query, gallery, kind=kind, epsilon=float(np.finfo(np.float64).eps))[0]
   for i, row in enumerate(score):
     least = np.partition(row[of], len(of) - k)[len(of) - k] - 2 * slack[i]
     hopeful = np.flatnonzero(row >= least)

@@ -17,7 +17,7 @@ devices stays where it is.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def _check(x, length, weights, cell):
   return CELLS[cell]
 
 
-def _run(x, length, weights, *, cell, reverse, dtype, shards, sequence):
+def _run(x, length, weights, *, cell, reverse, dtype, shards, sequence) -> Any:
   _check(x, length, weights, cell)
   batch, steps, _ = x.shape
   if shards is None:

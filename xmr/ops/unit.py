@@ -1,9 +1,13 @@
 """Rows of unit length: the one normalisation of the project, for NumPy and for JAX."""
 
+from typing import TypeVar
+
 import numpy as np
 
+AnyArray = TypeVar("AnyArray")
 
-def unit(x):
+
+def unit(x: AnyArray) -> AnyArray:
   """x / |x|_2 along the last axis.
 
   Each row is divided by its largest entry first, so that no square leaves the range of the type: a

@@ -6,48 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xmr.ops import rnn
 from xmr.ops.rnn import Weights
 
 FEATURES, HIDDEN = 7, 12
-
-
-def plain(x, length, w, *, cell, reverse):
-  """A masked lax.scan over all L steps, differentiated by JAX."""
-  batch, steps, _ = x.shape
-  t = jnp.arange(steps)
-  inside = t < length[:, None]
-  index = jnp.where(inside, length[:, None] - 1 - t if reverse else t, 0)[..., None]
-
-  def step(carry, now):
-    (h, c), (x_t, t) = carry, now
-    a, b = x_t @ w.input_kernel + w.input_bias, h @ w.hidden_kernel + w.hidden_bias
-    s = jax.nn.sigmoid
-    if cell == "lstm":
-      i, f, g, o = jnp.split(a + b, 4, axis=-1)
-      c_next = s(f) * c + s(i) * jnp.tanh(g)
-      h_next = s(o) * jnp.tanh(c_next)
-    else:
-      (a_r, a_z, a_n), (b_r, b_z, b_n) = jnp.split(a, 3, axis=-1), jnp.split(b, 3, axis=-1)
-      z, n = s(a_z + b_z), jnp.tanh(a_n + s(a_r + b_r) * b_n)
-      h_next, c_next = (1 - z) * n + z * h, c
-    active = (t < length)[:, None]
-    h, c = jnp.where(active, h_next, h), jnp.where(active, c_next, c)
-    return (h, c), h
-
-  zero = jnp.zeros((batch, len(w.hidden_kernel)))
-  (final, _), outputs = lax.scan(
-    step, (zero, zero), (jnp.take_along_axis(x, index, axis=1).swapaxes(0, 1), t)
-  )
-  outputs = (
-    jnp.take_along_axis(outputs.swapaxes(0, 1), index, axis=1)
-    if reverse
-    else outputs.swapaxes(0, 1)
-  )
-  return jnp.where(inside[..., None], outputs, 0), final
 
 
 def problem(cell, lengths, steps, seed=0):
@@ -85,7 +49,7 @@ def assert_same(found, expected, tolerance):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_values_and_gradients_are_those_of_a_plain_scan(cell, reverse):
   ours = functools.partial(rnn.recurrent, cell=cell, reverse=reverse, shards=1)
-  oracle = functools.partial(plain, cell=cell, reverse=reverse)
+  oracle = functools.partial(rnn.plain, cell=cell, reverse=reverse)
   rng = np.random.default_rng(3)
   batches = [
     rng.integers(1, 15, 37),
@@ -107,7 +71,7 @@ def test_any_number_of_rows_and_steps(rows, steps):
   lengths = np.random.default_rng(1).integers(1, steps + 1, rows)
   arguments = problem("lstm", lengths, steps)
   ours = functools.partial(rnn.recurrent, shards=1)
-  oracle = functools.partial(plain, cell="lstm", reverse=False)
+  oracle = functools.partial(rnn.plain, cell="lstm", reverse=False)
   assert_same(
     values_and_gradients(ours, *arguments), values_and_gradients(oracle, *arguments), 1e-5
   )
@@ -121,7 +85,7 @@ def test_the_final_state_alone_is_the_same_with_the_same_gradients(cell):
     return jnp.zeros(()), rnn.final_state(x, length, weights, cell=cell, reverse=True)
 
   (_, final), gradients = values_and_gradients(alone, x, length, weights, np.zeros(()), b)
-  oracle = functools.partial(plain, cell=cell, reverse=True)
+  oracle = functools.partial(rnn.plain, cell=cell, reverse=True)
   (_, expected), expected_gradients = values_and_gradients(
     oracle, x, length, weights, np.zeros((6, 9, HIDDEN)), b
   )
@@ -136,7 +100,7 @@ def test_one_step_is_a_sequence_of_length_1(cell):
     return jnp.zeros(()), rnn.single_step(x[:, 0], weights, cell=cell)
 
   (_, final), gradients = values_and_gradients(step, x, length, weights, np.zeros(()), b)
-  oracle = functools.partial(plain, cell=cell, reverse=False)
+  oracle = functools.partial(rnn.plain, cell=cell, reverse=False)
   (_, expected), expected_gradients = values_and_gradients(
     oracle, x, length, weights, np.zeros((6, 1, HIDDEN)), b
   )

@@ -2,15 +2,14 @@
 modality.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from xmr.errors import UserError, choice
 from xmr.losses import shapes
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
-from xmr.ops import band, tiles
+from xmr.ops import band, cdist
+from xmr.ops.similarity import safe_sqrt
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
 FORMS = ("released", "paper")
@@ -57,7 +56,7 @@ def imc(
   choice("inter", inter, tuple(INTER))
   loss, terms = INTER[inter](image, text, match=match, margin=margin, reduce=reduce)
   image, text = shapes.matrices(image=image, text=text)
-  values = _constraints(
+  values = band.constraints(
     setting(distance, lower, upper, form), (image, text), jax.lax.stop_gradient(loss)
   )
   parts = dict(zip(("intra_image", "intra_text"), values, strict=True))
@@ -96,7 +95,22 @@ def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="rel
     Chen et al., ICIP 2022, eq. 4-8; CanonChen/IMC `IntraLoss`.
   """
   (x,) = shapes.matrices(x=x)
-  return _constraints(setting(distance, lower, upper, form), (x,), x[0, 0])[0]
+  return band.constraints(setting(distance, lower, upper, form), (x,), x[0, 0])[0]
+
+
+def plain_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="released"):
+  """`intra_modal_constraint` as it reads, [B, D] -> []: memory B x B x D, differentiated by JAX.
+
+  What is computed in training is `xmr.ops.band.constraints`, which tests hold to this.
+  """
+  measure, quantile, low, high = setting(distance, lower, upper, form)
+  share = cdist.plain(measure, x)
+  if quantile:
+    share = share / jnp.maximum(safe_sqrt(jnp.sum(share**2, axis=1, keepdims=True)), band.EPSILON)
+    ordered = jnp.sort(jax.lax.stop_gradient(share[0]))
+    low, high = (ordered[min(round(bound * len(x)), len(x) - 1)] for bound in (low, high))
+  inside = (low < share) & (share < high) & ~jnp.eye(len(x), dtype=bool)
+  return jnp.sum(jnp.where(inside, share, 0)) / len(x)
 
 
 def setting(distance, lower, upper, form):
@@ -117,80 +131,3 @@ def setting(distance, lower, upper, form):
   if distance == "cosine":
     return band.Setting("dot", False, float(upper), 1.0 - float(lower))
   return band.Setting(distance, True, float(lower), float(upper))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _constraints(setting, modalities, after):
-  """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive
-  at a time.
-  """
-  values = []
-  for x in modalities:
-    values.append(_measure(setting, x, after)[0])
-    after = values[-1]
-  return tuple(values)
-
-
-def _measure(setting, x, after):
-  """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or
-  statistics of the rows.
-  """
-  if not setting.quantile:
-    distances = band.all_distances(setting.measure, x, after, diagonal=False)
-
-    def parts(row, part):
-      inside = band.inside(setting, part) & (row[:, None] != jnp.arange(len(x)))
-      return (jnp.where(inside, part, 0),), (), (inside,)
-
-    (total,), _, (inside,) = tiles.one_pass(parts, distances)
-    return jnp.sum(total) / x.shape[0], distances, inside
-  distances = band.all_distances(setting.measure, x, after)
-  scale = band.row_scale(jnp.sum(jnp.square(distances), axis=1))
-  bounds = band.quantile_bounds(setting, distances[0] / scale[0])
-
-  def values(row, part):
-    return band.quantile_values(
-      bounds, part, band.Rows(scale[row, None], 0.0, (row == 0)[:, None], bounds.first[None, :])
-    )
-
-  total = tiles.sum_of_rows(values, distances)
-  return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)
-
-
-@functools.partial(jax.jit, static_argnums=0)  # Traced once for both modalities.
-def _value_and_gradient(setting, x, after):
-  value, distances, found = _measure(setting, x, after)
-  if not setting.quantile:
-    # A distance counts for its row and for its column.
-    slopes = jnp.where(found, 2.0, 0.0).astype(x.dtype)
-  else:
-    scale, total, bounds = found
-    first = jnp.arange(x.shape[0]) == 0
-    columns = band.Rows(scale[None, :], total[None, :], first[None, :], bounds.first[:, None])
-
-    def slopes_of(row, part):
-      rows = band.Rows(scale[row, None], total[row, None], first[row, None], bounds.first[None, :])
-      own = columns._replace(first=columns.first[row])
-      return band.quantile_slopes(bounds, part, rows) + band.quantile_slopes(bounds, part, own)
-
-    # L1 alone does not need the distances again.
-    slopes = tiles.map_rows(slopes_of, distances, tiled=None if setting.measure == "l1" else False)
-  return value, band.pull_back(setting.measure, slopes, distances, x, x) / x.shape[0]
-
-
-def _forward(setting, modalities, after):
-  # The gradients are taken at once: [B, D] waits for the backward pass then, not [B, B].
-  values, gradients = [], []
-  for x in modalities:
-    value, gradient = _value_and_gradient(setting, x, after)
-    values.append(value)
-    gradients.append(gradient)
-    after = gradient[0, 0]
-  return tuple(values), tuple(gradients)
-
-
-def _backward(setting, gradients, cotangents):
-  return tuple(c * g for c, g in zip(cotangents, gradients, strict=True)), None
-
-
-_constraints.defvjp(_forward, _backward)

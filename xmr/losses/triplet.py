@@ -1,13 +1,11 @@
 """Hinge losses on triplets of the batch: every negative (SH) or the hardest one (MH)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from xmr.losses import shapes
-from xmr.ops import tiles
-from xmr.ops.similarity import rowwise, similarity
+from xmr.ops import hinges
+from xmr.ops.similarity import rowwise, rowwise_at, similarity
 
 
 def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
@@ -40,52 +38,13 @@ def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   scores = similarity(image, text, kind=kind)
   # Not the diagonal of `scores`: its gradient would be a scatter into [B, B].
   positive = rowwise(image, text, kind=kind)
-  i2t, t2i, active = _hinges(margin, scores, positive, negative)
+  i2t, t2i, active = hinges.sums(margin, scores, positive, negative)
   terms = {
     "i2t": scale * i2t,
     "t2i": scale * t2i,
     "active": active / jnp.maximum(2 * jnp.sum(negative), 1),
   }
   return terms["i2t"] + terms["t2i"], terms
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _hinges(margin, scores, positive, negative):
-  """Sums of the hinges over each row's and each column's positive, and the number above 0; [B, B],
-  [B], [B, B] -> 3 x [].
-  """
-  return _hinges_forward(margin, scores, positive, negative)[0]
-
-
-def _hinges_forward(margin, scores, positive, negative):
-  def hinges(row, part, negative):
-    own = positive[row][:, None], positive[None, :]
-    costs = [jnp.where(negative, jax.nn.relu(margin + part - p), 0) for p in own]
-    active = [cost > 0 for cost in costs]
-    of_row, of_column = (x.astype(part.dtype) for x in active)
-    return (
-      (*costs, of_row),
-      (of_column,),
-      (active[0].astype(jnp.uint8) + 2 * active[1].astype(jnp.uint8),),
-    )
-
-  # The scores are not needed again: a byte says which hinges a pair is active in.
-  (i2t, t2i, of_row), (of_column,), (code,) = tiles.one_pass(hinges, scores, negative)
-  return (jnp.sum(i2t), jnp.sum(t2i), jnp.sum(of_row) + jnp.sum(of_column)), (
-    code,
-    of_row,
-    of_column,
-  )
-
-
-def _hinges_backward(margin, residuals, cotangents):
-  code, of_row, of_column = residuals
-  i2t, t2i, _ = cotangents
-  slopes = jnp.where(code % 2 > 0, i2t, 0) + jnp.where(code > 1, t2i, 0)
-  return slopes, -(i2t * of_row + t2i * of_column), None
-
-
-_hinges.defvjp(_hinges_forward, _hinges_backward)
 
 
 def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
@@ -119,22 +78,12 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   batch = len(image)
   scale = shapes.reduction(reduce, batch)
   negative = ~shapes.match_mask(match, batch)
-  # The search needs no gradient: two dot products per query, taken again below, carry all of it.
-  scores = similarity(jax.lax.stop_gradient(image), jax.lax.stop_gradient(text), kind=kind)
-  hardest_text, hardest_image = tiles.largest_of_both(
-    lambda row, part, negative: jnp.where(negative, part, -jnp.inf), scores, negative
-  )
+  # The search needs no gradient: two scores per query, taken again below, carry all of it.
+  scores = similarity(*jax.lax.stop_gradient((image, text)), kind=kind)
+  hardest_text, hardest_image = hinges.hardest(scores, negative)
   positive = rowwise(image, text, kind=kind)
-  i2t = (
-    margin
-    + _again(lambda x, y, index: rowwise(x, y[index], kind=kind))(image, text, hardest_text)
-    - positive
-  )
-  t2i = (
-    margin
-    + _again(lambda x, y, index: rowwise(x[index], y, kind=kind))(image, text, hardest_image)
-    - positive
-  )
+  i2t = margin + rowwise_at(image, text, text_index=hardest_text, kind=kind) - positive
+  t2i = margin + rowwise_at(image, text, image_index=hardest_image, kind=kind) - positive
   i2t = jnp.where(jnp.any(negative, axis=1), jax.nn.relu(i2t), 0)
   t2i = jnp.where(jnp.any(negative, axis=0), jax.nn.relu(t2i), 0)
   terms = {
@@ -144,18 +93,6 @@ def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
     "same_hardest": jnp.maximum(_largest_share(hardest_text), _largest_share(hardest_image)),
   }
   return terms["i2t"] + terms["t2i"], terms
-
-
-def _again(function):
-  """Computes the function again for its gradient: an index per query is kept, not its row of D.
-
-  Over several devices the rows are kept: they would be sent a second time.
-  """
-
-  def called(x, y, index):
-    return (function if tiles.devices_of(x, y) > 1 else jax.checkpoint(function))(x, y, index)
-
-  return called
 
 
 def _largest_share(index):

@@ -1,11 +1,12 @@
 """Arithmetic of the intra-modal constraint on one block of distances, whole batch or part of it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from xmr.ops import cdist
+from xmr.ops import cdist, tiles
 from xmr.ops.memory import zeros_after
 from xmr.ops.similarity import PRECISION, safe_sqrt
 
@@ -107,19 +108,19 @@ def pull_back(measure, slopes, distances, x, y):
   return jnp.sum(weight, axis=0)[:, None] * x - jnp.matmul(weight.T, y, precision=PRECISION)
 
 
-def inside(setting, distances):
+def in_fixed_band(setting, distances):
   """Which distances lie inside the fixed band."""
   return (setting.lower < distances) & (distances < setting.upper)
 
 
 def fixed_values(setting, distances):
   """Distances inside the fixed band, 0 elsewhere."""
-  return jnp.where(inside(setting, distances), distances, 0)
+  return jnp.where(in_fixed_band(setting, distances), distances, 0)
 
 
 def fixed_slopes(setting, distances):
   """Slope of the sum of `fixed_values` over (n, m) and (m, n) together."""
-  return jnp.where(inside(setting, distances), 2.0, 0.0).astype(distances.dtype)
+  return jnp.where(in_fixed_band(setting, distances), 2.0, 0.0).astype(distances.dtype)
 
 
 def row_scale(squares):
@@ -159,3 +160,80 @@ def quantile_slopes(bounds, distances, rows):
 
 def _inside(bounds, shares, rows):
   return jnp.where(rows.is_first, rows.first, (bounds.lower < shares) & (shares < bounds.upper))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def constraints(setting, modalities, after):
+  """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive
+  at a time.
+  """
+  values = []
+  for x in modalities:
+    values.append(_measure(setting, x, after)[0])
+    after = values[-1]
+  return tuple(values)
+
+
+def _measure(setting, x, after):
+  """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or
+  statistics of the rows.
+  """
+  if not setting.quantile:
+    distances = all_distances(setting.measure, x, after, diagonal=False)
+
+    def parts(row, part):
+      inside = in_fixed_band(setting, part) & (row[:, None] != jnp.arange(len(x)))
+      return (jnp.where(inside, part, 0),), (), (inside,)
+
+    (total,), _, (inside,) = tiles.one_pass(parts, distances)
+    return jnp.sum(total) / x.shape[0], distances, inside
+  distances = all_distances(setting.measure, x, after)
+  scale = row_scale(jnp.sum(jnp.square(distances), axis=1))
+  bounds = quantile_bounds(setting, distances[0] / scale[0])
+
+  def values(row, part):
+    return quantile_values(
+      bounds, part, Rows(scale[row, None], 0.0, (row == 0)[:, None], bounds.first[None, :])
+    )
+
+  total = tiles.sum_of_rows(values, distances)
+  return jnp.sum(total) / x.shape[0], distances, (scale, total, bounds)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # Traced once for both modalities.
+def _value_and_gradient(setting, x, after):
+  value, distances, found = _measure(setting, x, after)
+  if not setting.quantile:
+    # A distance counts for its row and for its column.
+    slopes = jnp.where(found, 2.0, 0.0).astype(x.dtype)
+  else:
+    scale, total, bounds = found
+    first = jnp.arange(x.shape[0]) == 0
+    columns = Rows(scale[None, :], total[None, :], first[None, :], bounds.first[:, None])
+
+    def slopes_of(row, part):
+      rows = Rows(scale[row, None], total[row, None], first[row, None], bounds.first[None, :])
+      own = columns._replace(first=columns.first[row])
+      return quantile_slopes(bounds, part, rows) + quantile_slopes(bounds, part, own)
+
+    # L1 alone does not need the distances again.
+    slopes = tiles.map_rows(slopes_of, distances, tiled=None if setting.measure == "l1" else False)
+  return value, pull_back(setting.measure, slopes, distances, x, x) / x.shape[0]
+
+
+def _constraints_forward(setting, modalities, after):
+  # The gradients are taken at once: [B, D] waits for the backward pass then, not [B, B].
+  values, gradients = [], []
+  for x in modalities:
+    value, gradient = _value_and_gradient(setting, x, after)
+    values.append(value)
+    gradients.append(gradient)
+    after = gradient[0, 0]
+  return tuple(values), tuple(gradients)
+
+
+def _constraints_backward(setting, gradients, cotangents):
+  return tuple(c * g for c, g in zip(cotangents, gradients, strict=True)), None
+
+
+constraints.defvjp(_constraints_forward, _constraints_backward)

@@ -42,6 +42,25 @@ TERMS = {
     "shortfall_squared",
   ),
 }
+
+
+def plain(measure, x, y=None):
+  """Measure of all pairs of rows as it is defined, [N, D], [M, D] -> [N, M]; y: x where None.
+
+  l1: sum_d |u_d|, msd: sum_d u_d^2, l2: its root, with u = x_n - y_m; dot: x_n.y_m;
+  cosine_distance: 1 - x_n.y_m. Memory N x M x D: what reads well, and what tests compare with.
+  """
+  x, y = x[:, None], (x if y is None else y)[None]
+  if measure in ("dot", "cosine_distance"):
+    product = jnp.sum(x * y, axis=2)
+    return product if measure == "dot" else 1 - product
+  if measure == "l1":
+    return jnp.sum(jnp.abs(x - y), axis=2)
+  square = jnp.sum(jnp.square(x - y), axis=2)
+  # The slope of a root at 0 is 0 here.
+  return square if measure == "msd" else jnp.sqrt(jnp.where(square > 0, square, 1)) * (square > 0)
+
+
 # Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8
 # XLA's CPU backend does not vectorise the pass, which is then six times slower; the bench `losses`
 # would show it.

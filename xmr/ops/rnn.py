@@ -42,6 +42,42 @@ class Weights(NamedTuple):
   hidden_bias: jax.Array
 
 
+def plain(x, length, weights, *, cell="lstm", reverse=False):
+  """`recurrent` as it reads: a masked scan over all L steps, differentiated by JAX, in float32."""
+  w = weights
+  batch, steps, _ = x.shape
+  t = jnp.arange(steps)
+  inside = t < length[:, None]
+  index = jnp.where(inside, length[:, None] - 1 - t if reverse else t, 0)[..., None]
+
+  def step(carry, now):
+    (h, c), (x_t, t) = carry, now
+    a, b = x_t @ w.input_kernel + w.input_bias, h @ w.hidden_kernel + w.hidden_bias
+    s = jax.nn.sigmoid
+    if cell == "lstm":
+      i, f, g, o = jnp.split(a + b, 4, axis=-1)
+      c_next = s(f) * c + s(i) * jnp.tanh(g)
+      h_next = s(o) * jnp.tanh(c_next)
+    else:
+      (a_r, a_z, a_n), (b_r, b_z, b_n) = jnp.split(a, 3, axis=-1), jnp.split(b, 3, axis=-1)
+      z, n = s(a_z + b_z), jnp.tanh(a_n + s(a_r + b_r) * b_n)
+      h_next, c_next = (1 - z) * n + z * h, c
+    active = (t < length)[:, None]
+    h, c = jnp.where(active, h_next, h), jnp.where(active, c_next, c)
+    return (h, c), h
+
+  zero = jnp.zeros((batch, len(w.hidden_kernel)))
+  (final, _), outputs = lax.scan(
+    step, (zero, zero), (jnp.take_along_axis(x, index, axis=1).swapaxes(0, 1), t)
+  )
+  outputs = (
+    jnp.take_along_axis(outputs.swapaxes(0, 1), index, axis=1)
+    if reverse
+    else outputs.swapaxes(0, 1)
+  )
+  return jnp.where(inside[..., None], outputs, 0), final
+
+
 def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
   """Runs a recurrent layer over each row's first `length` steps, from a zero state.
 

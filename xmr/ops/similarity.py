@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import choice
-from xmr.ops import cdist
+from xmr.ops import cdist, tiles
 from xmr.ops.alignment import MIRROR, NAMES, WITHIN, aligned, aligned_rows
 from xmr.ops.unit import unit
 
@@ -82,6 +82,22 @@ def rowwise(image, text, *, kind="cosine"):
   if kind == "cosine":
     image, text = unit(image), unit(text)
   return jnp.sum(image * text, axis=-1)
+
+
+def rowwise_at(image, text, *, image_index=None, text_index=None, kind="cosine"):
+  """`rowwise` of the images or texts at an index [B] each; one of the two is given.
+
+  On one device the rows are taken again for the gradient: an index per row is kept, not its D
+  numbers. Over several devices they are kept: they would be sent a second time.
+  """
+
+  def score(image, text):
+    image, text = (
+      x if index is None else x[index] for x, index in ((image, image_index), (text, text_index))
+    )
+    return rowwise(image, text, kind=kind)
+
+  return (jax.checkpoint(score) if tiles.devices_of(image, text) == 1 else score)(image, text)
 
 
 def within(query, other, *, kind="cosine"):

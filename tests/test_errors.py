@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from xmr import interrupts
 from xmr.errors import UserError, reported
 from xmr.preemption import Stop
 
@@ -139,3 +140,21 @@ def test_a_file_that_is_none_is_one_line_with_its_name(tmp_path, capsys, kind):
   assert stopped.value.code == 2 and said.startswith("xmr: error: ") and str(path) in said
   with pytest.raises(OSError, match="a bug"), reported():
     raise OSError("a bug")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_that_another_command_started_stops_with_it(asked):
+  code = (
+    "import time\nfrom xmr import interrupts\ninterrupts.end_with_parent()\n"
+    "print('ready', flush=True)\ntime.sleep(0.5 if not " + str(asked) + " else 60)"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**os.environ, **({interrupts.PIPE: "1"} if asked else {})},
+  )
+  assert process.stdout.readline() == b"ready\n"
+  process.stdin.close()  # As the system does where the parent was killed.
+  assert process.wait(30) == (-signal.SIGTERM if asked else 0)
+  process.stdout.close()

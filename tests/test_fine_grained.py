@@ -24,17 +24,10 @@ from xmr.fine_grained.semantic_matching import logistic_regression, posteriors, 
 WORDS = [f"word{i}" for i in range(24)]
 
 
-@pytest.fixture
-def make_config(tmp_path, monkeypatch):
-  """Writes a set of three categories that words and features tell apart; returns a function that
-  makes its config.
-  """
-  folder, rng = tmp_path / "source", np.random.default_rng(0)
+def write_source(folder):
+  """Writes a set of three categories that words and features tell apart."""
+  rng = np.random.default_rng(0)
   folder.mkdir()
-  layout = labelled.LAYOUTS["wikipedia"]
-  monkeypatch.setitem(
-    labelled.LAYOUTS, "wikipedia", labelled.Layout(layout.lists, {}, layout.source)
-  )
   (folder / "categories.list").write_text("a\nb\nc\n")
   features, rows = {}, []
   for split, suffix, count in (("train", "tr", 60), ("test", "te", 18)):
@@ -52,15 +45,34 @@ def make_config(tmp_path, monkeypatch):
     "".join(f"{w} {' '.join(f'{x:.3f}' for x in rng.normal(size=4))}\n" for w in WORDS)
   )
 
+
+def small_config(folder, variant=""):
+  """Returns a config of the set in a folder; the layout knows no counts, see `make_config`."""
+  config = fgcmir_wiki.get_config(variant)
+  config.data.dir, config.data.cache_dir = str(folder), str(folder.parent / "cache")
+  config.graph.update({"vectors": "vectors.txt", "min_count": 2, "neighbours": 3})
+  config.model.dim, config.batch_size = 16, 144
+  config.steps, config.evaluate.steps, config.log.steps = 12, 6, 3
+  config.siamese.update({"steps": 9, "every": 3})
+  config.optimizer.learning_rate = 1e-2
+  config.log.progress = False
+  return config
+
+
+def without_counts():
+  """The layout of wikipedia for a set of any size."""
+  layout = labelled.LAYOUTS["wikipedia"]
+  return labelled.Layout(layout.lists, {}, layout.source)
+
+
+@pytest.fixture
+def make_config(tmp_path, monkeypatch):
+  """Writes a set; returns a function that makes its config."""
+  monkeypatch.setitem(labelled.LAYOUTS, "wikipedia", without_counts())
+  write_source(tmp_path / "source")
+
   def make(variant="", **fields):
-    config = fgcmir_wiki.get_config(variant)
-    config.data.dir, config.data.cache_dir = str(folder), str(tmp_path / "cache")
-    config.graph.update({"vectors": "vectors.txt", "min_count": 2, "neighbours": 3})
-    config.model.dim, config.batch_size = 16, 144
-    config.steps, config.evaluate.steps, config.log.steps = 12, 6, 3
-    config.siamese.update({"steps": 9, "every": 3})
-    config.optimizer.learning_rate = 1e-2
-    config.log.progress = False
+    config = small_config(tmp_path / "source", variant)
     config.update(fields)
     return config
 

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 
+PIPE = "XMR_ENDS_WITH_STANDARD_INPUT"  # of the environment
 STATUS = 130  # as a shell reports a command that Ctrl-C ended
 _asked = threading.Event()
 
@@ -40,6 +41,21 @@ def check():
   """
   if _asked.is_set():
     raise KeyboardInterrupt
+
+
+def end_with_parent():
+  """Asks this process to stop, as SIGTERM does, when the one that started it is gone, where that
+  one keeps a pipe to our standard input open and says so in the environment.
+  """
+  if not os.environ.pop(PIPE, ""):
+    return
+
+  def watch():
+    while os.read(0, 1024):
+      pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def at_once(*_):

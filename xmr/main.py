@@ -12,7 +12,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from xmr import command_line
+from xmr import command_line, interrupts
 from xmr.errors import UserError, reported
 
 USAGE = "python -m xmr.main --config=FILE[:variant] --workdir=DIR"
@@ -104,6 +104,7 @@ def main(argv):
     print(usage())
     return
   with reported():
+    interrupts.end_with_parent()
     config, workdir, eval_only = read(argv)
     from absl import logging
 

@@ -25,7 +25,7 @@ import time
 
 from absl import flags
 
-from xmr import command_line, home
+from xmr import command_line, home, interrupts
 from xmr.config import same_results
 from xmr.errors import UserError, reported
 from xmr.fields import Section
@@ -291,21 +291,28 @@ def train(cell, running, stopping):
   ]
   command += [f"--config.{key}={value}" for key, value in cell.changes.items()]
   with (cell.folder / "log.txt").open("a") as log:
-    # Out of reach of Ctrl-C, which would come twice: from the terminal and from here.
+    # Out of reach of Ctrl-C, which would come twice: from the terminal and from here. The pipe ends
+    # with this process, however that ends.
     process = subprocess.Popen(
-      command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+      command,
+      stdin=subprocess.PIPE,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+      env={**os.environ, interrupts.PIPE: "1"},
     )
     running.append(process)
     if stopping:
       process.terminate()
     code = process.wait()
     running.remove(process)
+    process.stdin.close()
   if code == 0:
     return "done" if (cell.folder / "results.json").is_file() else "stopped"
   if stopping:
     # The signal came before the run could take it.
     return "stopped"
-  lines = (cell.folder / "log.txt").read_text().strip().splitlines()
+  lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
   return f"status {code}: {lines[-1] if lines else 'no output'} ({cell.folder / 'log.txt'})"
 
 

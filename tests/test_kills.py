@@ -1,0 +1,147 @@
+"""Commands of several parts, killed (-9) again and again, end as those that nobody disturbed."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+import small_run
+import test_fine_grained as fine_grained
+
+from xmr import checkpoint
+from xmr.checkpoint import reading
+from xmr.data import labelled
+
+pytestmark = pytest.mark.slow
+TESTS = pathlib.Path(__file__).parent
+
+
+def fine_grained_run(source, workdir):
+  """Runs both stages; what a process of its own does to be killed."""
+  from xmr import train
+
+  labelled.LAYOUTS["wikipedia"] = fine_grained.without_counts()
+  config = fine_grained.small_config(pathlib.Path(source))
+  config.siamese.update({"steps": 60, "every": 5})
+  config.steps, config.evaluate.steps = 60, 5
+  train.train_and_evaluate(config, workdir)
+
+
+def saved(folder):
+  return len(reading.steps(folder / "checkpoints")) and max(reading.steps(folder / "checkpoints"))
+
+
+def killed(command, log, reached):
+  """Starts a command and kills it when reached() is true, or lets it end; returns whether it was
+  killed.
+  """
+  process = small_run.start(command, log=log)
+  while process.poll() is None:
+    if reached():
+      process.kill()
+      process.wait()
+      return True
+  assert process.returncode == 0, log.read_text()[-3000:]
+  return False
+
+
+def test_both_stages_of_fgcmir_end_with_the_same_bits(tmp_path):
+  fine_grained.write_source(tmp_path / "source")
+
+  def command(workdir):
+    code = (
+      f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_kills; "
+      f"test_kills.fine_grained_run({str(tmp_path / 'source')!r}, {str(workdir)!r})"
+    )
+    return [sys.executable, "-W", "ignore", "-c", code]
+
+  small_run.run(command(tmp_path / "whole"))
+  run, rng, caught = tmp_path / "run", np.random.default_rng(8), []
+  for stage, folder in (("siamese", run / "siamese"), ("pairs", run)):
+    for _ in range(2):
+      goal = saved(folder) + int(rng.integers(1, 20))
+      # While a checkpoint is on its way, where one is caught.
+      if killed(
+        command(run),
+        tmp_path / "log",
+        lambda folder=folder, goal=goal: (
+          saved(folder) >= goal or any(folder.glob("checkpoints/*tmp*"))
+        ),
+      ):
+        caught.append(stage)
+  assert set(caught) == {"siamese", "pairs"}
+  small_run.run(command(run))
+  for name in (".", "siamese"):
+    found, whole = (checkpoint.load(x / name, "latest") for x in (run, tmp_path / "whole"))
+    assert found[0] == whole[0] == 60
+    small_run.assert_equal(checkpoint.flatten(found[1]), checkpoint.flatten(whole[1]))
+  results = [json.loads((x / "results.json").read_text()) for x in (run, tmp_path / "whole")]
+  assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_a_sweep_ends_with_the_table_of_one_that_was_not_killed(tmp_path):
+  data = small_run.write_data(tmp_path / "data")
+
+  def command(workdir):
+    flags = small_run.arguments(data, workdir)
+    return [sys.executable, "-m", "xmr.sweep", *flags, "--grid", "loss.margin=0.1,0.2"]
+
+  small_run.run(command(tmp_path / "whole"))
+  children = set()
+  for margin in ("0.1", "0.2"):
+    folder = tmp_path / "sweep" / f"loss.margin={margin}" / "seed=0"
+    process = small_run.start(command(tmp_path / "sweep"), log=tmp_path / "log")
+    small_run.wait_for(lambda folder=folder: saved(folder) >= 2, process=process)
+    children |= set(psutil.Process(process.pid).children(recursive=True))
+    process.kill()
+    process.wait()
+    # The run that it had started saves and ends: its folder is free for the next command.
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+  small_run.run(command(tmp_path / "sweep"))
+  tables = [(tmp_path / name / "table.csv").read_text() for name in ("sweep", "whole")]
+  assert tables[0] == tables[1]
+
+
+def test_features_are_the_same_after_kills(tmp_path):
+  import jax
+  from test_extract import SIZE, write_weights
+
+  from xmr.models import resnet
+
+  jax.config.update("jax_platforms", "cpu")
+  write_weights(tmp_path / "resnet18.safetensors", resnet.ResNet(*resnet.RESNETS["resnet18"]))
+  flags = {
+    "config": "configs/imc_scenes.py",
+    "config.data.cache_dir": tmp_path / "cache",
+    "config.data.image_size": SIZE,
+    "config.data.resize": SIZE,
+    "config.data.scenes.n_train": 700,
+    "config.data.scenes.n_val": 30,
+    "config.data.scenes.n_test": 30,
+    "backbone": "resnet18",
+    "weights": tmp_path / "resnet18.safetensors",
+  }
+
+  def command(out):
+    named = [f"--{key}={value}" for key, value in (flags | {"out": out}).items()]
+    return [sys.executable, "-m", "xmr.extract", *named]
+
+  small_run.run(command(tmp_path / "whole"))
+  out = tmp_path / "out"
+  for blocks in (1, 2):
+    assert killed(
+      command(out),
+      tmp_path / "log",
+      lambda blocks=blocks: len(list(out.glob("blocks/*.npy"))) >= blocks,
+    )
+    assert not (out / "features.npy").exists()
+  small_run.run(command(out))
+  np.testing.assert_array_equal(
+    np.load(out / "features.npy"), np.load(tmp_path / "whole" / "features.npy")
+  )
+  left = subprocess.run(["find", str(out), "-name", "*.part"], capture_output=True, text=True)
+  assert left.stdout == ""

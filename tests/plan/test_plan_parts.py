@@ -1,0 +1,107 @@
+"""Counts of operations and traffic against what can be written down by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from xmr import parallel
+from xmr.errors import UserError
+from xmr.plan import chips, operations, topology, traffic
+
+
+def counted(function, *shapes):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return operations.count(jax.jit(function).trace(*arguments).jaxpr)
+
+
+def test_products_loops_and_convolutions_count_what_they_compute():
+  assert counted(lambda x, y: x @ y, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
+  assert counted(jax.value_and_grad(lambda x, y: jnp.sum(x @ y)), (3, 5), (5, 7)) == 420
+
+  def looped(x, y):
+    return jax.lax.scan(lambda carry, _: (carry @ y, None), x, length=4)[0]
+
+  assert counted(looped, (3, 5), (5, 5)) == 4 * 2 * 3 * 5 * 5
+  assert counted(lambda x, y: jax.lax.fori_loop(0, 6, lambda i, c: c @ y, x), (3, 5), (5, 5)) == 900
+
+  def branched(x, y):
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ y, lambda: x)
+
+  assert counted(branched, (5, 5), (5, 5)) == 250
+
+  def convolved(x, k):
+    return jax.lax.conv_general_dilated(
+      x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  assert counted(convolved, (2, 8, 8, 3), (3, 3, 3, 5)) == 2 * (2 * 4 * 4 * 5) * 27
+  assert counted(jax.checkpoint(lambda x, y: x @ y), (3, 5), (5, 7)) == 210
+
+
+def test_the_work_of_every_device_counts():
+  mesh = parallel.mesh()
+
+  def local(x, y):
+    spec = PartitionSpec("data")
+    return jax.shard_map(
+      lambda x, y: x @ y.T, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
+    )(x, y)
+
+  assert counted(local, (16, 4), (6, 4)) == 2 * 16 * 4 * 6
+
+
+def test_traffic_is_that_of_a_gather_a_sum_and_a_ring():
+  mesh = parallel.mesh()
+  rows = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=parallel.sharded(mesh))
+  size = 64 * 16 * 4
+
+  def scores(x):
+    return x @ x.T
+
+  text = jax.jit(scores, out_shardings=parallel.sharded(mesh)).lower(rows).compile().as_text()
+  (gather,) = traffic.collectives(text, devices=8)
+  assert (gather.kind, gather.count, gather.bytes) == ("all-gather", 1, size)
+  assert gather.sent == size * 7 / 8
+  total = jax.jit(lambda x: x.T @ x, out_shardings=parallel.replicated(mesh))
+  (reduce,) = traffic.collectives(total.lower(rows).compile().as_text(), devices=8)
+  assert (reduce.kind, reduce.bytes, reduce.sent) == ("all-reduce", 1024, 2 * 1024 * 7 / 8)
+
+  def around(x):
+    def turn(_, y):
+      return jax.lax.ppermute(y, "data", [(i, (i + 1) % 8) for i in range(8)]) * 2
+
+    local = lambda x: jax.lax.fori_loop(0, 8, turn, x)  # noqa: E731
+    spec = PartitionSpec("data")
+    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+  text = jax.jit(around).lower(rows).compile().as_text()
+  (permute,) = traffic.collectives(text, devices=8)
+  assert (permute.kind, permute.bytes, permute.sent) == ("collective-permute", size, size)
+
+
+def test_groups_and_sizes_are_read_as_compilers_write_them():
+  assert traffic.group_of("replica_groups={{0,1,2,3},{4,5,6,7}}", 8) == 4
+  assert traffic.group_of("replica_groups=[2,4]<=[8]", 8) == 4
+  assert traffic.group_of("replica_groups=mesh['axis_0'=8] {'axis_0'}", 16) == 8
+  assert traffic.group_of("channel_id=1", 16) == 16
+  assert traffic.bytes_of("bf16[4096,1024]{1,0:T(8,128)(2,1)S(1)}") == 2 * 4096 * 1024
+  assert traffic.bytes_of("(f32[], f32[8,2])") == 4 + 64
+  assert traffic.bytes_of("(f32[4,2], f32[8,2])", started=True, kind="all-gather") == 64
+  started = "(f32[8,2], f32[8,2], u32[], u32[])"
+  assert traffic.bytes_of(started, started=True, kind="collective-permute") == 64
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "v5e:2xa", "v5e:0x4", "cpu:-1"])
+def test_an_unknown_slice_is_one_line(text):
+  with pytest.raises(UserError, match="expected CHIP:SHAPE"):
+    topology.parse(text)
+
+
+def test_slices_have_sizes_and_gpus_a_description():
+  assert topology.parse("v5e:16x16").size == 256
+  assert topology.parse("cpu:8").chip.platform == "cpu"
+  assert topology.parse("h100:2x8").name == "h100:2x8"
+  for name in chips.GPUS:
+    text = chips.gpu_target(name)
+    assert text.count("{") == text.count("}") and chips.CHIPS[name].platform == "cuda"

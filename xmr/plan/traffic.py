@@ -1,0 +1,133 @@
+"""What a compiled program moves between devices, read from its text; loops count as often as they
+run.
+"""
+
+import dataclasses
+import math
+import re
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "token": 0, "opaque": 0}
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+CALLED = re.compile(
+  r"(?:calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)"
+)
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+TRIPS = re.compile(r'"?known_trip_count"?:?\{"?n"?:"?(\d+)"?\}')
+GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[[^\]]*=(\d+)\])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+  """Collectives of one kind: how many, bytes of their results, and what each device sends."""
+
+  kind: str
+  count: int
+  bytes: float
+  sent: float
+
+
+def collectives(text, *, devices):
+  """Returns [Moved] of a compiled program's text (`compiled.as_text()`), for one device.
+
+  Args:
+    text: HLO.  devices: of the program, where a collective names no group.
+  Returns:
+    one Moved per kind. A ring sends (P - 1) / P of what it gathers, twice that of what it reduces
+    to all, and what it permutes.
+  """
+  times = repetitions(text)
+  found = {}
+  for name, line in lines(text):
+    match = COLLECTIVE.search(line)
+    if match is None or times.get(name, 0) == 0:
+      continue
+    kind, size = match[2], bytes_of(match[1], started=bool(match[3]), kind=match[2])
+    group = group_of(line, devices)
+    share = (group - 1) / group
+    sent = {
+      "all-gather": size * share,
+      "all-reduce": 2 * size * share,
+      "reduce-scatter": size * (group - 1),
+      "all-to-all": size * share,
+      "collective-permute": size,
+    }[kind]
+    old = found.get(kind, Moved(kind, 0, 0.0, 0.0))
+    n = times[name]
+    found[kind] = Moved(kind, old.count + n, old.bytes + n * size, old.sent + n * sent)
+  return list(found.values())
+
+
+def lines(text):
+  """Yields (computation, line) of a program's text."""
+  name = None
+  for line in text.splitlines():
+    header = COMPUTATION.match(line)
+    if header:
+      name = header[2]
+    elif name is not None:
+      yield name, line
+
+
+def repetitions(text):
+  """Returns {computation: how often it runs}: a loop's body its known turns, all else once."""
+  entry = next(
+    match[2] for match in map(COMPUTATION.match, text.splitlines()) if match and match[1]
+  )
+  calls = {}
+  for name, line in lines(text):
+    turns = TRIPS.search(line)
+    bodies = set(BODY.findall(line))
+    called = CALLED.findall(line)
+    for branches in BRANCHES.findall(line):
+      called += [part.strip().lstrip("%") for part in branches.split(",")]
+    for target in called:
+      n = int(turns[1]) if turns and target in bodies else 1
+      calls.setdefault(name, []).append((target, n))
+  times = {}
+
+  def visit(name, n):
+    times[name] = times.get(name, 0) + n
+    for target, turns in calls.get(name, ()):
+      visit(target, n * turns)
+
+  visit(entry, 1)
+  return times
+
+
+def bytes_of(shape, *, started=False, kind=""):
+  """Returns the bytes of a result's shape, "f32[8,4]" or a tuple of such.
+
+  The asynchronous start of a collective lists its operands, then its results: the last half
+  counts; of a permute, which adds two counters, the second entry.
+  """
+  parts = [size(*match) for match in SHAPE.findall(shape)]
+  if started and len(parts) > 1 and kind != "all-reduce":
+    parts = parts[1:2] if kind == "collective-permute" else parts[len(parts) // 2 :]
+  return sum(parts)
+
+
+def size(kind, dimensions):
+  """Returns the bytes of an array of a type, "bf16", and dimensions, "8,4"."""
+  digits = re.search(r"\d+", kind)
+  bits = BITS.get(kind, int(digits[0]) if digits else 8)
+  return bits / 8 * math.prod(int(n) for n in dimensions.split(",") if n)
+
+
+def group_of(line, devices):
+  """Returns how many devices take part in a collective."""
+  match = GROUP.search(line)
+  if match is None:
+    return devices
+  if match[1]:
+    return len(match[1].split(","))
+  return int(match[3] or match[4])

@@ -5,7 +5,7 @@ The compiler's own count takes the body of a loop once, and a GPU's has none.
 
 import math
 
-import jax
+from jax.extend import core
 
 # What an equation may hold inside, and how often that runs.
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "cond_jaxpr", "body_jaxpr")
@@ -15,7 +15,7 @@ def count(jaxpr):
   """Returns the operations of all matrix products and convolutions, over all devices.
 
   Args:
-    jaxpr: jax.core.Jaxpr or ClosedJaxpr, as `jit(...).trace(...).jaxpr`.
+    jaxpr: core.Jaxpr or ClosedJaxpr, as `jit(...).trace(...).jaxpr`.
   Returns:
     float; a product [M, K] x [K, N] counts 2 M K N. The body of a scan counts its length; of a
     while loop once; of branches the largest counts; inside shard_map the devices.
@@ -49,7 +49,7 @@ def of_equation(equation):
 def inner_of(parameters):
   """Returns the programs that an equation holds."""
   found = [parameters[key] for key in INNER if key in parameters]
-  return [x for x in found if isinstance(getattr(x, "jaxpr", x), jax.extend.core.Jaxpr)]
+  return [x for x in found if isinstance(getattr(x, "jaxpr", x), core.Jaxpr)]
 
 
 def _holes(parameters):

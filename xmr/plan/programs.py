@@ -1,0 +1,187 @@
+"""The programs of a config, traced on shapes for a slice that is not there."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmr import encode, experiment, mining, models, optim, parallel, train
+from xmr import config as config_lib
+from xmr.data.split import Split
+from xmr.errors import UserError
+from xmr.eval import blocks, ranks
+from xmr.plan import bound, shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What a plan has to know of a dataset."""
+
+  images: int = 29_000
+  captions: int = 145_000
+  words: int = 40  # of a caption in a batch
+  vocabulary: int = 10_000
+  image_width: int = 2048  # numbers of an image's features
+  text_width: int = 768
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The parts of a run, as shapes; what mining reads of an experiment."""
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  splits: dict[str, Split]
+  vocabulary: Any
+  length: int | None
+  model: Any
+  loss: Any
+
+
+def compiled(config, topology, devices, sizes, *, say=lambda line: None):
+  """Compiles the programs of a config for a slice.
+
+  Args:
+    config: validated.  topology: Topology.  devices: its devices.  sizes: Sizes.
+    say: function of a line of progress.
+  Yields:
+    bound.Program of the training step, of encoding images and texts, and of a block of ranks.
+  Raises:
+    UserError: a batch that does not split over the devices.
+  """
+  mesh = parallel.mesh(devices)
+  parallel.check_batch(mesh, config.batch_size, name="batch_size")
+  for name, rows, trace in programs(config, mesh, sizes):
+    say(f"compiling {name} for {topology.name}")
+    begun = time.perf_counter()
+    traced = trace()
+    lowered = traced.lower(lowering_platforms=(topology.chip.platform,))
+    executable = lowered.compile()
+    seconds = time.perf_counter() - begun
+    yield bound.of(name, traced, executable, rows=rows, topology=topology, compile_seconds=seconds)
+
+
+def programs(config, mesh, sizes):
+  """Yields (name, samples of a call, function that traces it)."""
+  plan, transform = parts(config, mesh, sizes)
+  example = batch_of(config, sizes, config.batch_size)
+  variables = jax.eval_shape(plan.model.init, jax.random.key(0), batch_of(config, sizes, 2))
+  if plan.loss.learned:
+    variables["params"]["loss"] = plan.loss.start()
+  miner, pool, bank = mining.make(plan, put=shapes)
+  params = shapes.replicate(mesh, variables["params"])
+  state = train.TrainState(
+    step=shapes.replicate(mesh, np.zeros((), np.int32)),
+    params=params,
+    batch_stats=shapes.replicate(mesh, variables.get("batch_stats", {})),
+    opt_state=shapes.replicate(mesh, jax.eval_shape(transform.init, variables["params"])),
+    bank=bank,
+  )
+  step = train.compiled(
+    transform=transform,
+    model=plan.model,
+    loss=plan.loss,
+    miner=miner,
+    match=config.match,
+    seed=config.seed,
+  )
+  batch = shapes.shard(mesh, example)
+  yield "training step", config.batch_size, lambda: step.trace(state, batch, pool)
+  rows = -(-config.eval_batch_size // mesh.size) * mesh.size
+  for side in ("image", "text"):
+    part = shapes.shard(mesh, batch_of(config, sizes, rows))
+    one = {key: x for key, x in part.items() if key.startswith(side)}
+    yield (
+      f"encoding {side}s",
+      rows,
+      lambda one=one, side=side: encode.encode_batch.trace(
+        state.variables, one, model=plan.model, side=side
+      ),
+    )
+  yield "block of ranks", blocks.BLOCK * mesh.size, lambda: ranks_block(mesh, config.model.dim)
+
+
+def parts(config, mesh, sizes):
+  """Returns (Plan, optimiser) of a config."""
+  loss, _ = experiment.losses_of(config, mesh)
+  words = config.data.text == "words"
+  model = models.build(config.model, vocabulary_size=sizes.vocabulary if words else None)
+  length = (config.data.max_length or sizes.words) if words else None
+  plan = Plan(config, mesh, {"train": split_of(config, sizes)}, None, length, model, loss)
+  shown = jax.eval_shape(model.init, jax.random.key(0), batch_of(config, sizes, 2))
+  params = dict(shown["params"])
+  if loss.learned:
+    params["loss"] = loss.start()
+  steps = max(1, sizes.captions // config.batch_size)
+  transform, _ = optim.make(
+    config.optimizer,
+    params,
+    steps_per_epoch=steps,
+    total_steps=config_lib.in_steps(config, steps, name="config."),
+    frozen=() if config.model.image.get("trainable", True) else ("^image_encoder/backbone/",),
+  )
+  return plan, transform
+
+
+def split_of(config, sizes):
+  """Returns a training split of the right shapes, whose features take no memory."""
+  if sizes.captions < sizes.images:
+    raise UserError(f"--captions is {sizes.captions}; expected at least --images={sizes.images}")
+  image_of_text = (np.arange(sizes.captions, dtype=np.int64) * sizes.images) // sizes.captions
+  features = {
+    f"{side}_features": np.broadcast_to(np.float32(0), (count, width))
+    for side, count, width in (
+      ("image", sizes.images, sizes.image_width),
+      ("text", sizes.captions, sizes.text_width),
+    )
+    if config.data[side] == "features"
+  }
+  return Split(
+    name="train",
+    image_id=np.arange(sizes.images, dtype=np.int32),
+    text_id=np.arange(sizes.captions, dtype=np.int32),
+    image_of_text=image_of_text.astype(np.int32),
+    image_names=[],
+    texts=[],
+    tokens=[],
+    **features,
+  )
+
+
+def batch_of(config, sizes, rows):
+  """Returns a batch of so many rows, as shapes (design: batch)."""
+  shape = jax.ShapeDtypeStruct
+  side = config.data.image_size
+  batch = {
+    "image": shape((rows, side, side, 3), np.uint8)
+    if config.data.image == "pixels"
+    else shape((rows, sizes.image_width), np.float32),
+    "image_id": shape((rows,), np.int32),
+    "text_id": shape((rows,), np.int32),
+  }
+  if config.data.text == "words":
+    length = config.data.max_length or sizes.words
+    return batch | {
+      "text": shape((rows, length), np.int32),
+      "text_length": shape((rows,), np.int32),
+    }
+  return batch | {"text": shape((rows, sizes.text_width), np.float32)}
+
+
+def ranks_block(mesh, dim):
+  """Traces the counts of a block of queries against a block of the gallery."""
+  to_rows, to_columns = parallel.sharded(mesh), parallel.replicated(mesh)
+  q, g = blocks.BLOCK * mesh.size, blocks.BLOCK * blocks.GALLERY_BLOCKS
+  limits = lambda n, to: [shapes.on(to, (n,), jnp.float32)] * 2  # noqa: E731
+  return ranks._tile.trace(
+    shapes.on(to_rows, (q, dim), jnp.float32),
+    shapes.on(to_columns, (g, dim), jnp.float32),
+    limits(q, to_rows),
+    limits(g, to_columns),
+    (q, g),
+    order=False,
+    both=True,
+  )

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr import encode, experiment, mining, models, optim, parallel, train
 from xmr import config as config_lib
+from xmr import encode, experiment, mining, models, optim, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval import blocks, ranks

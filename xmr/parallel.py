@@ -222,6 +222,11 @@ def shard_rows(mesh, array, *, fill=0):
   return jax.make_array_from_callback(shape, sharded(mesh), part)
 
 
+def zeros(mesh, shape, dtype):
+  """Returns zeros [N, ...] on the devices, in equal parts of rows."""
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharded(mesh))()
+
+
 def per_device(mesh, function, rows, shared):
   """Calls function(rows, shared, first) on every device with the rows that it holds.
 

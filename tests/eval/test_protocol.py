@@ -115,8 +115,8 @@ def test_folds_are_scored_apart_and_averaged():
 
 
 def test_both_directions_take_one_product_per_block(monkeypatch):
-  calls, tile = [], similarity._tile
-  monkeypatch.setattr(similarity, "_tile", lambda *a, **k: calls.append(1) or tile(*a, **k))
+  calls, tile = [], similarity.tile_counts
+  monkeypatch.setattr(similarity, "tile_counts", lambda *a, **k: calls.append(1) or tile(*a, **k))
   image, text, image_of_text = example(images=300)
   recall(image, text, image_of_text, block=128)
   assert len(calls) == 3 * -(-len(text) // 256)

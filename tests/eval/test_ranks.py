@@ -211,9 +211,11 @@ def test_text_queries_of_order_embeddings_keep_the_direction():
 
 
 def test_blocks_of_a_sharded_query_are_on_all_devices(monkeypatch):
-  seen, tile = [], module._tile
+  seen, tile = [], module.tile_counts
   monkeypatch.setattr(
-    module, "_tile", lambda query, *a, **k: seen.append(query.sharding) or tile(query, *a, **k)
+    module,
+    "tile_counts",
+    lambda query, *a, **k: seen.append(query.sharding) or tile(query, *a, **k),
   )
   sharded = jax.device_put(unit_rows(16, 4), NamedSharding(parallel.mesh(), PartitionSpec("data")))
   ranks(sharded, unit_rows(20, 4), np.arange(16))
@@ -291,7 +293,9 @@ def test_block_holds_little_beside_its_scores():
     jax.ShapeDtypeStruct((2048, 1024), np.float32),
   )
   limits = [[jax.ShapeDtypeStruct((n,), np.float32)] * 2 for n in (512, 2048)]
-  compiled = module._tile.lower(*block, *limits, (512, 2048), order=False, both=True).compile()
+  compiled = module.tile_counts.lower(
+    *block, *limits, (512, 2048), order=False, both=True
+  ).compile()
   scores = 512 * 2048 * 4
   assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * scores
 

@@ -98,7 +98,9 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
       queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
       limits = jax.device_put([padded(x, r, rows) for x in job.limits[0]], to_rows)
       left = len(query) - r, len(gallery) - c
-      tile = _tile(queries, items, limits, item_limits, left, order=kind == "order", both=both)
+      tile = tile_counts(
+        queries, items, limits, item_limits, left, order=kind == "order", both=both
+      )
       # The host decides near ties while the device works on the next block.
       if pending:
         job.add(*pending)
@@ -113,7 +115,7 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
 
 
 @functools.partial(jax.jit, static_argnames=("order", "both"))
-def _tile(query, gallery, query_limits, gallery_limits, left, *, order, both):
+def tile_counts(query, gallery, query_limits, gallery_limits, left, *, order, both):
   """Counts of one block of scaled rows, [q, D] and [g, D].
 
   Args:
@@ -199,7 +201,7 @@ class _Count:
           self.decide_crowded(r + a, c + b, part[: rows - a, b : min(b + PART[1], columns)] & 3)
 
   def decide(self, i, j, near):
-    """Counts the listed pairs (query i, item j), near as in `_tile`, by their exact scores."""
+    """Counts the listed pairs (query i, item j), near as in `tile_counts`, by exact scores."""
     i, j, near = (x[~self._is_positive(i, j)] for x in (i, j, near))
     for side, own in enumerate((i, j)[: 1 + self.both]):
       mine = (near & (1 + side)) > 0

@@ -249,7 +249,7 @@ def rows_at(rows, index, options):
   )
 
 
-def place(mesh, split, vocabulary, *, length):
+def place(mesh, split, vocabulary, *, length, put=parallel):
   """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" for
   words}}, rows split over them.
   """
@@ -267,7 +267,7 @@ def place(mesh, split, vocabulary, *, length):
   for side, arrays in fields.items():
     arrays["owner"] = arrays["owner"].astype(np.int32)
     rows[side] = {
-      name: parallel.shard_rows(
+      name: put.shard_rows(
         mesh,
         x if x.dtype != np.float64 else x.astype(np.float32),
         fill=-1 if name == "owner" else 0,
@@ -277,12 +277,12 @@ def place(mesh, split, vocabulary, *, length):
   return rows
 
 
-def ids(mesh, numbers):
+def ids(mesh, numbers, put=parallel):
   """Returns {"number": sorted ids [N], "row": [N]} int32 on all devices, from which `row_of`
   reads.
   """
   order = np.argsort(numbers, kind="stable").astype(np.int32)
-  return parallel.replicate(mesh, {"number": np.asarray(numbers, np.int32)[order], "row": order})
+  return put.replicate(mesh, {"number": np.asarray(numbers, np.int32)[order], "row": order})
 
 
 def row_of(known, numbers):

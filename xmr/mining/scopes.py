@@ -18,7 +18,7 @@ from xmr.ops.similarity import similarity
 OTHER = {"image": "text", "text": "image"}
 
 
-def make(experiment):
+def make(experiment, put=parallel):
   """Returns (miner, pool, bank) for the loss and the scope of a run: (None, None, None) for losses
   of the batch alone.
 
@@ -30,6 +30,7 @@ def make(experiment):
 
   Args:
     experiment: Experiment; reads config.mining, splits["train"], model, mesh, loss.
+    put: what places arrays on the devices: `xmr.parallel`, or `xmr.plan.shapes` for their shapes.
   Returns:
     miner: one of the functions below, bound.  pool: what it chooses from, on the devices; rows are
       split over them.
@@ -46,7 +47,10 @@ def make(experiment):
     return None, None, None
   scope = SCOPES[mining.scope]
   count = {"image": len(split.image_id), "text": len(split.text_id)}
-  pool, skip_width = {side: pool_lib.ids(mesh, getattr(split, f"{side}_id")) for side in OTHER}, {}
+  pool, skip_width = (
+    {side: pool_lib.ids(mesh, getattr(split, f"{side}_id"), put) for side in OTHER},
+    {},
+  )
   if mining.skip_relevance:
     pool["skip"], skip_width = pool_lib.relevant(
       mesh, split, above=mining.skip_relevance, cache_dir=config.data.cache_dir
@@ -65,14 +69,14 @@ def make(experiment):
   )
   bank = None
   if scope.rows:
-    pool["rows"] = pool_lib.place(mesh, split, experiment.vocabulary, length=experiment.length)
-  if scope.bank:
-    shapes = {side: (len(rows["owner"]), config.model.dim) for side, rows in pool["rows"].items()}
-    zeros = jax.jit(
-      lambda: {side: jnp.zeros(shape, options.dtype) for side, shape in shapes.items()},
-      out_shardings=parallel.sharded(mesh),
+    pool["rows"] = pool_lib.place(
+      mesh, split, experiment.vocabulary, length=experiment.length, put=put
     )
-    bank = zeros()
+  if scope.bank:
+    bank = {
+      side: put.zeros(mesh, (len(rows["owner"]), config.model.dim), options.dtype)
+      for side, rows in pool["rows"].items()
+    }
   return functools.partial(resolve(scope.function), options=options), pool, bank
 
 

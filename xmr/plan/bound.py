@@ -88,7 +88,7 @@ def advice(program, chip, config):
   found = []
   if config.loss_form == "plain":
     found.append("--config.loss_form=ring (no [B, B])")
-  if config.model.image.remat is False:
+  if config.model.image.get("remat") is False:
     found.append("--config.model.image.remat=true (blocks are computed again)")
   if config.model.dtype == "float32":
     found.append("--config.model.dtype=bfloat16")

@@ -12,7 +12,8 @@ from xmr import config as config_lib
 from xmr import encode, experiment, mining, models, optim, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
-from xmr.eval import blocks, ranks
+from xmr.eval import blocks
+from xmr.eval.ranks import tile_counts
 from xmr.plan import bound, shapes
 
 
@@ -176,7 +177,7 @@ def ranks_block(mesh, dim):
   to_rows, to_columns = parallel.sharded(mesh), parallel.replicated(mesh)
   q, g = blocks.BLOCK * mesh.size, blocks.BLOCK * blocks.GALLERY_BLOCKS
   limits = lambda n, to: [shapes.on(to, (n,), jnp.float32)] * 2  # noqa: E731
-  return ranks._tile.trace(
+  return tile_counts.trace(
     shapes.on(to_rows, (q, dim), jnp.float32),
     shapes.on(to_columns, (g, dim), jnp.float32),
     limits(q, to_rows),

@@ -13,12 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from configs import fgcmir_wiki
-from xmr import train
+from xmr import inspect, train
 from xmr.data import labelled
 from xmr.errors import UserError
 from xmr.fine_grained import report, table, two_stage
 from xmr.fine_grained.data import load, scale
-from xmr.fine_grained.scores import area_under_roc
+from xmr.fine_grained.scores import area_under_roc, both_directions
 from xmr.fine_grained.semantic_matching import logistic_regression, posteriors, semantic_matching
 
 WORDS = [f"word{i}" for i in range(24)]
@@ -364,3 +364,24 @@ def test_results_of_another_length_or_other_data_are_not_those_of_a_run(make_con
   other = {**digests, "train": "another"}
   with pytest.raises(UserError, match="holds a run on other data .* of train differ"):
     table.finished(config(), folder, other)
+
+
+def test_a_run_is_inspected_as_evaluation_sees_it(make_config, tmp_path):
+  config = make_config("base", steps=6)
+  folder = tmp_path / "run"
+  two_stage.run(config, folder, Asked(), baselines=False)
+  run, split = inspect.load(folder), load(config).splits["test"]
+  image, text = run.embeddings(split)
+  results = json.loads((folder / "results.json").read_text())
+  found = both_directions(image, text, split.label)
+  assert found["map"] == pytest.approx(results["metrics"]["map"], abs=1e-6)
+  # Without its data, from raw features and plain text.
+  exported = inspect.load(run.export(tmp_path / "export"))
+  np.testing.assert_allclose(exported.encode_image(split.image_features), image, atol=1e-5)
+  np.testing.assert_allclose(exported.encode_text(split.texts), text, atol=1e-5)
+  scores, indices = exported.search(text, image, 3)
+  np.testing.assert_allclose(scores[0], np.sort(text[0] @ image.T)[::-1][:3], rtol=1e-4)
+  assert exported.unknown_words("word1 zebra") == (["zebra"], ["word1", "zebra"])
+  assert "wikipedia" in repr(run) and "best val/map" in repr(run)
+  with pytest.raises(UserError, match="none of the 24 words of the graph"):
+    run.encode_text("zebra")

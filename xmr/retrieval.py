@@ -13,9 +13,10 @@ from xmr.eval import results as results_lib
 from xmr.experiment import prepare
 from xmr.files import write_arrays
 from xmr.inspect import plots
+from xmr.inspect.runs import Run
 from xmr.run_folder import begun, held, imported
 
-__all__ = ["base_config", "score", "stage", "train_and_evaluate", "validate"]
+__all__ = ["Run", "base_config", "score", "stage", "train_and_evaluate", "validate"]
 
 
 def train_and_evaluate(config, workdir, *, eval_only, stop):

@@ -122,7 +122,7 @@ def write_page(run, arguments, gallery, scores, found):
   """Writes the answers as a page with thumbnails; returns its path."""
   import base64
 
-  from xmr.inspect import page, runs
+  from xmr.inspect import page, pictures
 
   budget, items = page.LIMIT, []
 
@@ -130,7 +130,9 @@ def write_page(run, arguments, gallery, scores, found):
     nonlocal budget
     if budget <= 0:
       return ""
-    encoded = base64.b64encode(runs.thumbnail(runs.opened(path), side=2 * page.THUMBNAIL)).decode()
+    encoded = base64.b64encode(
+      pictures.thumbnail(pictures.opened(path), side=2 * page.THUMBNAIL)
+    ).decode()
     budget -= len(encoded)
     return encoded
 

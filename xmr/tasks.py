@@ -2,8 +2,7 @@
 
 A task's module offers `train_and_evaluate(config, workdir, *, eval_only, stop)`, which trains its
 stages with `train.fit` and scores what came out; `base_config()`, with the task's own fields;
-`validate(config)`; and `load(folder, config, step, variables, record)`, the run as xmr.inspect
-shows it.
+`validate(config)`; and `Run`, the class of a run as xmr.inspect shows it.
 """
 
 import importlib

@@ -52,6 +52,30 @@ def test_captions_have_the_embeddings_of_evaluation_alone_and_together(run, test
   assert np.abs(evaluated["text"][0] - evaluated["text"][-1]).max() > 1e-3
 
 
+def test_importing_xmr_is_enough_and_loading_is_silent(trained, command):
+  code = f"import xmr; print(xmr.inspect.load({str(trained)!r}))"
+  done = command("-c", code)
+  assert done.stdout.startswith(f"<Run {trained}: scenes, imc, step ") and "words" in done.stdout
+  assert "WARNING" not in done.stderr
+
+
+def test_batches_of_any_size_give_the_same_embeddings(run, test_split, capsys):
+  expected = run.encode_text(test_split.texts)
+  np.testing.assert_allclose(
+    run.encode_text(test_split.texts, batch_size=7, progress=True), expected, atol=1e-6
+  )
+  assert "encoding texts: 100%" in capsys.readouterr().err
+  with pytest.raises(UserError, match="batch_size is 0; expected 1 or more"):
+    run.encode_text(test_split.texts, batch_size=0)
+
+
+def test_an_item_that_cannot_be_encoded_is_named(run, gallery):
+  with pytest.raises(UserError, match="text 1 is None; expected a str"):
+    run.encode_text(["a dog", None])
+  with pytest.raises(UserError, match=r"picture 1: image .*broken.jpg is no .* image$"):
+    run.encode_image([gallery / "00.png", gallery / "broken.jpg"])
+
+
 def test_it_loads_without_data_and_knows_what_the_run_was(trained, run, tmp_path):
   shutil.copytree(trained, tmp_path / "moved")
   path = tmp_path / "moved" / "vocabulary.json"

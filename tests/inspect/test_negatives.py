@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xmr import data
-from xmr.inspect import negatives, study
+from xmr.inspect import negatives
 
 
 def test_relevance_is_that_of_the_evaluation():
@@ -17,7 +17,7 @@ def test_the_mined_caption_is_the_nearest_of_another_image(trained, run, command
   found = json.loads((trained / "negatives.json").read_text())
   assert len(found["negatives"]) == 15
   split = data.load(run.config)["train"]
-  image, text = study.embeddings(run, split)
+  image, text = run.embeddings(split)
   scores = image @ text.T
   for entry in found["negatives"]:
     row = list(split.image_id).index(entry["image"])

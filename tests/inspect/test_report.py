@@ -192,7 +192,7 @@ def test_a_result_becomes_the_query_with_the_models_own_neighbours(opened, train
 
   run = inspect.load(trained)
   split = data.load(run.config)["test"]
-  image, text = study.embeddings(run, split)
+  image, text = run.embeddings(split)
   opened.execute_script("document.querySelector('button[data-caption=\"7\"]').click()")
   until(lambda: said(opened).startswith("Query: caption"))
   shown = opened.execute_script(

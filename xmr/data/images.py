@@ -5,7 +5,7 @@ import math
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from xmr.errors import UserError
 
@@ -72,7 +72,9 @@ def _open(content, name):
       f"image {name} is too large: {error}; expected at most {MAX_PIXELS:,} pixels"
     ) from None
   except (OSError, ValueError, SyntaxError, EOFError) as error:
-    raise UserError(f"image {name} is no {', '.join(FORMATS)} image: {error}") from None
+    # Pillow names the buffer that it could not identify, which nobody knows.
+    reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+    raise UserError(f"image {name} is no {', '.join(FORMATS)} image{reason}") from None
   if image.width * image.height > MAX_PIXELS:
     raise UserError(
       f"image {name} is too large: {image.width} x {image.height} pixels; expected at most "

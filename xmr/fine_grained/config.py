@@ -126,6 +126,9 @@ FIELDS = {
   "pairs.image_scale": field(
     "root_standard", "of the image features", choices="xmr.fine_grained.data.SCALES"
   ),
+  "similarity": field(
+    "dot", "what the score of a pair is, but for a constant", choices=("dot",), resumable=True
+  ),
   "table.variants": field((), "rows of a table"),
   "table.seeds": field((), "of each row; () is a single run", at_least=0, at_most=2**32 - 1),
 }

@@ -108,25 +108,66 @@ def graph_of(config, splits):
   return graph
 
 
-def scale(images, kind):
-  """Image features in another scale; statistics are those of the training part alone.
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Features in another scale; statistics are those of the training part alone.
 
   standard: each column minus its mean, over its deviation.   root_standard: the same of sign(x)
   sqrt|x| (for histograms: Arandjelovic and Zisserman, CVPR 2012).   unit: unit rows.
 
-  Args:
-    images: {split: [N, F] float}.  kind: as above, or "none".
-  Returns:
-    {split: [N, F] float32}.
+  Attributes:
+    kind: as above, or "none".  mean, deviation: [F] float32, of the standard ones; else None.
   """
-  if kind not in SCALES:
-    raise UserError(f"config.pairs.image_scale is {kind!r}; expected one of {', '.join(SCALES)}")
-  images = {name: np.asarray(x, np.float32) for name, x in images.items()}
-  if kind == "none":
-    return images
-  if kind == "unit":
-    return {name: unit(x) for name, x in images.items()}
-  if kind == "root_standard":
-    images = {name: np.sign(x) * np.sqrt(np.abs(x)) for name, x in images.items()}
-  mean, deviation = images["train"].mean(axis=0), images["train"].std(axis=0)
-  return {name: (x - mean) / np.where(deviation > 0, deviation, 1) for name, x in images.items()}
+
+  kind: str
+  mean: np.ndarray | None = None
+  deviation: np.ndarray | None = None
+
+  @classmethod
+  def of(cls, x, kind):
+    """Returns the scale that features [N, F] of the training part give."""
+    if kind not in SCALES:
+      raise UserError(f"config.pairs.image_scale is {kind!r}; expected one of {', '.join(SCALES)}")
+    if kind not in ("standard", "root_standard"):
+      return cls(kind)
+    x = cls._root(np.asarray(x, np.float32), kind)
+    deviation = x.std(axis=0)
+    return cls(kind, x.mean(axis=0), np.where(deviation > 0, deviation, np.float32(1)))
+
+  def __call__(self, x):
+    """Returns features [N, F] in this scale, float32."""
+    x = np.asarray(x, np.float32)
+    if self.kind == "none":
+      return x
+    if self.kind == "unit":
+      return unit(x)
+    return (self._root(x, self.kind) - self.mean) / self.deviation
+
+  @staticmethod
+  def _root(x, kind):
+    return np.sign(x) * np.sqrt(np.abs(x)) if kind == "root_standard" else x
+
+
+def scale(features, kind):
+  """Returns {split: [N, F] float32}, features of all splits in the Scale of the training part."""
+  scaled = Scale.of(features["train"], kind)
+  return {name: scaled(x) for name, x in features.items()}
+
+
+def inputs_of(config, problem):
+  """Returns what a run keeps so that raw features and words can be encoded without its data: words,
+  idf and Laplacian of the graph, means and deviations of features.
+  """
+  graph, train = problem.graph, problem.splits["train"]
+  kept = {
+    name: np.asarray(getattr(problem.laplacian, name)) for name in ("values", "columns", "starts")
+  }
+  if graph is not None:
+    kept |= {"words": np.array(graph.words), "idf": graph.idf}
+  scales = {"image": Scale.of(train.image_features, config.pairs.image_scale)}
+  if graph is None:
+    scales["text"] = Scale.of(train.text_features, "standard")
+  for side, found in scales.items():
+    if found.mean is not None:
+      kept |= {f"{side}_mean": found.mean, f"{side}_deviation": found.deviation}
+  return kept

@@ -5,8 +5,9 @@ import pathlib
 from xmr.fine_grained import table, two_stage
 from xmr.fine_grained.checks import validate
 from xmr.fine_grained.config import base_config
+from xmr.fine_grained.run import Run
 
-__all__ = ["base_config", "train_and_evaluate", "validate"]
+__all__ = ["Run", "base_config", "train_and_evaluate", "validate"]
 
 
 def train_and_evaluate(config, workdir, *, eval_only, stop):

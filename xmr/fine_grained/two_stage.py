@@ -7,7 +7,6 @@ neither is public.
 """
 
 import functools
-import itertools
 import pathlib
 import time
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr import checkpoint, losses, optim, train
+from xmr import checkpoint, losses, train
 from xmr import config as config_lib
 from xmr.data.pairs import Pairs
 from xmr.errors import UserError
@@ -23,103 +22,12 @@ from xmr.files import write_arrays, write_json
 from xmr.fine_grained import report
 from xmr.fine_grained.checks import loss_of
 from xmr.fine_grained.config import BASE, labelled
-from xmr.fine_grained.data import Problem, load
+from xmr.fine_grained.data import Problem, inputs_of, load
 from xmr.fine_grained.scores import area_under_roc, both_directions
+from xmr.fine_grained.stage import stage_of
 from xmr.models.graph import GraphEncoder
 from xmr.models.siamese import PairScore, Siamese
-from xmr.run_folder import begun, check_data, check_folder, check_length, held
-
-
-def score_and_compare(params, state, batch, arrays, *, scores, loss):
-  """The objective of either stage: scores of pairs, and a loss of scores and labels.
-
-  Args:
-    params: of the network; differentiated.  state: TrainState.
-    batch: of Pairs.batch: text [U], item [V], text_of_pair, item_of_pair [M] int32, positive [M]
-      bool.
-    arrays: dict of what rows refer to: signal [T, N], and in stage 2 image [T, F] and similarity
-      [T, T]; and key, the random key of dropout.
-    scores: function (params, arrays, batch, key) -> [M] float32.
-    loss: function (scores, batch, arrays) -> (loss, terms).
-  Returns:
-    (loss [], (terms, {})).
-  """
-  key = jax.random.fold_in(arrays["key"], state.step)
-  value, terms = loss(scores(params, arrays, batch, key), batch, arrays)
-  return value, (terms, {})
-
-
-def stage_of(
-  config,
-  workdir,
-  *,
-  name,
-  pairs,
-  params,
-  scores,
-  loss,
-  arrays,
-  validate,
-  steps,
-  every,
-  programs,
-  digests,
-):
-  """Returns the train.Stage of one of the two stages.
-
-  Args:
-    config: of the stage.  workdir: its folder.  name: "siamese" or "pairs".
-    pairs: Pairs.  params: starting values.
-    scores, loss, arrays: as `score_and_compare`; whatever differs between seeds is in the arrays,
-      so that seeds share a program.
-    validate: function params -> {name of a metric: value}; the first one selects.
-    steps: the last step.  every: steps between validations.
-    programs: dict of jitted steps, shared by the runs of a table; None: of this run alone.
-    digests: of the data.
-  Raises:
-    UserError: the folder was trained for more steps, or on other data.
-  """
-  check_length(steps, workdir)
-  check_data(digests, workdir, where=config.data.dir or config.data.name)
-  transform, rates = optim.make(
-    config.optimizer, params, steps_per_epoch=pairs.steps_per_epoch, total_steps=steps
-  )
-
-  def initial():
-    return train.TrainState(jnp.zeros((), jnp.int32), params, {}, transform.init(params))
-
-  def validation(state):
-    metrics = validate(state.params)
-    line = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-    return train.Validation(next(iter(metrics.values())), metrics, line)
-
-  fields = {key: repr(value) for key, value in config_lib.flat(config).items() if key != "seed"}
-  step = ({} if programs is None else programs).setdefault(
-    (name, *sorted(fields.items())),
-    train.compiled(transform=transform, objective=score_and_compare, scores=scores, loss=loss),
-  )
-  return train.Stage(
-    name=name,
-    workdir=pathlib.Path(workdir),
-    config=config,
-    initial=initial,
-    phases=(train.Phase(config.loss.name, steps, step),),
-    batches=lambda start: map(pairs.batch, itertools.count(start)),
-    ids="text",
-    place=dict,
-    pool=arrays,
-    validate=validation,
-    every=every,
-    shown="auc" if name == "siamese" else "map",
-    record=lambda best: {
-      "config": config_lib.flat(config),
-      "vocabulary": None,
-      "best": best,
-      "data": digests,
-    },
-    rates=rates,
-    steps_per_epoch=pairs.steps_per_epoch,
-  )
+from xmr.run_folder import begun, check_folder, held
 
 
 def hardness(similarity, batch):
@@ -182,6 +90,7 @@ def both_stages(
   config, workdir, stop, *, siamese_dir, problem, programs, baselines, eval_only=False
 ):
   """As run, in a run folder that is held."""
+  write_arrays(workdir / "inputs.npz", inputs_of(config, problem))
   began = time.perf_counter()
   similarity = None
   if labelled(config):
@@ -219,6 +128,19 @@ def encoder(config):
     start=section.start,
     activation=config.pairs.activation,
     dropout=section.dropout,
+  )
+
+
+def pair_score(config):
+  """Returns the PairScore that config.pairs, config.graph and config.model.dim describe."""
+  section = config.pairs
+  return PairScore(
+    text=encoder(config),
+    dropout=section.dropout,
+    unit_dropout=section.unit_dropout,
+    image_dropout=section.image_dropout,
+    head_start=section.head_start,
+    normalize=section.normalize,
   )
 
 
@@ -294,15 +216,7 @@ def _similarity(model, params, signal, laplacian):
 
 def retrieval_stage(config, problem, workdir, similarity, *, programs=None):
   """Returns (Stage, PairScore) of stage 2; similarity is None for the base loss."""
-  section = config.pairs
-  model = PairScore(
-    text=encoder(config),
-    dropout=section.dropout,
-    unit_dropout=section.unit_dropout,
-    image_dropout=section.image_dropout,
-    head_start=section.head_start,
-    normalize=section.normalize,
-  )
+  model = pair_score(config)
   arrays = {
     "signal": jnp.asarray(problem.signals["train"]),
     "image": jnp.asarray(problem.images["train"]),

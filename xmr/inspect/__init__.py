@@ -16,9 +16,9 @@ def load(workdir, step="best"):
   Raises:
     UserError: not a run folder, no checkpoint in it, not that step, or a config of another version.
   """
-  from xmr.inspect import runs
+  from xmr.inspect import loading
 
-  return runs.load(workdir, step)
+  return loading.load(workdir, step)
 
 
 def __getattr__(name):

@@ -20,7 +20,7 @@ def write(run, folder):
   """Writes model.safetensors, config.json, vocabulary.json and run.json; returns their folder."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  arrays = {name: np.ascontiguousarray(x) for name, x in checkpoint.flatten(run.variables).items()}
+  arrays = {name: np.asarray(x, order="C") for name, x in checkpoint.flatten(run.variables).items()}
   words = None if run.vocabulary is None else json.loads(run.vocabulary.to_json())
   safetensors.numpy.save_file(
     arrays,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from xmr import files
 from xmr.errors import UserError
 from xmr.eval import similarity
-from xmr.inspect.runs import IMAGE_ENDINGS
+from xmr.inspect.pictures import IMAGE_ENDINGS
 from xmr.ops.unit import unit
 
 BLOCK = 256  # pictures encoded, and saved, at a time

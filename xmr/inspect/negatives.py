@@ -33,7 +33,7 @@ def mined(run, split, *, queries, seed):
 
   from xmr.inspect import study
 
-  image, text = study.embeddings(run, split)
+  image, text = run.embeddings(split)
   captions = study.Relevance(split).captions
   rng = np.random.default_rng(seed)
   rows = np.sort(rng.choice(len(image), min(queries, len(image)), replace=False))

@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from xmr.inspect import study
+from xmr.inspect.pictures import thumbnail
 from xmr.inspect.plots import picture
-from xmr.inspect.runs import thumbnail
 
 FOLDER = pathlib.Path(__file__).parent
 LIMIT = 14_500_000  # bytes of a page

@@ -63,7 +63,7 @@ class _Scored:
     self.run = inspect.load(workdir, step)
     self.config, self.name = self.run.config, pathlib.Path(workdir).resolve().name
     self.split = data.load(self.config)[self.config.evaluate.split]
-    self.image, self.text = study.embeddings(self.run, self.split)
+    self.image, self.text = self.run.embeddings(self.split)
     self.results = results.report(
       self.image,
       self.text,

@@ -3,7 +3,6 @@
 import concurrent.futures
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -11,19 +10,18 @@ import pathlib
 import jax
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from xmr import checkpoint, models
+from xmr import checkpoint, encode, models, parallel
 from xmr import config as config_lib
-from xmr.data import Vocabulary, features, images
+from xmr.data import features, images
 from xmr.data.text import encode_all, tokenize
-from xmr.encode import encode_batch
 from xmr.errors import UserError
 from xmr.eval import top_k
 from xmr.inspect import export
-from xmr.inspect.kept import curves, inputs_of
+from xmr.inspect.pictures import is_picture, opened
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 class Run:
@@ -50,9 +48,26 @@ class Run:
       variables,
     )
     self.vocabulary, self.metrics, self.inputs = vocabulary, metrics, inputs or {}
-    self.model = models.build(
-      config.model, vocabulary_size=None if vocabulary is None else len(vocabulary)
-    )
+    self.model = self.build()
+
+  def build(self):
+    """Returns the model that the parameters belong to."""
+    size = None if self.vocabulary is None else len(self.vocabulary)
+    return models.build(self.config.model, vocabulary_size=size)
+
+  def __repr__(self):
+    config = self.config
+    parts = [
+      f"{config.data.name}, {config.loss.name}, step {self.step}",
+      f"images by {config.model.image.name}, texts by {config.model.text.name}, "
+      f"{config.model.dim} dimensions",
+    ]
+    if self.vocabulary is not None:
+      parts.append(f"{len(self.vocabulary):,} words")
+    for name in ("val/rsum", "val/map"):
+      if name in self.metrics:
+        parts.append(f"best {name} {np.nanmax(self.metrics[name][1]):.4g}")
+    return f"<Run {self.workdir}: {'; '.join(parts)}>"
 
   @property
   def params(self):
@@ -62,28 +77,53 @@ class Run:
   def _on_device(self):
     return jax.device_put(self.variables)
 
-  def encode_image(self, pictures):
+  def embeddings(self, split):
+    """Returns (image [N, D], text [T, D]) float32 of a split, as evaluation computes them, on all
+    devices.
+    """
+    mesh = parallel.mesh()
+    variables = parallel.replicate(mesh, self.variables)
+    options = {"config": self.config, "mesh": mesh, "vocabulary": self.vocabulary}
+    image, text = (
+      encode.encode_split(self.model, variables, split, side=side, **options)
+      for side in ("image", "text")
+    )
+    return image, text
+
+  def encode_image(self, pictures, *, batch_size=None, progress=False):
     """Encodes pictures as evaluation does.
 
     Args:
       pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such
         picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, in the scale of the
         feature file.
+      batch_size: encoded at a time; None: as evaluation does.  progress: show a line on standard
+        error.
     Returns:
       [N, D] float32.
     Raises:
-      UserError: a file that is no readable picture, or pictures for a run on features.
+      UserError: a file that is no readable picture, or pictures for a run on features; names the
+        item.
     """
     if self.config.data.image == "features":
       x = self._features(pictures, side="image")
-      return self._encode([{"image": part} for part in self._parts(x)], len(x), side="image")
+      return self._encode(self._by("image", x, batch_size), len(x), side="image", progress=progress)
     if isinstance(pictures, (str, os.PathLike, Image.Image)) or getattr(pictures, "ndim", 0) == 3:
       pictures = [pictures]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      numbered = list(enumerate(pictures))
       batches = (
-        {"image": np.stack(list(pool.map(self.crop, part)))} for part in self._parts(pictures)
+        {"image": np.stack(list(pool.map(self._numbered_crop, part)))}
+        for part in self._parts(numbered, batch_size)
       )
-      return self._encode(batches, len(pictures), side="image")
+      return self._encode(batches, len(numbered), side="image", progress=progress)
+
+  def _numbered_crop(self, item):
+    number, picture = item
+    try:
+      return self.crop(picture)
+    except UserError as error:
+      raise UserError(f"picture {number}: {error}") from None
 
   def crop(self, picture):
     """Returns what the encoder sees of a path, PIL image or [H, W, 3] uint8 array: [S, S, 3]
@@ -119,32 +159,41 @@ class Run:
     digest.update(json.dumps(seen, sort_keys=True).encode())
     return digest.hexdigest()
 
-  def encode_text(self, texts):
+  def encode_text(self, texts, *, batch_size=None, progress=False):
     """Encodes captions as evaluation does; words that the run has never seen are <unk>.
 
     Args:
       texts: list of T str, or one str; for a run on text features [T, F] float.
+      batch_size, progress: as encode_image.
     Returns:
       [T, D] float32.
     Raises:
-      UserError: a text without a word, or words for a run on features.
+      UserError: an item that is no text or has no word (names it), or words for a run on features.
     """
     if self.vocabulary is None:
       x = self._features(texts, side="text")
-      return self._encode([{"text": part} for part in self._parts(x)], len(x), side="text")
-    tokens = [tokenize(text) for text in ([texts] if isinstance(texts, str) else texts)]
+      return self._encode(self._by("text", x, batch_size), len(x), side="text", progress=progress)
+    tokens = [tokenize(text) for text in self._texts(texts)]
     for place, found in enumerate(tokens):
       if not found:
         raise UserError(f"text {place} is empty; expected words")
 
     def batches():
-      for part in self._parts(tokens):
+      for part in self._parts(tokens, batch_size):
         longest = max(map(len, part)) + 2
         # Few different lengths, as each is compiled; what lies behind the end is masked.
         text, length = encode_all(part, self.vocabulary, length=longest + -longest % 16)
         yield {"text": text, "text_length": length}
 
-    return self._encode(batches(), len(tokens), side="text")
+    return self._encode(batches(), len(tokens), side="text", progress=progress)
+
+  def _texts(self, texts):
+    """Returns a list of str; UserError for an item that is none."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(texts):
+      if not isinstance(text, str):
+        raise UserError(f"text {number} is {text!r:.60}; expected a str")
+    return texts
 
   def unknown_words(self, text):
     """Returns (words of a text that the vocabulary lacks, all its words), two lists of str."""
@@ -193,24 +242,33 @@ class Run:
     """
     return export.write(self, folder)
 
-  def _parts(self, items):
-    size = self.config.eval_batch_size
+  def _parts(self, items, size=None):
+    size = self.config.eval_batch_size if size is None else size
+    if size < 1:
+      raise UserError(f"batch_size is {size}; expected 1 or more")
     return (items[begin : begin + size] for begin in range(0, len(items), size))
 
-  def _encode(self, batches, count, *, side):
+  def _by(self, side, x, size):
+    return ({side: part} for part in self._parts(x, size))
+
+  def _encode(self, batches, count, *, side, progress=False):
     if not count:
       raise UserError(f"no {side}s to encode; expected at least one")
     found = []
+    bar = tqdm(total=count, desc=f"encoding {side}s", disable=not progress)
     for batch in batches:
       size = len(batch[side])
       # Powers of two up to the evaluation's batch: few shapes to compile, at most twice the work.
       full = min(1 << (size - 1).bit_length(), max(size, self.config.eval_batch_size))
       rows = np.minimum(np.arange(full), size - 1)
       batch = {name: x[rows] for name, x in batch.items()}
-      found.append(
-        np.asarray(encode_batch(self._on_device, batch, model=self.model, side=side))[:size]
-      )
+      found.append(np.asarray(self._batch(batch, side))[:size])
+      bar.update(size)
+    bar.close()
     return np.concatenate(found)
+
+  def _batch(self, batch, side):
+    return encode.encode_batch(self._on_device, batch, model=self.model, side=side)
 
   def _features(self, x, *, side):
     what = "pictures" if side == "image" else "words"
@@ -221,7 +279,10 @@ class Run:
         f"{self.workdir} was trained on {side} features; expected [N, F] floats (xmr.extract), "
         f"found {found}"
       )
-    x = np.asarray(x, np.float32)
+    return self._scaled(np.asarray(x, np.float32), side)
+
+  def _scaled(self, x, side):
+    """Returns features [N, F] of the file in the scale that the encoder takes."""
     kind = self.config.data.image_features_scale if side == "image" else "none"
     if kind != "column":
       return features.scale(x, kind)
@@ -245,74 +306,3 @@ class Run:
     if side is None:
       side = "image" if all(map(is_picture, items)) else "text"
     return (self.encode_image(items) if side == "image" else self.encode_text(items)), side
-
-
-def is_picture(item):
-  """Returns whether an item of a query or gallery is a picture: no str, or the name of an image
-  file that is there.
-  """
-  return not isinstance(item, str) or (
-    item.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(item)
-  )
-
-
-def opened(item):
-  """Returns a path, PIL image or [H, W, 3] uint8 array as an RGB PIL image; UserError where it is
-  none.
-  """
-  if isinstance(item, Image.Image):
-    return item.convert("RGB")
-  if isinstance(item, np.ndarray):
-    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-      raise UserError(f"a picture is {item.dtype} of shape {item.shape}; expected uint8 [H, W, 3]")
-    return Image.fromarray(item)
-  if isinstance(item, bytes):
-    return images.decode(item, name="(bytes)")
-  try:
-    content = pathlib.Path(item).read_bytes()
-  except OSError as error:
-    raise UserError(f"cannot read image {item}: {error.strerror}") from None
-  return images.decode(content, name=str(item))
-
-
-def load(workdir, step="best"):
-  """Loads a run; see xmr.inspect.load."""
-  folder = pathlib.Path(workdir)
-  if (folder / export.EXPORT).is_file():
-    step, variables, vocabulary, metrics, flat = export.read(folder)
-    return Run(
-      folder,
-      config=config_lib.from_flat(flat, where=folder / "config.json"),
-      step=step,
-      variables=variables,
-      vocabulary=vocabulary,
-      metrics=metrics,
-      inputs=inputs_of(folder),
-    )
-  if not str(step).isdigit() and step not in ("best", "latest"):
-    raise UserError(f'step is {step!r}; expected "best", "latest" or a number')
-  step, variables, record = checkpoint.load(folder, step)
-  config = config_lib.from_flat(record["config"], where=folder / "config.json")
-  if config.task != "retrieval":
-    raise UserError(f"{folder} is a run of task {config.task}; expected one of task retrieval")
-  words = record["vocabulary"]
-  vocabulary = None if words is None else Vocabulary.from_json(json.dumps(words))
-  metrics = curves(folder / "metrics.jsonl")
-  return Run(
-    folder,
-    config=config,
-    step=step,
-    variables=variables,
-    vocabulary=vocabulary,
-    metrics=metrics,
-    inputs=inputs_of(folder),
-  )
-
-
-def thumbnail(image, *, side, quality=60):
-  """Returns a PIL image as WebP bytes whose longer side has at most `side` pixels."""
-  image = image.copy()
-  image.thumbnail((side, side))
-  file = io.BytesIO()
-  image.convert("RGB").save(file, "WEBP", quality=quality)
-  return file.getvalue()

@@ -2,34 +2,12 @@
 
 import numpy as np
 
-from xmr import encode, parallel
 from xmr.errors import UserError
 from xmr.eval import exact, top_k
 from xmr.eval.ranks import count
 from xmr.eval.relevance import load_spice, rouge_l
 
 DIRECTIONS = ("i2t", "t2i")
-
-
-def embeddings(run, split):
-  """Returns (image [N, D], text [T, D]) float32 of a split, as evaluation computes them, on all
-  devices.
-  """
-  mesh = parallel.mesh()
-  variables = parallel.replicate(mesh, run.variables)
-  image, text = (
-    encode.encode_split(
-      run.model,
-      variables,
-      split,
-      config=run.config,
-      mesh=mesh,
-      vocabulary=run.vocabulary,
-      side=side,
-    )
-    for side in ("image", "text")
-  )
-  return image, text
 
 
 def outcomes(image, text, image_of_text, *, kind):

@@ -1,0 +1,35 @@
+"""A run from its folder, or from one that Run.export wrote."""
+
+import json
+import pathlib
+
+from xmr import checkpoint, tasks
+from xmr import config as config_lib
+from xmr.data import Vocabulary
+from xmr.errors import UserError
+from xmr.inspect import export
+from xmr.inspect.kept import curves, inputs_of
+
+
+def load(workdir, step="best"):
+  """Loads a run; see xmr.inspect.load."""
+  folder = pathlib.Path(workdir)
+  if (folder / export.EXPORT).is_file():
+    step, variables, vocabulary, metrics, flat = export.read(folder)
+  else:
+    if not str(step).isdigit() and step not in ("best", "latest"):
+      raise UserError(f'step is {step!r}; expected "best", "latest" or a number')
+    step, variables, record = checkpoint.load(folder, step)
+    flat, words = record["config"], record["vocabulary"]
+    vocabulary = None if words is None else Vocabulary.from_json(json.dumps(words))
+    metrics = curves(folder / "metrics.jsonl")
+  config = config_lib.from_flat(flat, where=folder / "config.json")
+  return tasks.module(config.task).Run(
+    folder,
+    config=config,
+    step=step,
+    variables=variables,
+    vocabulary=vocabulary,
+    metrics=metrics,
+    inputs=inputs_of(folder),
+  )

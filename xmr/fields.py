@@ -128,7 +128,7 @@ def defaults(path):
   return {key: value for key, value in ((k, literal(v)) for k, v in found) if value is not None}
 
 
-def literal(node):
+def literal(node) -> Any:
   """Returns the value of a literal of the source, or None for anything else."""
   try:
     return None if node is None else ast.literal_eval(node)

@@ -116,7 +116,8 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
   form = form_of(form, task)
   if form == "pooled":
     query, gallery = pooled(query, name="query"), pooled(gallery, name="gallery")
-    return tuple(np.asarray(x) for x in vector_top_k(query, gallery, k))
+    scores, indices = vector_top_k(query, gallery, k)
+    return np.asarray(scores), np.asarray(indices)
   first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
   if not 1 <= k <= len(second):
     raise UserError(f"k is {k}; expected 1 to {len(second)}, the size of the gallery")
@@ -136,8 +137,8 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
     i, j = np.nonzero(rows >= kth - 2 * slack)
     exact = pair_scores(first, second, i + r, j, form=form)
     order = np.lexsort((j, -exact, i))
-    place = np.arange(len(i)) - np.searchsorted(i[order], i[order])
-    best = order[place < k]
+    nth = np.arange(len(i)) - np.searchsorted(i[order], i[order])
+    best = order[nth < k]
     indices[span] = j[best].reshape(-1, k)
     scores[span] = exact[best].reshape(-1, k)
   return scores, indices

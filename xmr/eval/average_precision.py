@@ -33,12 +33,11 @@ def mean_average_precision(
   categories come first.
 
   Args:
-    query: [Q, D] float.  gallery: [G, D] float.
-    query_label: [Q] int.  gallery_label: [G] int, categories.
+    query_label, gallery_label: categories.
     at: R, at least 1, or None for the whole gallery.  kind: "cosine", "dot" or "order" (the query
       side is the image).
   Returns:
-    float in [0, 1].
+    A number in [0, 1].
   Raises:
     UserError: shapes, NaN (names the array and the row), an unknown kind, `at` below 1.
   References:
@@ -59,9 +58,7 @@ def average_precisions(
   at: int | None = None,
   kind: str = "cosine",
 ) -> Float64[np.ndarray, " Q"]:
-  """Average precision of each query, [Q] float64: what `mean_average_precision` averages, for
-  paired tests.
-  """
+  """Average precision of each query: what `mean_average_precision` averages, for paired tests."""
   blocks = _relevance_in_order(query, gallery, query_label, gallery_label, kind=kind)
   return np.concatenate([average_precision(relevant, at=at) for relevant in blocks])
 
@@ -69,9 +66,7 @@ def average_precisions(
 def average_precision(
   relevant: Bool[np.ndarray, "Q G"] | Sequence, *, at: int | None = None
 ) -> Float64[np.ndarray, " Q"]:
-  """Average precision of rankings: relevant [Q, G] bool, best first, and `at` as above -> [Q]
-  float64.
-  """
+  """Average precision of rankings: relevance of the items, best first; `at` as above."""
   if at is not None and at < 1:
     raise UserError(f"at is {at}; expected at least 1, or None for the whole gallery")
   relevant = np.asarray(relevant)[:, :at]

@@ -38,13 +38,13 @@ def fit_cca(
     A^-1 C_xy B'^-1 = U diag(c) V';  W_x = A'^-1 U diag(c)^power,  W_y = B'^-1 V diag(c)^power.
 
   Args:
-    image: [N, F] float; text: [T, G] float, features of the training split.
-    image_of_text: [T] int, the image (0..N-1) of each caption.
+    image, text: features of the training split.
+    image_of_text: the image, 0..N-1, of each caption.
     dim: directions that are kept, of the largest correlations; 0 keeps min(F, G).
     regularization: r, in mean variances of each side; power: of the correlations, 0 for plain CCA.
 
   Returns:
-    (image_side, text_side): pairs (mean [F], projection [F, dim]) for `project`, float64.
+    (image_side, text_side): pairs (mean, projection) for `project`.
 
   Raises:
     UserError: shapes, dim above min(F, G), or a regularization that is not positive.
@@ -84,9 +84,7 @@ def project(
   features: Real[np.ndarray, "M F"],
   side: tuple[Float64[np.ndarray, " F"], Float64[np.ndarray, "F dim"]],
 ) -> Float32[np.ndarray, "M dim"]:
-  """Returns unit embeddings [M, dim] float32 of features [M, F] by a side (mean [F], projection [F,
-  dim]) of fit_cca.
-  """
+  """Returns unit embeddings of features by a side (mean, projection) of `fit_cca`."""
   mean, projection = side
   if features.shape[1] != len(mean):
     raise UserError(

@@ -1,5 +1,5 @@
-"""Both sides of a similarity in blocks of one shape, scaled for float32, on one device or on those
-that hold the queries.
+"""Both sides of a similarity in blocks of one shape, scaled for float32, on one device or on the
+devices that hold the queries.
 """
 
 import numpy as np
@@ -24,12 +24,12 @@ def factors_of(query, gallery, *, kind):
 
 
 def score_factor(factors, *, kind):
-  """What scaled rows' scores are, relative to the exact ones."""
+  """Returns the ratio of the scores of scaled rows to the exact scores."""
   return factors[0] if kind == "order" else factors[0] * factors[1]
 
 
 def block_of(side, begin, size, factor, kind):
-  """Rows begin .. begin + size, scaled for the device: a view where nothing is to be done."""
+  """Rows begin .. begin + size, scaled for the device; a view where they need no scaling."""
   part = padded(side.x, begin, size)
   if kind == "cosine":
     weight = padded(side.weight[begin : begin + size], begin=0, size=size)[:, None]
@@ -44,8 +44,8 @@ def block_of(side, begin, size, factor, kind):
 
 
 def placement_of(query):
-  """Shardings of query and gallery blocks: over the devices that hold the queries, where those are
-  several.
+  """Returns the shardings of query and gallery blocks over the devices that hold the queries; None
+  where the queries are on one device.
   """
   sharding = getattr(query, "sharding", None)
   if (
@@ -59,7 +59,7 @@ def placement_of(query):
 
 
 def steps_of(n_queries, n_gallery, block, placement):
-  """Rows and columns of a block: at most as asked, evenly filled, rounded up to whole units on
+  """Rows and columns of a block: no more than asked, equally full, rounded up to whole units on
   every device.
   """
   if block < 1:
@@ -72,7 +72,7 @@ def steps_of(n_queries, n_gallery, block, placement):
 
 
 def padded(x, begin, size):
-  """Rows begin .. begin + size of x, zeros beyond its end, so that every block has one shape."""
+  """Rows begin .. begin + size of x, with zeros after its end: every block has the same shape."""
   part = x[begin : begin + size]
   if len(part) == size:
     return part

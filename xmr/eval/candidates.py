@@ -1,8 +1,7 @@
-"""The best few of each query, merged block by block: by top_k on a device, on a CPU by a bound that
-only rises.
+"""The best few items of each query, merged block by block: with top_k on an accelerator, with a
+rising bound on a CPU.
 
-On a CPU XLA's top_k goes from one entry to the next on one core, which takes longer than the
-products themselves.
+XLA's top_k walks over the entries on one core of a CPU, which takes longer than the products.
 """
 
 import functools
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-GROUPS = 8  # entries of which only the largest counts for the first bound of a row
+GROUPS = 8  # entries per group; the first bound of a row sees the largest of each group
 
 
 def empty(rows, keep):
@@ -40,7 +39,7 @@ def _merge(best, scores, starts, ends, *, by_column=False):
 
 
 def in_order(best):
-  """The same, from the best to the worst; of equal scores the lowest index first."""
+  """Sorts candidates from the best to the worst; of equal scores the lowest index comes first."""
   score, index = best
   order = np.lexsort((index, -score), axis=1)
   return np.take_along_axis(score, order, axis=1), np.take_along_axis(index, order, axis=1)
@@ -71,11 +70,11 @@ def _merge_on_host(best, scores, starts, ends, *, by_column=False):
   if not len(row):
     return best
   counts = np.bincount(row, minlength=len(score))
-  place = keep + np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+  column_of = keep + np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
   score = np.pad(score, ((0, 0), (0, counts.max())), constant_values=-np.inf)
   index = np.pad(index, ((0, 0), (0, counts.max())))
-  score[row, place] = scores[row, column]
-  index[row, place] = starts[1] + column
+  score[row, column_of] = scores[row, column]
+  index[row, column_of] = starts[1] + column
   kept = np.argpartition(score, -keep, axis=1)[:, -keep:]
   return np.take_along_axis(score, kept, axis=1), np.take_along_axis(index, kept, axis=1)
 

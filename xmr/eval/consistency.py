@@ -18,8 +18,7 @@ def order_consistency(
   *,
   margin: float = 0.0,
 ) -> dict[str, float]:
-  """Shares of pairs (i, c) whose similarity p = s(i, c) keeps its place against the mined triplets,
-  cosine similarity.
+  """Shares of pairs (i, c) whose cosine p = s(i, c) beats those of the mined triplets.
 
   With i_n the image other than i nearest to c, and c_n the caption of another image nearest to i:
     "order/image": share of pairs with p > s(i_n, i) + margin;
@@ -32,8 +31,7 @@ def order_consistency(
     image is at least as near as their image.
 
   Args:
-    image: [N, D] float; text: [T, D] float; image_of_text: [T] int, the image (0..N-1) of each
-      caption.
+    image_of_text: the image, 0..N-1, of each caption.
     margin: cosine units; the released counters use the intra-modal margin of the loss.
 
   Returns:
@@ -74,8 +72,8 @@ def order_consistency(
 
 
 def _nearest_other(query, gallery, k, query_group, gallery_group):
-  """The nearest gallery item of another group; k exceeds the largest group, so one is among the k
-  best.
+  """The nearest gallery item of another group: k exceeds the size of every group, so one of the k
+  best is of another.
   """
   score, index = (np.asarray(x) for x in top_k(query, gallery, min(k, len(gallery))))
   first = (gallery_group[index] != query_group[:, None]).argmax(axis=1)

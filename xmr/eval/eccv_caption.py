@@ -105,7 +105,7 @@ def retrieval(
     first K results.
 
   Args:
-    image: [N, D] float; text: [T, D] float; positives: of `load_positives`; kind: of similarity.
+    positives: of `load_positives`.  kind: of similarity.
     recall_at: the K of recall.
 
   Returns:

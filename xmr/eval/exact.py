@@ -1,5 +1,5 @@
-"""The score that decides ranks and ties: float64, summed in one fixed order, a function of two rows
-and nothing else.
+"""The score that decides ranks and ties: float64, summed in one fixed order, so that it depends on
+two rows and on nothing else.
 """
 
 import concurrent.futures
@@ -78,9 +78,7 @@ class Rows:
 
 
 def embeddings(x: Shaped[Array, "N D"], *, name: str) -> Float32[np.ndarray, "N D"]:
-  """Returns [N, D] float32 on the host, whole, of a NumPy or (possibly sharded) JAX array;
-  UserError for another shape.
-  """
+  """Returns the whole array on the host; UserError for another shape."""
   x = parallel.gather(x) if hasattr(x, "is_fully_addressable") else np.asarray(x)
   if x.ndim != 2 or not x.size:
     raise UserError(f"{name} has shape {x.shape}; expected [rows, dimensions], none of them 0")
@@ -116,7 +114,7 @@ def pair_scores(
   *,
   kind: str,
 ) -> Float64[np.ndarray, " M"]:
-  """Scores of the pairs (query row i[m], gallery row j[m]), [M] float64.
+  """Scores of the pairs (query row i[m], gallery row j[m]).
 
   cosine, dot: (sum over d of q_d g_d) w_q w_g with the weights of Rows; order: -sqrt(sum over d of
   max(0, g_d - q_d)^2). Products of two float32 are exact in float64, and the sum is a fixed tree,
@@ -148,8 +146,7 @@ def pair_scores(
 
 
 def all_scores(query: Rows, gallery: Rows, *, kind: str) -> Float64[np.ndarray, "Q G"]:
-  """Scores of all pairs, [Q, G] float64, right to the rounding of float64 (`slack`), which the
-  library may choose.
+  """Scores of all pairs, right to the rounding of float64 (`slack`).
 
   "order" has no faster form than `pair_scores`.
   """
@@ -166,8 +163,8 @@ def all_scores(query: Rows, gallery: Rows, *, kind: str) -> Float64[np.ndarray, 
 
 
 def tree_sum(x: Float64[np.ndarray, "M D"]) -> Float64[np.ndarray, " M"]:
-  """Sum of each row of x [M, D], which it overwrites; halves are added to halves, so no library
-  chooses the order.
+  """Sum of each row of x, which is overwritten: halves are added to halves, so no library chooses
+  the order.
   """
   n = x.shape[1]
   while n > 1:

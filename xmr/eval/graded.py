@@ -52,9 +52,8 @@ def graded(
   for a caption by its image's column.
 
   Args:
-    image: [N, D] float; text: [T, D] float, any number of captions per image.
-    image_of_text: [T] int, the image (0..N-1) of each caption.
-    relevance: [T, N] float in [0, 1], of caption t for image n.
+    image_of_text: the image, 0..N-1, of each caption; any number of captions per image.
+    relevance: in [0, 1], of caption t for image n.
     k: length of a list; alpha: in [0, 1]; form: "released" or "standard", as above; kind: of
       similarity.
     include_self: i2i and t2t rank the query itself too (released); False takes it out of lists and
@@ -192,9 +191,9 @@ def ranked_lists(
     return alignment.ranked_lists(
       image, text, k=k, form=kind, include_self=include_self, progress=True
     )
-  if np.ndim(image) != 2 or np.ndim(text) != 2 or np.shape(image)[1] != np.shape(text)[1]:
+  if len(image.shape) != 2 or len(text.shape) != 2 or image.shape[1] != text.shape[1]:
     raise UserError(
-      f"image has shape {np.shape(image)} and text {np.shape(text)}; expected [N, D] and [T, D]"
+      f"image has shape {image.shape} and text {text.shape}; expected [N, D] and [T, D]"
     )
   check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
   # One pass over the products of images with texts serves two tasks; those of a side with itself

@@ -30,8 +30,8 @@ def recall(
   is the plain sum of the averages.
 
   Args:
-    image: [N, D] float.  text: [T, D] float, in any order, any number (at least 1) per image.
-    image_of_text: [T] int, row of image that each text describes.
+    text: in any order, any number (at least 1) per image.
+    image_of_text: row of the image that each text describes.
     folds: parts, a divisor of N; 5 is COCO's 1K protocol.
     kind: "cosine", "dot" or "order".  block: images at a time.
   Returns:
@@ -93,8 +93,8 @@ def counted(
 def checked_image_of_text(
   image_of_text: Integer[Array, " T"] | Sequence[int], *, n_texts: int, n_images: int
 ) -> Int64[np.ndarray, " T"]:
-  """Returns [T] int64; UserError where the shape is another, an image does not exist or has no
-  text.
+  """Returns the assignment; UserError where it has another shape, or where an image does not exist
+  or has no text.
   """
   index = np.asarray(image_of_text)
   if index.shape != (n_texts,) or index.dtype.kind not in "iu":

@@ -46,18 +46,17 @@ def ranks(
   rank = #{j : s_j > s_p} + #{j not positive : s_j = s_p}, with p the best positive: ties count
   against the query, so a model that maps everything to one point ranks last, not first.
 
-  No sort: the device counts in float32 what is certainly above, and pairs closer than its rounding
-  error are decided by `exact.pair_scores` (float64). The result depends on the rows alone, not on
-  blocks, devices or the matrix kernel. Queries that come as an array sharded over devices are
-  scored on those devices.
+  Nothing is sorted: the device counts in float32 what is certainly above, and `exact.pair_scores`
+  decides in float64 between scores that are closer than the rounding error. The result depends on
+  the rows alone, not on blocks, devices or the matrix kernel. Queries that are sharded over devices
+  are scored on those devices.
 
   Args:
-    query: [Q, D] float.  gallery: [G, D] float.
-    positives: [Q] int, the one positive of each query, or [Q, P] padded with -1.
+    positives: the one positive of each query, or several, padded with -1.
     kind, text_query: as `similarity`.
     block: queries at a time; twice as many gallery rows at a time.
   Returns:
-    [Q] int32, 0-based.
+    Ranks, from 0.
   Raises:
     UserError: shapes, NaN (names the array and the row), an unknown kind, a query without a
       positive, or one outside the gallery.
@@ -157,7 +156,7 @@ def _code(scores, low, high, *, near, above):
 
 
 class _Count:
-  """What the host keeps while blocks come in: best positives, limits around them, counts."""
+  """What the host keeps while blocks arrive: best positives, limits around them, counts."""
 
   def __init__(self, query, gallery, pairs, *, kind, both):
     self.query, self.gallery, self.kind, self.both = query, gallery, kind, both
@@ -177,7 +176,7 @@ class _Count:
     self.counts = [np.zeros((2, len(query)), np.int64), np.zeros((2, len(gallery)), np.int64)]
 
   def add(self, r, c, tile):
-    """Takes the counts of the block whose first query is r and first item c."""
+    """Adds the counts of the block whose first query is r and first item is c."""
     queries, items, code = (np.asarray(x) for x in tile)
     rows, columns = (
       min(len(self.query) - r, code.shape[0]),
@@ -211,8 +210,8 @@ class _Count:
       np.add.at(self.counts[side][1], own[score == self.best[side][own]], 1)
 
   def decide_crowded(self, r, c, near):
-    """Counts a part [a, b] where much is near: equal rows are scored once, others first by a
-    float64 product.
+    """Counts a part [a, b] with many near pairs: equal rows are scored once, others by a float64
+    product first.
     """
     rows, columns = slice(r, r + near.shape[0]), slice(c, c + near.shape[1])
     query_first, query_of = np.unique(self.query.first_equal[rows], return_inverse=True)

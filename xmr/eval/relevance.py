@@ -84,7 +84,7 @@ def rouge_l_above(
   """The pairs of a caption and an image that is not its own whose ROUGE-L relevance exceeds a
   bound.
 
-  In blocks of captions: memory is that of the pairs found, never [T, N].
+  Captions are compared in blocks, so that memory holds the pairs found and never [T, N].
 
   Args:
     texts, image_of_text, n_images, beta, cache_dir, workers: as of `rouge_l`; the cache keeps the
@@ -182,13 +182,13 @@ def _rouge_l_blocks(texts, image_of_text, n_images, beta, workers):
   """Yields (slice of captions, their relevance for all images [rows, N] float32)."""
   words = [text.lower().split(" ") for text in texts]
   number = {
-    word: place
-    for place, word in enumerate(sorted({word for sentence in words for word in sentence}))
+    word: index
+    for index, word in enumerate(sorted({word for sentence in words for word in sentence}))
   }
   sequences = [[number[word] for word in sentence] for sentence in words]
   length = np.array([len(sentence) for sentence in sequences], np.float32)
   order, images, levels = _by_level(image_of_text, n_images)
-  choices, choice_length = [sequences[place] for place in order], length[order]
+  choices, choice_length = [sequences[index] for index in order], length[order]
 
   # One byte per pair lets rapidfuzz compare many captions in one vector register.
   kind = np.uint8 if length.max(initial=0) < 256 else np.uint32
@@ -229,13 +229,13 @@ def _by_level(image_of_text, n_images):
   """
   count = np.bincount(image_of_text, minlength=n_images)
   images = np.argsort(-count, kind="stable")
-  place = np.empty(n_images, np.int64)
-  place[images] = np.arange(n_images)
+  rank = np.empty(n_images, np.int64)
+  rank[images] = np.arange(n_images)
   grouped = np.argsort(image_of_text, kind="stable")
   first = np.cumsum(count) - count
   level = np.empty(len(image_of_text), np.int64)
   level[grouped] = np.arange(len(grouped)) - first[image_of_text[grouped]]
-  order = np.lexsort((place[image_of_text], level))
+  order = np.lexsort((rank[image_of_text], level))
   edges = np.concatenate([[0], np.cumsum(np.bincount(level))])
   return order, images, [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 

@@ -121,7 +121,7 @@ def over_seeds(values, *, confidence=0.95):
   configuration.
 
   Args:
-    values: [S] float, one figure per seed; confidence: of the interval.
+    values: [S] float, one value per seed; confidence: of the interval.
 
   Returns:
     {"mean", "deviation", "low", "high", "n"}; deviation, low and high are NaN for a single seed.
@@ -143,7 +143,7 @@ def seed_difference(a, b, *, paired=False, confidence=0.95):
   """Student's test of the difference between two configurations over their seeds.
 
   Args:
-    a, b: [S], [S'] float, one figure per seed. paired: the seeds correspond, S = S'; otherwise
+    a, b: [S], [S'] float, one value per seed. paired: the seeds correspond, S = S'; otherwise
       Welch's form.
     confidence: of the interval.
 

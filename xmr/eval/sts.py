@@ -26,7 +26,7 @@ def load_sts(
     text_id: [T] int, the sentid of each caption of the split, all different.
 
   Returns:
-    pairs: [M, 2] int32 rows of the split; score: [M] float64, in the file's order.
+    pairs: rows of the split.  score: of each pair.  Both in the file's order.
 
   Raises:
     UserError: no such file, a missing column, a score outside [0, 5], an id that the split lacks.
@@ -73,7 +73,7 @@ def sts_correlation(
   returned. "plain": one correlation over all pairs.
 
   Args:
-    text: [T, D] float; pairs: [M, 2] int rows of text; score: [M] float.
+    pairs: rows of text.  score: of people.
     form: "sampled" or "plain"; samples, seed: of the sampled form.
 
   Returns:
@@ -122,7 +122,7 @@ def sts_correlation(
 def pair_cosines(
   text: Real[np.ndarray, "T D"], pairs: Integer[np.ndarray, "M 2"]
 ) -> Float64[np.ndarray, " M"]:
-  """Cosine of each pair of rows: text [T, D] float, pairs [M, 2] int -> [M] float64."""
+  """Cosine of each pair of rows of text."""
   text = np.asarray(text, np.float32)
   text = unit(text)
   cosine = np.empty(len(pairs))
@@ -133,9 +133,7 @@ def pair_cosines(
 
 
 def spearman(x: Real[np.ndarray, " M"], y: Real[np.ndarray, " M"]) -> float:
-  """Spearman's rank correlation of two [M] arrays, ties at their mean rank; 0 where one of them is
-  constant.
-  """
+  """Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
   x, y = _mean_ranks(x), _mean_ranks(y)
   x, y = x - x.mean(), y - y.mean()
   scale = np.sqrt((x @ x) * (y @ y))

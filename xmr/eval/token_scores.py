@@ -177,7 +177,7 @@ def pair_scores(first, second, i, j, *, form):
   """
   of_words, of_regions, mean = FORMS[form]
   code = first.first_equal[i].astype(np.int64) * len(second) + second.first_equal[j]
-  code, place = np.unique(code, return_inverse=True)
+  code, index = np.unique(code, return_inverse=True)
   i, j = np.divmod(code, len(second))
   scores = np.empty(len(code))
   (_, regions, dim), (_, words, _) = first.x.shape, second.x.shape
@@ -200,4 +200,4 @@ def pair_scores(first, second, i, j, *, form):
   else:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       list(pool.map(chunk, begins))
-  return scores[place]
+  return scores[index]

@@ -40,16 +40,15 @@ def top_k(
   """The k best gallery items of each query, best first; of equal scores the lowest index comes
   first.
 
-  The best k and a few more are kept in float32, merged block by block; neighbours closer than its
-  rounding error are ordered by `exact.pair_scores`, so the indices depend on the rows alone. Scores
-  are float32, right to its rounding.
+  The best k and a few more are kept in float32 and merged block by block. `exact.pair_scores`
+  orders neighbours that are closer than the rounding error, so the indices depend on the rows
+  alone. Scores are right to the rounding of float32.
 
   Args:
-    query: [Q, D] float.  gallery: [G, D] float.
     k: 1 to G.  kind, text_query: as `similarity`.
     block: queries at a time; twice as many gallery rows at a time.
   Returns:
-    (scores [Q, k] float32, indices [Q, k] int32).
+    (scores, indices).
   Raises:
     UserError: shapes, NaN (names the array and the row), an unknown kind, k outside 1 to G.
   """
@@ -101,7 +100,7 @@ def top_k_of_both(
   """top_k of two sides in each other, and of one in itself, with every product taken once.
 
   Args:
-    first: [N, D] float.  second: [M, D] float; None: `first` again.
+    second: None is `first` again.
     k, kind, block: as `top_k`.  text_query: whether `first` are texts.
   Returns:
     (top_k of first in second, top_k of second in first); the same twice where second is None.
@@ -156,8 +155,8 @@ def _blocks_of_both(one, two, rows, columns, factors, kind):
 
 
 def _one_ahead(found) -> Iterator[Any]:
-  """Yields each when it is ready and the next is under way: the device computes while this one is
-  merged.
+  """Yields each item when it is ready and the next one is under way: the device computes while the
+  host merges.
   """
   found = iter(found)
   last = next(found)
@@ -223,8 +222,8 @@ def _settled(query, gallery, first, score, index, gap, k, kind):
 
 
 def _settled_rows(query, gallery, k, kind):
-  """Yields (scores [k], indices [k]) of each query over the whole gallery, where float32 cannot say
-  what is best.
+  """Yields (scores [k], indices [k]) of each query over the whole gallery, for queries whose best
+  items float32 cannot tell apart.
   """
   distinct, of = gallery.distinct
   score = exact.all_scores(query, distinct, kind=kind)

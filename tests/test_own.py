@@ -132,6 +132,17 @@ def test_extract_and_then_features(first, tmp_path, monkeypatch):
   assert json.loads((tmp_path / "run/data.json").read_text())["missing"] == ["29.png"]
 
 
+def test_a_run_does_not_go_on_with_more_rows(first):
+  folder, workdir = first
+  table = folder / "captions.csv"
+  before = table.read_text()
+  table.write_text(before + "\n" + "\n".join(f"{i}.png,one more" for i in range(N)))
+  with pytest.raises(UserError, match="data") as error:
+    prepare(small(folder), workdir)
+  assert "batch_size" not in str(error.value)
+  table.write_text(before)
+
+
 @pytest.mark.parametrize(
   ("captions", "batch", "epochs"),
   [(80, 16, 30), (1_200, 64, 29), (30_000, 128, 13), (1_000_000, 128, 5)],

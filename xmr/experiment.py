@@ -104,16 +104,15 @@ def prepare(config, workdir, *, eval_only=False):
   loss, warmup_loss = losses_of(config, mesh)
   splits = None
   if config.recipe == "by_size":
-    # The rest of the config is known when the data is.
-    splits = loaded(config)
+    # The rest of the config is known when the data is; other data would be another config.
+    splits, digests = loaded(config, workdir)
     captions = len(splits["train"].text_id)
     config = recipe.by_size(config, captions, devices=mesh.size)
     say(recipe.line(config, captions))
   check_folder(config, workdir)
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
-  splits = splits or loaded(config)
-  digests = data.digests(splits)
-  check_data(digests, workdir, where=config.data.dir or config.data.name)
+  if splits is None:
+    splits, digests = loaded(config, workdir)
   steps_per_epoch = pipeline.steps_per_epoch(
     splits["train"],
     batch_size=config.batch_size,
@@ -170,11 +169,12 @@ def say(line):
     print(line)
 
 
-def loaded(config):
-  """Returns the splits of a config's data and says what was found.
+def loaded(config, workdir):
+  """Returns (splits of a config's data, their digests) and says what was found.
 
   Raises:
-    UserError: the data is wrong, or lacks a split that the run needs; names what to do.
+    UserError: the data is wrong, lacks a split that the run needs, or is not what the run in
+      workdir was trained on; names what to do.
   """
   splits = data.load(config)
   for line in getattr(splits, "lines", ()):
@@ -187,7 +187,9 @@ def loaded(config):
         f"({known}); expected train, val and {config.evaluate.split}. configs/own.py takes missing "
         "splits out of train"
       )
-  return splits
+  digests = data.digests(splits)
+  check_data(digests, workdir, where=config.data.dir or config.data.name)
+  return splits, digests
 
 
 def losses_of(config, mesh):

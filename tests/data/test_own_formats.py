@@ -530,3 +530,53 @@ def test_a_cut_shard_is_named(own):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
   with pytest.raises(UserError, match="train-000.tar"):
     own()
+
+
+PIECES = (
+  b'"', b",", b"\t", b"|", b"\n", b"\0", b"\\ud83d", b"\xff", b"[", b"]", b"{", b"null", b"1e999",
+  b"../", b"\\", b"'", b'""', b"#1",
+)  # fmt: skip
+
+
+def mutated(content, rng):
+  """Returns bytes with one to three changes: a byte, a cut, a repetition, a piece of syntax."""
+  content = bytearray(content)
+  for _ in range(rng.integers(1, 4)):
+    i = int(rng.integers(max(1, len(content))))
+    j = i + int(rng.integers(1, 40))
+    match rng.integers(5):
+      case 0:
+        content[i : i + 1] = bytes([rng.integers(256)])
+      case 1:
+        del content[i:j]
+      case 2:
+        content[i:i] = content[j : j + 40]
+      case 3:
+        content[i:i] = PIECES[rng.integers(len(PIECES))]
+      case 4:
+        del content[i:]
+  return bytes(content)
+
+
+@pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__)
+def test_a_mutated_source_is_read_or_refused_in_one_line(own, make):
+  make(own)
+  sources = sorted(p for p in own.path.rglob("*") if p.is_file() and p.suffix != ".jpg")
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    path = sources[rng.integers(len(sources))]
+    content = path.read_bytes()
+    path.write_bytes(mutated(content, rng))
+    try:
+      splits = own()
+      assert all(len(split.texts) == len(split.image_of_text) for split in splits.values())
+    except UserError as error:
+      assert "\n" not in str(error)
+    path.write_bytes(content)
+
+
+def test_a_header_whose_quote_is_not_closed_is_named(own):
+  own.images()
+  own.write("captions.csv", f'image,"caption\n{NAMES[0]},a dog"\n')
+  with pytest.raises(UserError, match="captions.csv, line 1: columns 'image', 'caption"):
+    own()

@@ -29,7 +29,7 @@ def opened(path, *, what="a file", field=""):
     with open(descriptor, "rb") as file:
       yield file
   except (OSError, EOFError) as error:
-    reason = getattr(error, "strerror", None) or error
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split())
     raise UserError(f"{field}{path} cannot be read: {reason}; expected {what}") from None
 
 

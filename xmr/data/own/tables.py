@@ -212,6 +212,8 @@ def _delimited(text, name, mapped, *, tabs):
   if sign:
     lines = _lines(text, sign, name, first)
     header = [cell.strip() for cell in next(lines)[1]]
+    if roles(header, mapped) is None:  # A quote that is not closed.
+      raise _no_columns(f"{name}, line {first}", header, mapped)
     yield from _with_header(lines, header, name, sign, mapped)
     return
   sign = next((s for s in signs if len(parts[s]) > 1 and _is_image(parts[s][0])), None)

@@ -4,25 +4,33 @@ import jax
 import jax.numpy as jnp
 
 from xmr.losses import shapes
+from xmr.losses.shapes import Embeddings, Loss, Match, Scalar
 from xmr.ops.similarity import similarity
 
 
-def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0, kind="dot"):
+def info_nce(
+  image: Embeddings,
+  text: Embeddings,
+  *,
+  match: Match = None,
+  temperature: Scalar = 0.07,
+  bias: Scalar = 0.0,
+  kind: str = "dot",
+) -> Loss:
   """Cross entropy of the positive among the batch, mean of both directions (InfoNCE, CLIP).
 
   1/2 mean_n(-log softmax_m(S_nm / temperature + bias)_n) + 1/2 mean_m(-log softmax_n(...)_m), S =
   image text^T; pairs in match other than the positive are left out of the denominator.
 
   Args:
-    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the
-      identity.
-    temperature: float or [] array (it may be learned), above 0.
-    bias: float or [] array, added to every score; it cancels here, and lets one pair of learned
+    image, text: unit rows; text i describes image i.
+    match: True where text j describes image i (never a negative); None is the identity.
+    temperature: above 0; it may be learned.
+    bias: added to every score; it cancels here, and lets one pair of learned
       scalars serve `sigmoid` too.
     kind: as in `sum_of_hinges`.
   Returns:
-    loss: [] float, nats.  terms: {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2
+    (loss in nats, terms): {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2
       B queries whose
     positive is not above every negative}.
   Raises:
@@ -45,21 +53,29 @@ def info_nce(image, text, *, match=None, temperature=0.07, bias=0.0, kind="dot")
   return (terms["i2t"] + terms["t2i"]) / 2, terms
 
 
-def sigmoid(image, text, *, match=None, temperature=0.1, bias=-10.0, kind="dot"):
+def sigmoid(
+  image: Embeddings,
+  text: Embeddings,
+  *,
+  match: Match = None,
+  temperature: Scalar = 0.1,
+  bias: Scalar = -10.0,
+  kind: str = "dot",
+) -> Loss:
   """Every pair of the batch is a yes-or-no question (sigmoid loss, SigLIP).
 
   -1/B sum_n log sigmoid(L_nn) - 1/B sum_{n, m not in match} log sigmoid(-L_nm), L = image text^T /
   temperature + bias.
 
   Args:
-    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
+    image, text: unit rows; text i describes image i.
     match: [B, B] bool, True where text j describes image i (never a negative, and off the diagonal
       no positive either); None is the identity.
-    temperature: float or [] array (it may be learned), above 0; the paper starts at 1 / 10.
-    bias: float or [] array (it may be learned); the paper starts at -10.
+    temperature: above 0; it may be learned. The paper starts at 1 / 10.
+    bias: it may be learned; the paper starts at -10.
     kind: as in `sum_of_hinges`.
   Returns:
-    loss: [] float, nats per positive.  terms: {"positive": [], "negative": [] their parts of the
+    (loss in nats per positive, terms): {"positive": [], "negative": [] their parts of the
       loss, "i2t": [], "t2i":
     [] half the loss each (the loss is symmetric), "active": [] share of the pairs on the wrong side
     of 0}.

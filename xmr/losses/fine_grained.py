@@ -4,22 +4,29 @@ labels, and cross entropy.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Real
 
 from xmr.errors import choice
+from xmr.losses.shapes import Loss
+from xmr.ops.arrays import Array
 
+Scores = Real[Array, " P"]
+Truth = Bool[Array, " P"] | Real[Array, " P"]
 FORMS = ("1+bh", "h", "soft_targets", "pair_margin", "threshold")
 # Keeps weights "h" positive where every hardness is 0 (the true pairs).
 SMALL = 1e-6
 
 
-def pairwise_similarity(scores, positive, *, weight=0.35, margin=0.8):
+def pairwise_similarity(
+  scores: Scores, positive: Truth, *, weight: float = 0.35, margin: float = 0.8
+) -> Loss:
   """Global loss: small variance within positives and within negatives, their means a margin apart.
 
   var+ + var- + weight [margin - (mu+ - mu-)]_+ with the mean and (biased) variance of the scores of
   each class.
 
   Args:
-    scores: [P] float, unbounded similarity of each pair.  positive: [P] bool or 0/1.
+    scores: unbounded similarity of each pair.  positive: whether it is of one category.
     weight, margin: lambda and m; 0.35 and 0.8 in the group's text-image code.
   Returns:
     loss: [] float.  terms: {"variance_positive", "variance_negative", "mean_positive",
@@ -35,13 +42,13 @@ def pairwise_similarity(scores, positive, *, weight=0.35, margin=0.8):
   return _global_loss(scores, positive, jnp.ones_like(scores), weight, margin)
 
 
-def pair_cross_entropy(scores, positive):
+def pair_cross_entropy(scores: Scores, positive: Truth) -> Loss:
   """Binary cross entropy of scores as logits, positives and negatives in equal parts.
 
   1/2 mean over positives of ln(1 + e^-s) + 1/2 mean over negatives of ln(1 + e^s).
 
   Args:
-    scores: [P] float, logits that a pair is of one category.  positive: [P] bool or 0/1.
+    scores: logits that a pair is of one category.  positive: whether it is.
   Returns:
     loss: [] float.  terms: {"positive", "negative": [] the two means, "active": [] share of pairs
       on the wrong side of 0}.
@@ -60,8 +67,16 @@ def pair_cross_entropy(scores, positive):
 
 
 def fine_grained_similarity(
-  scores, positive, hardness, *, beta=1.0, weight=0.35, margin=0.8, form="1+bh", threshold=0.5
-):
+  scores: Scores,
+  positive: Truth,
+  hardness: Scores,
+  *,
+  beta: float = 1.0,
+  weight: float = 0.35,
+  margin: float = 0.8,
+  form: str = "1+bh",
+  threshold: float = 0.5,
+) -> Loss:
   """Pairwise similarity loss in which hard pairs count more (FG-CMIR, reconstructed).
 
   The loss of `pairwise_similarity` with weighted means and variances, mu = sum w s / sum w within
@@ -77,8 +92,8 @@ def fine_grained_similarity(
   No gradient flows into the hardness.
 
   Args:
-    scores: [P] float, unbounded similarity of each pair.  positive: [P] bool or 0/1.
-    hardness: [P] float in [0, 1]: 1 - g for positives, g for negatives, g the similarity of the
+    scores: unbounded similarity of each pair.  positive: whether it is of one category.
+    hardness: in [0, 1]: 1 - g for positives, g for negatives, g the similarity of the
       pair's text with the text of its image.
     beta: influence of the hardness.  weight, margin: as in `pairwise_similarity`.
     form: one of the names above.  threshold: of the form of that name.

@@ -7,22 +7,23 @@ import jax.numpy as jnp
 
 from xmr.errors import choice
 from xmr.losses import shapes
+from xmr.losses.shapes import Embeddings, Loss, Mask
 from xmr.ops.similarity import rowwise, within
 
 PAIR_RULES = ("same", "different", "released")
 
 
 def hard_negative(
-  image,
-  text,
-  image_negative,
-  text_negative,
+  image: Embeddings,
+  text: Embeddings,
+  image_negative: Embeddings,
+  text_negative: Embeddings,
   *,
-  margin=0.2,
-  kind="dot",
-  image_found=None,
-  text_found=None,
-):
+  margin: float = 0.2,
+  kind: str = "dot",
+  image_found: Mask | None = None,
+  text_found: Mask | None = None,
+) -> Loss:
   """Hinge loss on one negative per query, both directions (HN).
 
   mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with p_k = s(i_k,
@@ -55,8 +56,15 @@ def hard_negative(
 
 
 def margin_hard_negative(
-  image, text, image_negative, text_negative, *, kind="dot", image_found=None, text_found=None
-):
+  image: Embeddings,
+  text: Embeddings,
+  image_negative: Embeddings,
+  text_negative: Embeddings,
+  *,
+  kind: str = "dot",
+  image_found: Mask | None = None,
+  text_found: Mask | None = None,
+) -> Loss:
   """HN with the intra-modal similarity of the negative in place of the margin (M-HN).
 
   mean_k [s(i-_k, i_k) - p_k + s(i_k, c-_k)]_+ + mean_k [s(c-_k, c_k) - p_k + s(i-_k, c_k)]_+;
@@ -72,19 +80,19 @@ def margin_hard_negative(
 
 
 def full_hard_negative(
-  image,
-  text,
-  image_negative,
-  text_negative,
+  image: Embeddings,
+  text: Embeddings,
+  image_negative: Embeddings,
+  text_negative: Embeddings,
   *,
-  same_pair,
-  margin=0.2,
-  intra_margin=0.2,
-  pair_rule="same",
-  kind="dot",
-  image_found=None,
-  text_found=None,
-):
+  same_pair: Mask,
+  margin: float = 0.2,
+  intra_margin: float = 0.2,
+  pair_rule: str = "same",
+  kind: str = "dot",
+  image_found: Mask | None = None,
+  text_found: Mask | None = None,
+) -> Loss:
   """HN with constraints that order intra-modal and negative pairs below the positive (Full-HN).
 
   HN + v_c + t_c + s_p with b = intra_margin:  v_c = mean_k [b - p_k + s(i-_k, i_k)]_+,

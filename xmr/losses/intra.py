@@ -4,11 +4,14 @@ modality.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from xmr.errors import UserError, choice
 from xmr.losses import shapes
+from xmr.losses.shapes import Loss, Match
 from xmr.losses.triplet import max_of_hinges, sum_of_hinges
 from xmr.ops import band, cdist
+from xmr.ops.arrays import Array
 from xmr.ops.similarity import safe_sqrt
 
 DISTANCES = ("l1", "l2", "msd", "cosine")
@@ -17,27 +20,27 @@ INTER = {"max_of_hinges": max_of_hinges, "sum_of_hinges": sum_of_hinges}
 
 
 def imc(
-  image,
-  text,
+  image: Real[Array, "B D"],
+  text: Real[Array, "B D"],
   *,
-  match=None,
-  margin=0.2,
-  weight=1.0,
-  distance="l1",
-  lower=0.05,
-  upper=0.5,
-  form="released",
-  reduce="sum",
-  inter="max_of_hinges",
-):
+  match: Match = None,
+  margin: float = 0.2,
+  weight: float = 1.0,
+  distance: str = "l1",
+  lower: float = 0.05,
+  upper: float = 0.5,
+  form: str = "released",
+  reduce: str = "sum",
+  inter: str = "max_of_hinges",
+) -> Loss:
   """Hinge loss on the hardest negatives plus the intra-modal constraint on both modalities (IMC).
 
   inter(image, text) + weight (intra_modal_constraint(image) + intra_modal_constraint(text)).
 
   Args:
-    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the
-      identity. The intra-modal terms look at all pairs, as released.
+    image, text: unit rows; text i describes image i.
+    match: True where text j describes image i (never a negative); None is the identity. The
+      intra-modal terms look at all pairs, as released.
     margin: hinge margin in cosine units; 0.2 in the paper.  weight: lambda of the paper.
     distance, lower, upper, form: as in `intra_modal_constraint`.
     reduce: "sum" over queries (as released) or "mean", of the inter-modal part alone; the
@@ -65,7 +68,14 @@ def imc(
   } | parts
 
 
-def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="released"):
+def intra_modal_constraint(
+  x: Real[Array, "B D"],
+  *,
+  distance: str = "l1",
+  lower: float = 0.05,
+  upper: float = 0.5,
+  form: str = "released",
+) -> Float[jax.Array, ""]:
   """Mean over items of the summed distances to those others that are neither very near nor far.
 
   released, l1 l2 msd: with Dh_nm = D_nm / max(|D_n:|_2, 1e-12), r = Dh_0: sorted ascending, a =
@@ -98,7 +108,14 @@ def intra_modal_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="rel
   return band.constraints(setting(distance, lower, upper, form), (x,), x[0, 0])[0]
 
 
-def plain_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="released"):
+def plain_constraint(
+  x: Real[Array, "B D"],
+  *,
+  distance: str = "l1",
+  lower: float = 0.05,
+  upper: float = 0.5,
+  form: str = "released",
+) -> Float[jax.Array, ""]:
   """`intra_modal_constraint` as it reads, [B, D] -> []: memory B x B x D, differentiated by JAX.
 
   What is computed in training is `xmr.ops.band.constraints`, which tests hold to this.
@@ -113,7 +130,7 @@ def plain_constraint(x, *, distance="l1", lower=0.05, upper=0.5, form="released"
   return jnp.sum(jnp.where(inside, share, 0)) / len(x)
 
 
-def setting(distance, lower, upper, form):
+def setting(distance: str, lower: float, upper: float, form: str) -> band.Setting:
   """Checks the four choices and turns them into what the arithmetic needs, a hashable
   `band.Setting`.
   """

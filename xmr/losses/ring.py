@@ -10,12 +10,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Integer, Real
 
 from xmr.errors import choice
 from xmr.losses import shapes
 from xmr.losses.intra import INTER, setting
+from xmr.losses.shapes import Loss, Scalar
 from xmr.ops import band_ring, ring
+from xmr.ops.arrays import Array
 from xmr.ops.similarity import rowwise
+
+Local = Real[Array, "b D"]
+Ids = Integer[Array, " b"] | None
 
 
 class Rows(NamedTuple):
@@ -44,24 +50,38 @@ class Rows(NamedTuple):
 
 
 def ring_sum_of_hinges(
-  image, text, image_id=None, *, axis_name, margin=0.2, reduce="sum", gather=False
-):
+  image: Local,
+  text: Local,
+  image_id: Ids = None,
+  *,
+  axis_name: str,
+  margin: float = 0.2,
+  reduce: str = "sum",
+  gather: bool = False,
+) -> Loss:
   """`sum_of_hinges` over several devices; see the module's docstring.
 
   Args:
-    image, text: [b, D] float, this device's rows.  image_id: [b] int, equal for texts of one image
-      (never each other's negatives); None: all rows are different images.
+    image, text: this device's rows.  image_id: equal for texts of one image (never each other's
+      negatives); None: all rows are different images.
     axis_name: the mesh axis of the rows.  margin, reduce: as in `sum_of_hinges`.
     gather: True gathers all texts; False lets them go around.
   Returns:
-    loss: [] float.  terms: as `sum_of_hinges`; the same on all devices.
+    (loss, terms): as `sum_of_hinges`; the same on all devices.
   """
   return _sum_of_hinges(_rows(image, text, image_id, axis_name, gather), margin, reduce)
 
 
 def ring_max_of_hinges(
-  image, text, image_id=None, *, axis_name, margin=0.2, reduce="sum", gather=False
-):
+  image: Local,
+  text: Local,
+  image_id: Ids = None,
+  *,
+  axis_name: str,
+  margin: float = 0.2,
+  reduce: str = "sum",
+  gather: bool = False,
+) -> Loss:
   """`max_of_hinges` over several devices; arguments and results as `ring_sum_of_hinges`, terms as
   `max_of_hinges`.
   """
@@ -101,8 +121,15 @@ def _max_of_hinges(rows, margin, reduce):
 
 
 def ring_info_nce(
-  image, text, image_id=None, *, axis_name, temperature=0.07, bias=0.0, gather=False
-):
+  image: Local,
+  text: Local,
+  image_id: Ids = None,
+  *,
+  axis_name: str,
+  temperature: Scalar = 0.07,
+  bias: Scalar = 0.0,
+  gather: bool = False,
+) -> Loss:
   """`info_nce` over several devices; arguments and results as `ring_sum_of_hinges`, terms as
   `info_nce`.
   """
@@ -117,8 +144,15 @@ def ring_info_nce(
 
 
 def ring_sigmoid(
-  image, text, image_id=None, *, axis_name, temperature=0.1, bias=-10.0, gather=False
-):
+  image: Local,
+  text: Local,
+  image_id: Ids = None,
+  *,
+  axis_name: str,
+  temperature: Scalar = 0.1,
+  bias: Scalar = -10.0,
+  gather: bool = False,
+) -> Loss:
   """`sigmoid` over several devices; arguments and results as `ring_sum_of_hinges`, terms as
   `sigmoid`.
   """
@@ -134,21 +168,21 @@ def ring_sigmoid(
 
 
 def ring_imc(
-  image,
-  text,
-  image_id=None,
+  image: Local,
+  text: Local,
+  image_id: Ids = None,
   *,
-  axis_name,
-  margin=0.2,
-  weight=1.0,
-  distance="l1",
-  lower=0.05,
-  upper=0.5,
-  form="released",
-  reduce="sum",
-  inter="max_of_hinges",
-  gather=False,
-):
+  axis_name: str,
+  margin: float = 0.2,
+  weight: float = 1.0,
+  distance: str = "l1",
+  lower: float = 0.05,
+  upper: float = 0.5,
+  form: str = "released",
+  reduce: str = "sum",
+  inter: str = "max_of_hinges",
+  gather: bool = False,
+) -> Loss:
   """`imc` over several devices; arguments and results as `ring_sum_of_hinges`, parameters and terms
   as `imc`.
   """

@@ -2,10 +2,20 @@
 reduction.
 """
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Real
 
 from xmr.errors import choice
 from xmr.ops.alignment import Tokens
+from xmr.ops.arrays import Array
+
+# Types of the losses' borders. B rows of D numbers, or of tokens.
+Embeddings = Real[Array, "B D"] | Tokens
+Match = Bool[Array, "B B"] | Real[Array, "B B"] | None
+Mask = Bool[Array, " B"] | Real[Array, " B"]
+Scalar = float | Real[Array, ""]
+Loss = tuple[Float[jax.Array, ""], dict[str, Float[jax.Array, ""]]]
 
 REDUCTIONS = ("sum", "mean")
 
@@ -49,7 +59,7 @@ def _tokens(arrays):
   return list(arrays.values())
 
 
-def match_mask(match, batch):
+def match_mask(match: Match, batch: int) -> Bool[jax.Array, "B B"]:
   """Returns the pairs that are never negatives: `match` with its diagonal set, [B, B] bool.
 
   Args:
@@ -69,7 +79,7 @@ def match_mask(match, batch):
   return jnp.asarray(match).astype(bool) | identity
 
 
-def mask(name, array, batch):
+def mask(name: str, array: Mask | None, batch: int) -> Bool[jax.Array, " B"]:
   """Returns a mask of the rows as [B] bool; None is all.
 
   Raises:
@@ -82,7 +92,7 @@ def mask(name, array, batch):
   return jnp.asarray(array).astype(bool)
 
 
-def reduction(reduce, batch):
+def reduction(reduce: str, batch: int) -> float:
   """Returns the factor that turns a sum over the batch into `reduce`: 1 for "sum", 1 / B for
   "mean".
 

@@ -4,26 +4,34 @@ import jax
 import jax.numpy as jnp
 
 from xmr.losses import shapes
+from xmr.losses.shapes import Embeddings, Loss, Match
 from xmr.ops import hinges
 from xmr.ops.similarity import rowwise, rowwise_at, similarity
 
 
-def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
+def sum_of_hinges(
+  image: Embeddings,
+  text: Embeddings,
+  *,
+  match: Match = None,
+  margin: float = 0.2,
+  reduce: str = "sum",
+  kind: str = "dot",
+) -> Loss:
   """Hinge loss on every negative of each query, both directions (SH).
 
   sum_{n, m not in match} [margin + S_nm - S_nn]_+ + [margin + S_nm - S_mm]_+ with S = image text^T:
   in the first term image n is the query, in the second text m.
 
   Args:
-    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the
-      identity.
+    image, text: unit rows; text i describes image i.
+    match: True where text j describes image i (never a negative); None is the identity.
     margin: hinge margin in units of the similarity.  reduce: "sum" (paper) or "mean": the sum
       divided by B.
     kind: "dot" (cosine of unit rows), or another of `similarity`; those of tokens take Tokens for
       image and text.
   Returns:
-    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges
+    (loss, terms): {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges
       above 0}.
     The gradient of a hinge at exactly 0 is 0.
   Raises:
@@ -47,22 +55,29 @@ def sum_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="do
   return terms["i2t"] + terms["t2i"], terms
 
 
-def max_of_hinges(image, text, *, match=None, margin=0.2, reduce="sum", kind="dot"):
+def max_of_hinges(
+  image: Embeddings,
+  text: Embeddings,
+  *,
+  match: Match = None,
+  margin: float = 0.2,
+  reduce: str = "sum",
+  kind: str = "dot",
+) -> Loss:
   """Hinge loss on the hardest negative of each query, both directions (MH).
 
   sum_n [margin + max_m S_nm - S_nn]_+ + sum_m [margin + max_n S_nm - S_mm]_+ over (n, m) not in
   match, S = image text^T. A query without a negative has hinge 0.
 
   Args:
-    image: [B, D] float, unit rows.  text: [B, D] float; row i describes image i.
-    match: [B, B] bool, True where text j describes image i (never a negative); None is the
-      identity.
+    image, text: unit rows; text i describes image i.
+    match: True where text j describes image i (never a negative); None is the identity.
     margin: hinge margin in units of the similarity; 0.2 in the paper.  reduce: "sum" over queries
       (paper), or "mean": the sum divided by B.
     kind: "dot" (cosine of unit rows), or another of `similarity`; those of tokens take Tokens for
       image and text.
   Returns:
-    loss: [] float.  terms: {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B
+    (loss, terms): {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B
       queries with a
     positive hinge, "same_hardest": [] share of queries whose hardest negative is the one most
       common item, the larger

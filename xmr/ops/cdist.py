@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from xmr.ops import tiles
+from xmr.ops.arrays import Array
 from xmr.ops.memory import zeros_after
 
 
@@ -44,7 +46,9 @@ TERMS = {
 }
 
 
-def plain(measure, x, y=None):
+def plain(
+  measure: str, x: Float[Array, "N D"], y: Float[Array, "M D"] | None = None
+) -> Float[jax.Array, "N M"] | Float[jax.Array, "N N"]:
   """Measure of all pairs of rows as it is defined, [N, D], [M, D] -> [N, M]; y: x where None.
 
   l1: sum_d |u_d|, msd: sum_d u_d^2, l2: its root, with u = x_n - y_m; dot: x_n.y_m;
@@ -101,7 +105,13 @@ def sum_over_features(term, x, y, tiled=None):
   return tiles.by_tiles(in_tiles, functools.partial(_sum_over_features, term), x, y, tiled=tiled)
 
 
-def sum_over_pairs(term, x, *, after=None, tiled=None):
+def sum_over_pairs(
+  term: str,
+  x: Float[Array, "N D"],
+  *,
+  after: Float[Array, ""] | None = None,
+  tiled: bool | None = None,
+) -> Float[jax.Array, "N N"]:
   """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): half of the tiles
   are mirrored.
 
@@ -128,7 +138,14 @@ def sum_over_pairs(term, x, *, after=None, tiled=None):
   )
 
 
-def weighted_slopes(term, weight, x, y, *, tiled=None):
+def weighted_slopes(
+  term: str,
+  weight: Float[Array, "M N"],
+  x: Float[Array, "N D"],
+  y: Float[Array, "M D"],
+  *,
+  tiled: bool | None = None,
+) -> Float[jax.Array, "N D"]:
   """out[n, d] = sum over m of weight[m, n] f'(x[n, d] - y[m, d]); [M, N], [N, D], [M, D] -> [N, D];
   tiled as above.
   """

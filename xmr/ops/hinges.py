@@ -7,17 +7,26 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int32
 
 from xmr.ops import tiles
+from xmr.ops.arrays import Array
+
+Indices = tuple[Int32[jax.Array, " N"], Int32[jax.Array, " M"]]
 
 
-def plain_sums(margin, scores, positive, negative):
+def plain_sums(
+  margin: float,
+  scores: Float[Array, "B B"],
+  positive: Float[Array, " B"],
+  negative: Bool[Array, "B B"],
+) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""], Float[jax.Array, ""]]:
   """Sums of [margin + S_nm - p_n]_+ and of [margin + S_nm - p_m]_+ over the negatives (n, m).
 
   Args:
-    margin: float.  scores: S [B, B] float.  positive: p [B] float.  negative: [B, B] bool.
+    scores: S.  positive: p.  negative: which pairs count.
   Returns:
-    (first sum [], second sum [], number of hinges above 0 []); the slope of a hinge at 0 is 0.
+    (first sum, second sum, number of hinges above 0); the slope of a hinge at 0 is 0.
   """
   of_row = jnp.where(negative, jax.nn.relu(margin + scores - positive[:, None]), 0)
   of_column = jnp.where(negative, jax.nn.relu(margin + scores - positive[None, :]), 0)
@@ -25,20 +34,18 @@ def plain_sums(margin, scores, positive, negative):
   return jnp.sum(of_row), jnp.sum(of_column), active.astype(scores.dtype)
 
 
-def plain_hardest(scores, negative):
+def plain_hardest(scores: Float[Array, "N M"], negative: Bool[Array, "N M"]) -> Indices:
   """Index of the largest negative score of each row and of each column, the lowest of equal ones.
 
-  Args:
-    scores: [B, B] float.  negative: [B, B] bool.
   Returns:
-    (column of each row [B] int32, row of each column [B] int32); without a negative 0.
+    (column of each row, row of each column); without a negative an index that means nothing.
   """
   candidates = jnp.where(negative, scores, -jnp.inf)
   of_row, of_column = (jnp.argmax(candidates, axis=axis) for axis in (1, 0))
   return of_row.astype(jnp.int32), of_column.astype(jnp.int32)
 
 
-def hardest(scores, negative):
+def hardest(scores: Float[Array, "N M"], negative: Bool[Array, "N M"]) -> Indices:
   """`plain_hardest`, in one pass over tiles of the scores."""
   return tiles.largest_of_both(
     lambda row, part, negative: jnp.where(negative, part, -jnp.inf), scores, negative

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float, Integer, Real
 
+from xmr.ops.arrays import Array
 from xmr.ops.memory import zeros_after
 from xmr.ops.rnn_cells import CELLS
 from xmr.ops.rnn_slots import levels_of, pack, plan_of, sizes_of, unpack
@@ -78,16 +80,24 @@ def plain(x, length, weights, *, cell="lstm", reverse=False):
   return jnp.where(inside[..., None], outputs, 0), final
 
 
-def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
+def recurrent(
+  x: Real[Array, "B L F"],
+  length: Integer[Array, " B"],
+  weights: Weights,
+  *,
+  cell: str = "lstm",
+  reverse: bool = False,
+  dtype=jnp.float32,
+  shards: int | None = None,
+) -> tuple[Float[jax.Array, "B L H"], Float[jax.Array, "B H"]]:
   """Runs a recurrent layer over each row's first `length` steps, from a zero state.
 
   A row's result depends on that row's own steps alone, neither on padding nor on other rows; length
   0 gives zeros.
 
   Args:
-    x: [B, L, F] float.
-    length: [B] int, 0 to L.
-    weights: Weights, float32.
+    length: 0 to L.
+    weights: float32.
     cell: "lstm" or "gru".
     reverse: True reads from step length - 1 down to 0.
     dtype: of products and stored gates; sums, cell state and gradients of weights are float32.
@@ -106,14 +116,25 @@ def recurrent(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float
   )
 
 
-def final_state(x, length, weights, *, cell="lstm", reverse=False, dtype=jnp.float32, shards=None):
+def final_state(
+  x: Real[Array, "B L F"],
+  length: Integer[Array, " B"],
+  weights: Weights,
+  *,
+  cell: str = "lstm",
+  reverse: bool = False,
+  dtype=jnp.float32,
+  shards: int | None = None,
+) -> Float[jax.Array, "B H"]:
   """Returns `final` of `recurrent` alone, [B, H], which stores no step."""
   return _run(
     x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=False
   )[1]
 
 
-def single_step(x, weights, *, cell="lstm", dtype=jnp.float32):
+def single_step(
+  x: Real[Array, "B F"], weights: Weights, *, cell: str = "lstm", dtype=jnp.float32
+) -> Float[jax.Array, "B H"]:
   """Runs one step from a zero state: x [B, F] into [B, H] of dtype; `weights`, `cell`, `dtype` as
   in `recurrent`.
   """

@@ -56,7 +56,7 @@ class Slow(BaseException):
   """A case took too long; no handler of the command takes it for an error of its own."""
 
 
-def outcome(function, *arguments, **named):
+def outcome(function, *arguments, limit=LIMIT, patience=PATIENCE):
   """Runs a command in process; an error that no command may show is an Outcome of status -1."""
 
   def late(*_):
@@ -64,11 +64,11 @@ def outcome(function, *arguments, **named):
 
   said, value = io.StringIO(), None
   before = signal.signal(signal.SIGALRM, late)
-  signal.alarm(PATIENCE)
+  signal.alarm(patience)
   begun = time.process_time()
   try:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), reported():
-      value = function(*arguments, **named)
+      value = function(*arguments)
     status = 0
   except SystemExit as error:
     status = error.code or 0
@@ -79,9 +79,9 @@ def outcome(function, *arguments, **named):
     used = time.process_time() - begun
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-  if used > LIMIT:
+  if used > limit:
     status = -1
-    said.write(f"{used:.0f} s of the processor; expected at most {LIMIT}")
+    said.write(f"{used:.0f} s of the processor; expected at most {limit}")
   return Outcome(status, said.getvalue(), value)
 
 
@@ -194,7 +194,7 @@ class Fuzz:
     return self.metrics[step]
 
   def _good(self, arguments):
-    done = outcome(main_command, arguments)
+    done = outcome(main_command, arguments, limit=600, patience=1200)
     assert done.status == 0, done.said
     return done.value
 

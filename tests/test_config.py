@@ -159,3 +159,10 @@ def test_a_number_that_is_not_finite_is_named():
   config.loss.margin = float("nan")
   with pytest.raises(UserError, match="config.loss.margin is nan; expected a finite number"):
     config_lib.validate(config)
+
+
+def test_the_task_of_another_config_is_named():
+  config = config_lib.base_config()
+  config.task = "fine_grained"
+  with pytest.raises(UserError, match="config.task is 'fine_grained', but this config has no"):
+    config_lib.validate(config)

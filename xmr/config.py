@@ -341,8 +341,10 @@ def validate(config):
   """
   if config.recipe == "by_size":
     config = recipe.by_size(config, captions=1000)  # Any number: what is left open is no mistake.
-  values = flat(config)
-  for name, each in declared(config).items():
+  values, fields = flat(config), declared(config)
+  if missing := sorted(set(fields) - set(values)):
+    raise UserError(f"config.task is {config.task!r}, but this config has no field {missing[0]}")
+  for name, each in fields.items():
     each.check(f"config.{name}", values[name])
   losses.learned(config.loss.name, config.loss.learn)
   for side in ("image", "text"):

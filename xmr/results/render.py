@@ -1,7 +1,8 @@
 """Tables and figures of the documentation, rendered from records into marked blocks of its pages.
 
 A page holds `<!-- table: NAME -->` ... `<!-- end -->`; `docs/results/tables.json` says for each
-NAME which rows, which metrics and how many decimals. Nothing between the marks is typed.
+NAME which rows, which metrics and how many decimals, and `fields.tables` has those of the config.
+Nothing between the marks is typed.
 """
 
 import hashlib
@@ -11,7 +12,8 @@ import pathlib
 import re
 
 from xmr.errors import UserError
-from xmr.results import records
+from xmr.results import fields, records
+from xmr.results.grid import grid
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 DIGEST = re.compile(r"<!-- records: (\w+) -->")
@@ -35,8 +37,12 @@ def rendered(root):
   rows, benches = records.read(folder / "records")
   tables = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
 
+  generated = fields.tables()
+
   def block(match):
     name = match[2]
+    if name in generated:
+      return match[1] + generated[name] + "\n" + match[4]
     if name not in tables:
       raise UserError(f"no table {name!r} in {folder / 'tables.json'}")
     return match[1] + table(tables[name], rows, benches) + "\n" + match[4]
@@ -67,7 +73,7 @@ def table(of, rows, benches):
     rows, benches: of `records.read`.
   """
   if "benches" in of:
-    return _grid(*_times(of, benches))
+    return grid(*_times(of, benches))
   heads = ["", "seeds", *(heading for heading, _, _ in of["columns"]), "code"]
   lines = []
   for label, row in of["rows"]:
@@ -75,7 +81,7 @@ def table(of, rows, benches):
     shown = [_number(found, metric, decimals) for _, metric, decimals in of["columns"]]
     commits = sorted({(record["commit"] or "?")[:7] for record in found})
     lines.append([label, str(_seeds(found)), *shown, ", ".join(commits)])
-  return _grid(heads, lines)
+  return grid(heads, lines)
 
 
 def _times(of, benches):
@@ -123,11 +129,6 @@ def _number(found, metric, decimals):
     "" if deviation is None else f"\u00a0±\u00a0{deviation:.{decimals}f}"
   )  # One cell, one line.
   return f"{mean:.{decimals}f}{spread}"
-
-
-def _grid(heads, lines):
-  rule = ["---"] * len(heads)
-  return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *lines])
 
 
 def figure(of, rows):

@@ -580,3 +580,40 @@ def test_a_header_whose_quote_is_not_closed_is_named(own):
   own.write("captions.csv", f'image,"caption\n{NAMES[0]},a dog"\n')
   with pytest.raises(UserError, match="captions.csv, line 1: columns 'image', 'caption"):
     own()
+
+
+def test_a_file_of_the_right_name_in_the_wrong_folder_is_missing(own, picture):
+  own.write("train/1.jpg", picture(1))
+  own.write("train/2.jpg", picture(2))
+  own.write("train/3.jpg", picture(3))
+  own.write("val/4.jpg", picture(4))
+  # No val/1.jpg is there, no extra/2.jpg of test, and 3.png is a mask.
+  own.write("masks/5.png", picture(5))
+  names = (
+    "train/1.jpg",
+    "train/2.jpg",
+    "train/3.jpg",
+    "val/4.jpg",
+    "val/1.jpg",
+    "test/2.jpg",
+    "5.jpg",
+  )
+  own.write("captions.csv", "image,caption\n" + "\n".join(f"{n},dog {n}" for n in names))
+  splits = own()
+  assert any("missing: 3 " in x and "(val/1.jpg, test/2.jpg, 5.jpg)" in x for x in splits.lines)
+  assert sum(len(part.image_names) for part in splits.values()) == 4
+
+
+def test_two_names_of_one_file_are_refused(own, picture):
+  own.write("1.jpg", picture(1))
+  own.write("captions.csv", "image,caption\ncats/1.jpg,cat\ndogs/1.jpg,dog\n")
+  with pytest.raises(UserError, match="line 3: image dogs/1.jpg is the file 1.jpg, as cats/1.jpg"):
+    own()
+
+
+@pytest.mark.parametrize("name", ["..", "a/..", "/", ".", "\\", "x\0y"])
+def test_what_names_no_file_is_refused(own, name):
+  own.images()
+  own.write("captions.jsonl", json.dumps({"image": name, "caption": "dog"}))
+  with pytest.raises(UserError, match="captions.jsonl"):
+    own()

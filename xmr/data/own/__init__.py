@@ -17,13 +17,16 @@ from xmr.errors import UserError
 
 @dataclasses.dataclass
 class Image:
-  """An image of a source with its captions: `source` is (path, offset or None, bytes, time)."""
+  """An image of a source with its captions: `source` is (path, offset or None, bytes, time),
+  `named` its name there.
+  """
 
   name: str
   number: int
   split: str
   where: str
   source: tuple | None
+  named: str
   texts: list = dataclasses.field(default_factory=list)
   text_id: list = dataclasses.field(default_factory=list)
 
@@ -131,16 +134,30 @@ def _images(rows, folder):
       if status:
         part = (os.path.join(folder.root, key), None, *status)
       number = len(found) if row.image_id is None else row.image_id
-      image = found[key] = Image(key, number, row.split or "", row.where, part)
+      image = found[key] = Image(key, number, row.split or "", row.where, part, row.image)
     elif image.split != (row.split or ""):
       raise UserError(
         f"{row.where}: image {row.image} is in split {row.split}; {image.where} says {image.split}"
+      )
+    elif not row.part and _other_name(image.named, row.image):
+      raise UserError(
+        f"{row.where}: image {row.image} is the file {key}, as {image.named} of {image.where} is; "
+        "expected a file for each"
       )
     image.texts += row.captions
     image.text_id += row.text_id or range(texts, texts + len(row.captions))
     texts += len(row.captions)
   images = list(found.values())
   return images, [image for image in images if image.source is None]
+
+
+def _other_name(first, second):
+  """Returns whether two names of one file speak of different folders, as train/1.jpg and
+  test/1.jpg do where only 1.jpg is there.
+  """
+  parts = [os.path.normpath(name.replace("\\", "/")).lower().split("/") for name in (first, second)]
+  short, long = sorted(parts, key=len)
+  return long[-len(short) :][:-1] != short[:-1]
 
 
 def _left_out(images, missing, source, data):

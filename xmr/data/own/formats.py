@@ -20,6 +20,12 @@ class Format(NamedTuple):
   read: Callable
 
 
+def _table(path, name, **options):
+  """Returns the rows of a table, or of a JSON file in any of its layouts."""
+  read = annotations.read_json if name.lower().endswith(".json") else tables.read
+  return read(path, name, **options)
+
+
 FORMATS = (
   Format(
     "Karpathy's split file", r"dataset(?!_infos?\.|_dict\.).*\.json(\.gz)?", annotations.read_json
@@ -30,21 +36,13 @@ FORMATS = (
   Format(
     "table of captions",
     rf"(captions?|results(_\d+)?|annotations?)(?<!_){_TABLE}",
-    lambda path, name, **options: (
-      annotations.read_json(path, name, **options)
-      if name.lower().endswith(".json")
-      else tables.read(path, name, **options)
-    ),
+    _table,
   ),
   Format(
     "table of captions for each split",
     r"(captions?[_-])?(train|training|val|valid|validation|dev|test)([_-]captions?)?"
     r"([_-]\d+([_-]of[_-]\d+)?)?\.(csv|tsv|jsonl|ndjson|json|parquet)",
-    lambda path, name, **options: (
-      annotations.read_json(path, name, **options)
-      if name.lower().endswith(".json")
-      else tables.read(path, name, **options)
-    ),
+    _table,
   ),
 )
 # Looked for where none of the others is there: archives lie beside what was unpacked from them.
@@ -104,8 +102,7 @@ def _of_name(folder, named):
   base = os.path.basename(paths[0]).lower()
   row = next((row for row in (*FORMATS, SHARDS) if re.fullmatch(row.pattern, base)), None)
   if row is None:
-    kind = annotations.read_json if base.endswith(".json") else tables.read
-    row = Format("table of captions", "", kind)
+    row = Format("table of captions", "", _table)
   return row, paths
 
 
@@ -122,10 +119,7 @@ def _others(folder, columns):
     )
   ]
   if known:
-    kinds = {annotations.read_json if p.lower().endswith(".json") else tables.read for p in known}
-    if len(kinds) == 1:
-      return {Format("table of captions", "", kinds.pop()): known}
-    return {Format("table", "", path): [path] for path in known}
+    return {Format("table of captions", "", _table): known}
   compressed = [p for p in folder.sources if re.fullmatch(r".*\.(tar\.\w+|tgz)", p.lower())]
   tars = [path for path in folder.sources if path.lower().endswith(".tar")]
   if compressed and not tars:

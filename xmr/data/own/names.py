@@ -6,9 +6,10 @@ import pathlib
 import stat
 import unicodedata
 
-from xmr.data.own.rows import ENDINGS
+from xmr.data.own.rows import ENDINGS, split_in_name
 from xmr.errors import UserError
 
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 DEPTH = 3  # folders below the dataset's in which a source of captions is looked for
 
 
@@ -32,7 +33,7 @@ class Folder:
 
   def __init__(self, root):
     self.root, self.sources = str(root), []
-    self._paths, self._lower = set(), {}
+    self._paths, self._folders, self._lower = set(), set(), {}
     self._by_base = collections.defaultdict(list)
     self._by_stem = collections.defaultdict(list)
     self._homes = [os.path.realpath(root)]
@@ -62,6 +63,7 @@ class Folder:
         stem, ending = os.path.splitext(name)
         if ending.lower() in ENDINGS:
           self._paths.add(name)
+          self._folders.add(_plain(os.path.basename(os.path.dirname(name))))
           self._lower.setdefault(_plain(name), name)
           self._by_base[_plain(file)].append(name)
           self._by_stem[_plain(os.path.basename(stem))].append(name)
@@ -73,7 +75,8 @@ class Folder:
 
     Tried in turn: the name below the source's own folder, below the dataset's and below images/,
     then in any case of letters; then the file whose path ends as the name does, as sources are
-    written on other machines; then the same without the ending.
+    written on other machines; then the same with another of JPEG's endings, or one where the name
+    has none.
 
     Args:
       name: as in the source.  base: the source's folder below the dataset's.  where: for errors.
@@ -84,9 +87,13 @@ class Folder:
     absolute = name.startswith("/") or name[1:3] == ":/"
     if "\0" in name or not pathlib.PurePosixPath(name).name:
       raise UserError(f"{where}: {name!r:.60} is the name of no file")
+    parts = [part for part in _plain(name).split("/") if part not in ("", ".", "..")]
+    if not parts:
+      raise UserError(f"{where}: {name!r:.60} is the name of no file")
     if not absolute:
       tries = [os.path.normpath(os.path.join(at, name)) for at in (base, "", "images")]
-      if all(path.startswith("..") for path in tries):
+      tries = [path for path in tries if path.split("/")[0] != ".."]
+      if not tries:
         raise UserError(f"{where}: image {name!r:.90}; expected a name that stays in {self.root}")
       for path in tries:
         if path in self._paths:
@@ -96,13 +103,29 @@ class Folder:
           return self._lower[_plain(path)]
       for path in tries:
         # An image without an ending, or with one that is not known: its bytes will tell.
-        if not path.startswith("..") and os.path.isfile(os.path.join(self.root, path)):
+        if os.path.isfile(os.path.join(self.root, path)):
           return path
-    parts = [part for part in _plain(name).split("/") if part not in ("", ".", "..")]
-    stem = os.path.splitext(parts[-1])
-    stem = stem[0] if stem[1] in ENDINGS else parts[-1]
-    found = self._by_base.get(parts[-1]) or self._by_stem.get(stem)
+    stem, ending = os.path.splitext(parts[-1])
+    found = self._by_base.get(parts[-1])
+    if not found and ending in _JPEG:
+      found = [path for path in self._by_stem.get(stem, ()) if _plain(path).endswith(_JPEG)]
+    elif not found and ending not in ENDINGS:
+      found = self._by_stem.get(parts[-1])
+    found = [path for path in found or () if self._may_be(path, parts[:-1])]
     return self._longest_end(found, parts[:-1], name, where) if found else None
+
+  def _may_be(self, path, folders):
+    """Returns whether a file of the right name, in another folder than the source says, may be
+    meant: not where the folder that it says is there, or speaks of another split.
+    """
+    mine = _plain(path).split("/")[:-1]
+    if not folders or mine[-len(folders) :] == folders:
+      return True
+    if not mine or mine[-1] != folders[-1]:
+      if folders[-1] in self._folders:
+        return False
+    splits = [{split_in_name(name) for name in names} - {None} for names in (mine, folders)]
+    return not all(splits) or splits[0] == splits[1]
 
   def _longest_end(self, paths, folders, name, where):
     """Returns the path that shares the most folders, counted from the file, with a name."""

@@ -85,7 +85,7 @@ def lists(folder, names):
   rows, of, used = {}, {}, []
   for row, name in enumerate(names):
     base = os.path.basename(name).lower()
-    for key in (base, os.path.splitext(base)[0]):
+    for key in {name.lower(), base, os.path.splitext(base)[0]}:
       rows.setdefault(key, []).append(row)
   for path in folder.sources:
     split = split_in_name(os.path.basename(path))
@@ -93,7 +93,8 @@ def lists(folder, names):
       continue
     text = read_file(os.path.join(folder.root, path)).decode("utf-8-sig", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    listed = [rows.get(os.path.basename(line.replace("\\", "/")).lower(), []) for line in lines]
+    names_of = [line.replace("\\", "/").removeprefix("./").lower() for line in lines]
+    listed = [rows.get(name) or rows.get(os.path.basename(name), []) for name in names_of]
     if not listed or not listed[0] or sum(map(bool, listed)) < len(listed) / 2:
       continue
     used.append(path)

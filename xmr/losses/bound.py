@@ -45,7 +45,7 @@ class Bound:
   def start(self):
     """Returns {parameter: [] float32}, what is stored of each learned parameter at step 0."""
     return {
-      name: np.float32(math.log(self.parameters[name]) if how.positive else self.parameters[name])
+      name: np.float32(math.log(how.start) if how.positive else how.start)
       for name, how in self.learned.items()
     }
 
@@ -94,7 +94,11 @@ def get(name, *, learn=(), **parameters):
   table.check(name, parameters)
   row = table.row(name)
   values = {key: declared.default for key, declared in row.parameters.items()} | parameters
-  return Bound(name, resolve(row.function), row.routes, values, table.learned(name, learn))
+  learned = {
+    key: dataclasses.replace(how, start=values[key])
+    for key, how in table.learned(name, learn).items()
+  }
+  return Bound(name, resolve(row.function), row.routes, values, learned)
 
 
 def get_ring(name, *, learn=(), **parameters):

@@ -17,14 +17,15 @@ RING_TENSORS = ("image", "text", "image_id")
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-  """How a parameter is learned, from the value that the config gives it on.
+  """How a parameter is learned: what is stored and updated, and where it starts.
 
-  `positive`: its logarithm is what is stored and updated. After each update the value is brought
-  back to at least `at_least`.
+  `positive`: its logarithm is stored.  `at_least`: no update takes the value below.  `start`: its
+  value at step 0; a row leaves it open, for it is the value that the config gives.
   """
 
   positive: bool = False
   at_least: float | None = None
+  start: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ ALLOWED = {
   "checkpoint": {"errors", "files", "checkpoint"},
   "tracking": {"errors", "files", "tracking"},
   "preemption": {"interrupts"},
-  "encode": {"data", "parallel"},
+  "encode": {"data", "errors", "ops", "parallel"},
   "mining": {"errors", "fields", "ops", "parallel", "mining", "eval.relevance", "data"},
   "eval": {
     "__version__",

@@ -56,9 +56,12 @@ FIELDS = {
   "data.cache_dir": field(
     "~/.cache/xmr", "prepared array_record files and relevance matrices", **ON
   ),
-  "data.image": field("pixels", "what an image is read as", choices=("pixels", "features")),
+  "data.image": field(
+    "pixels", "what an image is read as", choices=("pixels", "features", "regions")
+  ),
   "data.text": field("words", "what a text is read as", choices=("words", "features")),
   "data.image_features": field("", ".npy, row = imgid; relative to dir"),
+  "data.image_mask": field("", "regions: .npy [images, regions] bool; relative to dir"),
   "data.text_features": field("", ".npy, row = sentid; relative to dir"),
   "data.image_features_scale": field(
     "none",
@@ -115,6 +118,10 @@ FIELDS = {
     "of the computation; parameters, norms and losses stay float32",
     choices="xmr.models.dual_encoder.DTYPES",
   ),
+  "model.shared_layers": field(
+    0, "transformer layers over the tokens of either side, as TERAN's last", at_least=0, at_most=64
+  ),
+  "model.shared_heads": field(4, "of those layers", at_least=1, at_most=256),
   # The loss; config.loss is a row of xmr/losses/table.py.
   "loss_form": field(
     "plain",
@@ -355,10 +362,12 @@ def validate(config):
         f"config.data.{side} is {source!r} but config.model.{side}.name is {name!r}; expected "
         f"{', '.join(known)}"
       )
-    if source == "features" and not values[f"data.{side}_features"]:
+    if source in ("features", "regions") and not values[f"data.{side}_features"]:
       raise UserError(
-        f'config.data.{side} is "features" but config.data.{side}_features names no .npy file'
+        f'config.data.{side} is "{source}" but config.data.{side}_features names no .npy file'
       )
+  if config.task == "retrieval":
+    _check_tokens(config)
   for name, section, optional in (
     ("config.", config, False),
     ("config.warmup.", config.warmup, True),
@@ -367,6 +376,27 @@ def validate(config):
     in_steps(section, 1, name=name, optional=optional)
   for item in config.optimizer.multipliers:
     _check_multiplier(item)
+
+
+def _check_tokens(config):
+  """Raises UserError where tokens are compared that an encoder does not give."""
+  loss = losses.parameters(config.loss)
+  wanting = {
+    "config.loss.kind" if loss.get("kind") in losses.TOKENS else "config.loss.name": (
+      loss.get("kind", "") if loss.get("kind") in losses.TOKENS else config.loss.name,
+      losses.takes_tokens(config.loss.name, loss),
+    ),
+    "config.similarity": (config.similarity, config.similarity in losses.TOKENS),
+    "config.model.shared_layers": (config.model.shared_layers, config.model.shared_layers > 0),
+  }
+  for name, (value, wants) in wanting.items():
+    for side in ("image", "text"):
+      encoder = config.model[side].name
+      if wants and not models.row(side, encoder).tokens:
+        raise UserError(
+          f"{name} is {value!r}, which takes tokens, but config.model.{side}.name is {encoder!r}, "
+          f"which gives none; expected one of {', '.join(models.with_tokens(side))}"
+        )
 
 
 def _check_multiplier(item):

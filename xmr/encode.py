@@ -1,29 +1,35 @@
 """Embeddings of a whole split: every image once, every caption once."""
 
 import functools
+import os
 
 import jax
 import numpy as np
 
 from xmr import parallel
 from xmr.data import pipeline
+from xmr.errors import UserError
+from xmr.ops.alignment import NAMES, Tokens
 
 
-@functools.partial(jax.jit, static_argnames=("model", "side"))
-def encode_batch(variables, batch, *, model, side):
+@functools.partial(jax.jit, static_argnames=("model", "side", "tokens"))
+def encode_batch(variables, batch, *, model, side, tokens=False):
   """Encodes one batch.
 
   Args:
     variables: of the model.
-    batch: dict with `image`, or with `text` and, for words, `text_length`.
+    batch: dict with `image` and, where there is one, `image_mask`, or with `text` and, for words,
+      `text_length`.
     model: DualEncoder.
-    side: "image" or "text".
+    side: "image" or "text".  tokens: True asks for tokens.
   Returns:
-    [B, D] float32.
+    [B, D] float32, or Tokens [B, N, D].
   """
   if side == "image":
-    return model.apply(variables, batch["image"], method="encode_image")
-  return model.apply(variables, batch["text"], batch.get("text_length"), method="encode_text")
+    method = "image_tokens" if tokens else "encode_image"
+    return model.apply(variables, batch["image"], batch.get("image_mask"), method=method)
+  method = "text_tokens" if tokens else "encode_text"
+  return model.apply(variables, batch["text"], batch.get("text_length"), method=method)
 
 
 def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side):
@@ -36,8 +42,12 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
     vocabulary: for words.
     side: "image" or "text".
   Returns:
-    [N, D] or [T, D] float32, on the host of every process, in the order of the split.
+    [N, D] or [T, D] float32, on the host of every process, in the order of the split; where
+    config.similarity is one of tokens, Tokens [N, R, D] or [T, W, D].
+  Raises:
+    UserError: tokens that take more memory than this machine has.
   """
+  tokens = config.similarity in NAMES
   size = -(-config.eval_batch_size // mesh.size) * mesh.size
   shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
   if side == "image":
@@ -56,25 +66,40 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
   result = None
   for batch in batches:
     batch = parallel.shard(mesh, batch)
-    embeddings = parallel.gather(encode_batch(variables, batch, model=model, side=side))
+    found = encode_batch(variables, batch, model=model, side=side, tokens=tokens)
+    found = jax.tree.map(parallel.gather, found)
     rows = parallel.gather(batch["row"])
     if result is None:
-      result = np.empty((count, embeddings.shape[1]), np.float32)
-    result[rows[rows >= 0]] = embeddings[rows >= 0]
+      check_memory(found, count, side)
+      result = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), found)
+    for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(found), strict=True):
+      whole[rows[rows >= 0]] = part[rows >= 0]
   return result
+
+
+def check_memory(encoded, count, side):
+  """Raises UserError where the tokens of a side are more than half of this machine's memory."""
+  needed = count * sum(x.nbytes for x in jax.tree.leaves(encoded)) // len(encoded)
+  there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if isinstance(encoded, Tokens) and needed > there // 2:
+    (_, number, dim), what = encoded.shape, {"image": "regions", "text": "words"}[side]
+    raise UserError(
+      f"the tokens of {count} {side}s, {number} {what} of {dim} numbers, take "
+      f"{needed / 1e9:.1f} GB; this machine has {there / 1e9:.1f}: set config.model.dim lower"
+    )
 
 
 def over_devices(array, mesh):
   """Puts host embeddings on this process's devices of a mesh: `xmr.eval` splits their scores.
 
   Args:
-    array: [N, D].  mesh: of parallel.mesh().
+    array: [N, D], or Tokens.  mesh: of parallel.mesh().
   Returns:
-    The array itself where there is one device; else a jax.Array, rows over the devices where they
-    divide evenly.
+    The array itself where there is one device, and Tokens; else a jax.Array, rows over the devices
+    where they divide evenly.
   """
   mesh = mesh.local_mesh
-  if mesh.size == 1:
+  if mesh.size == 1 or isinstance(array, Tokens):
     return array
   sharding = parallel.sharded(mesh) if len(array) % mesh.size == 0 else parallel.replicated(mesh)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -20,6 +20,7 @@ from xmr.data import pipeline
 from xmr.data import text as words
 from xmr.errors import UserError
 from xmr.interop import weights
+from xmr.ops.alignment import Tokens
 from xmr.run_folder import begun, check_data, check_folder, check_length
 
 
@@ -231,18 +232,19 @@ def over_devices(mesh, loss):
   return over_rows(mesh, bound, gather=True)
 
 
-# What a training step has for a loss, as four rows of shapes.
-TENSORS = {
-  **dict.fromkeys(
-    ("image", "text", "image_negative", "text_negative"),
-    jax.ShapeDtypeStruct((4, 8), jnp.float32),
-  ),
-  "match": jax.ShapeDtypeStruct((4, 4), bool),
-  "image_id": jax.ShapeDtypeStruct((4,), jnp.int32),
-  "image_found": jax.ShapeDtypeStruct((4,), bool),
-  "text_found": jax.ShapeDtypeStruct((4,), bool),
-  "same_pair": jax.ShapeDtypeStruct((4,), jnp.float32),
-}
+def tensors(tokens):
+  """What a training step has for a loss, as four rows of shapes; tokens: Tokens of three each."""
+  rows = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+  if tokens:
+    rows = Tokens(jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), jax.ShapeDtypeStruct((4, 3), bool))
+  return {
+    **dict.fromkeys(("image", "text", "image_negative", "text_negative"), rows),
+    "match": jax.ShapeDtypeStruct((4, 4), bool),
+    "image_id": jax.ShapeDtypeStruct((4,), jnp.int32),
+    "image_found": jax.ShapeDtypeStruct((4,), bool),
+    "text_found": jax.ShapeDtypeStruct((4,), bool),
+    "same_pair": jax.ShapeDtypeStruct((4,), jnp.float32),
+  }
 
 
 def try_out(loss):
@@ -255,14 +257,15 @@ def try_out(loss):
     UserError: a parameter of the loss has a wrong value, or the loss takes tensors that no dual
       encoder makes.
   """
-  missing = [name for name in loss.tensors.values() if name not in TENSORS]
+  there = tensors(loss.tokens)
+  missing = [name for name in loss.tensors.values() if name not in there]
   if missing:
     raise UserError(
       f"loss {loss.name} takes {', '.join(missing)}, which a dual encoder of images and texts does "
       "not make"
     )
   try:
-    jax.eval_shape(functools.partial(loss.of, stored=loss.start()), TENSORS)
+    jax.eval_shape(functools.partial(loss.of, stored=loss.start()), there)
   except ValueError as error:
     raise UserError(
       f"loss {loss.name} does not take the embeddings of a dual encoder: {error}"

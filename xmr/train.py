@@ -69,7 +69,12 @@ def embed_and_compare(
     same = owner[:, None] == owner[None, :]
   variables = {**state.variables, "params": params}
   (image, text), updated = model.apply(
-    variables, batch, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
+    variables,
+    batch,
+    train=True,
+    rngs={"dropout": dropout},
+    mutable=["batch_stats"],
+    method="tokens" if loss.tokens else "__call__",
   )
   tensors = {"image": image, "text": text, "match": same, "image_id": owner}
   bank = state.bank

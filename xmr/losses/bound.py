@@ -24,6 +24,11 @@ class Bound:
   parameters: Mapping[str, Any]
   learned: Mapping[str, table.Learned]
 
+  @property
+  def tokens(self):
+    """Whether its image and text are Tokens."""
+    return table.takes_tokens(self.name, self.parameters)
+
   def __call__(self, *tensors, **named):
     """Calls the loss; a parameter that is given here is taken instead of the bound one."""
     return self.function(*tensors, **{**self.parameters, **named})

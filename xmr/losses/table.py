@@ -33,9 +33,9 @@ class Loss:
   """A loss: function and ring form, by path; tensors; what its parameters may be; what is learned.
 
   `tensors` are names of what a training step has: image, text [B, D], match [B, B], image_id [B];
-  image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs;
-  image_tokens, text_tokens [B, L, D] and their masks image_mask, text_mask [B, L]. A dict is
-  {argument: tensor} where the function's argument has another name.
+  image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs. A
+  dict is {argument: tensor} where the function's argument has another name. `tokens`: image and
+  text are Tokens [B, L, D], whatever its `kind`; else they are where that is one of tokens.
   """
 
   function: str | Callable
@@ -43,6 +43,7 @@ class Loss:
   limits: Mapping[str, fields.Field] = dataclasses.field(default_factory=dict)
   ring: str | Callable | None = None
   learn: Mapping[str, Learned] = dataclasses.field(default_factory=dict)
+  tokens: bool = False
 
   @property
   def routes(self):
@@ -73,6 +74,7 @@ HINGES = {"margin": MARGIN, "reduce": REDUCE, "kind": KIND}
 TEMPERATURE = field(about="divides the scores", above=0, at_most=1e4)
 BIAS = field(about="added to the scores", at_least=-1e4, at_most=1e4)
 PAIRS = ("scores", "positive")
+TOKENS = fields.constant("xmr.ops.alignment.NAMES")
 BATCH = ("image", "text", "match")
 FOUND = ("image_found", "text_found")
 MINED = ("image", "text", "image_negative", "text_negative", *FOUND)
@@ -119,17 +121,12 @@ LOSSES = {
       "pair_rule": field(
         about="pairs of negatives that count", choices="xmr.losses.full_hn.PAIR_RULES"
       ),
+      "kind": KIND,
     },
   ),
   "aligned_full_hard_negative": Loss(
     "xmr.losses.alignment.aligned_full_hard_negative",
-    {
-      "image": "image_tokens",
-      "text": "text_tokens",
-      "image_mask": "image_mask",
-      "text_mask": "text_mask",
-      "match": "match",
-    },
+    BATCH,
     {
       "margin": MARGIN,
       "weight": WEIGHT,
@@ -139,6 +136,7 @@ LOSSES = {
       ),
       "padding": field(about="of the tokens", choices="xmr.ops.alignment.PADDINGS"),
     },
+    tokens=True,
   ),
   "pairwise_similarity": Loss(
     "xmr.losses.fine_grained.pairwise_similarity", PAIRS, {"weight": WEIGHT, "margin": MARGIN}
@@ -180,6 +178,11 @@ def row(name):
   if name not in LOSSES:
     raise UserError(f"loss.name is {name!r}; expected one of {', '.join(sorted(LOSSES))}")
   return LOSSES[name]
+
+
+def takes_tokens(name, parameters):
+  """Returns whether a loss with these parameters compares tokens and not embeddings."""
+  return row(name).tokens or parameters.get("kind") in TOKENS
 
 
 def check(name, parameters):

@@ -35,6 +35,7 @@ class Options(NamedTuple):
   block: int = 4096
   dtype: Any = jnp.float32
   refresh_steps: int = 100
+  kind: str = "dot"  # of similarity
 
 
 def hardest(side, scores, rows, batch, queries, pool, options):

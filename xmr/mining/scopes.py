@@ -43,6 +43,11 @@ def make(experiment, put=parallel):
   split, mesh = experiment.splits["train"], experiment.mesh
   takes_negatives = "image_negative" in experiment.loss.tensors.values()
   check(config, split, takes_negatives=takes_negatives)
+  if takes_negatives and mining.scope != "batch" and experiment.loss.tokens:
+    raise UserError(
+      f"config.mining.scope is {mining.scope!r} but loss {config.loss.name} compares tokens; "
+      "expected batch"
+    )
   if not takes_negatives:
     return None, None, None
   scope = SCOPES[mining.scope]
@@ -66,6 +71,7 @@ def make(experiment, put=parallel):
     mining.block,
     jnp.dtype(mining.dtype),
     mining.refresh_steps,
+    experiment.loss.parameters["kind"],
   )
   bank = None
   if scope.rows:
@@ -122,14 +128,14 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
   over what does not match.
 
   Args:
-    tensors: image [B, D], text [B, D], match [B, B] bool or None.
+    tensors: image [B, D], text [B, D] (or Tokens of B rows), match [B, B] bool or None.
   Returns:
     ({"image_negative": [B, D], "text_negative": [B, D], "same_pair": [B] float}, bank).
   """
   image, text, match = tensors["image"], tensors["text"], tensors["match"]
   if match is None:
     match = jnp.eye(len(image), dtype=bool)
-  scores = lax.stop_gradient(similarity(image, text, kind="dot"))
+  scores = lax.stop_gradient(similarity(image, text, kind=options.kind))
   allowed = {side: ~match for side in OTHER}
   if "skip" in pool:
     rows = {side: pool_lib.row_of(pool[side], batch[f"{side}_id"]) for side in OTHER}

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from xmr.errors import UserError, choice
 from xmr.fields import field, resolve
 from xmr.models import table
-from xmr.models.normalize import KINDS
+from xmr.models.normalize import KINDS, normalize
+from xmr.models.tokens import Layers
+from xmr.ops.alignment import Tokens, mean
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -22,33 +24,75 @@ class DualEncoder(nn.Module):
   Attributes:
     image_encoder: module called as (image, *, train).
     text_encoder: module called as (text, text_length, *, train) on words, (text, *, train) on
-      features.
+      features. An encoder that can be asked for `tokens=True` returns them before its last norm.
+    shared: transformer over the tokens of either side, as (x [B, N, D], mask [B, N]); None: none.
   """
 
   image_encoder: nn.Module
   text_encoder: nn.Module
+  shared: nn.Module | None = None
 
   def __call__(self, batch, *, train=False):
     """Encodes a batch.
 
     Args:
-      batch: dict with `image` [B, H, W, 3] uint8 or [B, F] float, `text` [B, L] int32 and
-        `text_length` [B] int32, or `text` [B, F] float alone; other keys are ignored.
+      batch: dict with `image` [B, H, W, 3] uint8, [B, F] float, or [B, R, F] float with its
+        `image_mask` [B, R] bool (may be left out); `text` [B, L] int32 and `text_length` [B] int32,
+        or `text` [B, F] float alone; other keys are ignored.
       train: True turns dropout on, and lets released BatchNorm use and update its statistics.
     Returns:
       image: [B, D] float32.  text: [B, D] float32.
     Raises:
       ValueError: a shape or type that the encoder does not read.
     """
-    image = self.encode_image(batch["image"], train=train)
+    image = self.encode_image(batch["image"], batch.get("image_mask"), train=train)
     return image, self.encode_text(batch["text"], batch.get("text_length"), train=train)
 
-  def encode_image(self, image, *, train=False):
-    """Encodes `image` as in `__call__` into [B, D] float32."""
-    return self.image_encoder(image, train=train)
+  def encode_image(self, image, image_mask=None, *, train=False):
+    """Encodes `image` (with `image_mask` for regions) as in `__call__` into [B, D] float32."""
+    if self.shared is not None:
+      kind = self.image_encoder.normalize
+      return normalize(mean(self._image(image, image_mask, train)), kind)
+    return self.image_encoder(image, **_given(image_mask), train=train)
+
+  def tokens(self, batch, *, train=False):
+    """Encodes a batch as `__call__` takes it into tokens: (Tokens [B, R, D], Tokens [B, W, D])."""
+    image = self.image_tokens(batch["image"], batch.get("image_mask"), train=train)
+    return image, self.text_tokens(batch["text"], batch.get("text_length"), train=train)
+
+  def image_tokens(self, image, image_mask=None, *, train=False):
+    """Tokens [B, R, D] of the regions of `image`, each in the form of an embedding (unit rows).
+
+    Raises:
+      ValueError: an encoder without tokens.
+    """
+    found = self._image(image, image_mask, train)
+    return Tokens(normalize(found.x, self.image_encoder.normalize), found.mask)
+
+  def text_tokens(self, text, text_length=None, *, train=False):
+    """Tokens [B, W, D] of the words of `text`, as `image_tokens`; <start> and <end> are padding."""
+    found = self._text(text, text_length, train)
+    return Tokens(normalize(found.x, self.text_encoder.normalize), found.mask)
+
+  def _image(self, image, image_mask, train):
+    has_tokens("image", self.image_encoder)
+    return self._through(self.image_encoder(image, **_given(image_mask), train=train, tokens=True))
+
+  def _text(self, text, text_length, train):
+    has_tokens("text", self.text_encoder)
+    return self._through(self.text_encoder(text, text_length, train=train, tokens=True))
+
+  def _through(self, tokens):
+    """Tokens after the shared layers."""
+    if self.shared is None:
+      return tokens
+    return Tokens(self.shared(tokens.x, tokens.mask), tokens.mask)
 
   def encode_text(self, text, text_length=None, *, train=False):
     """Encodes `text` (with `text_length` for words) as in `__call__` into [B, D] float32."""
+    if self.shared is not None:
+      kind = self.text_encoder.normalize
+      return normalize(mean(self._text(text, text_length, train)), kind)
     found = f"text of shape {tuple(text.shape)} and type {text.dtype}"
     if "text_length" in inspect.signature(self.text_encoder.__call__).parameters:
       if text_length is None:
@@ -57,6 +101,16 @@ class DualEncoder(nn.Module):
     if text_length is not None:
       raise ValueError(f"{found} has a text_length; expected features alone")
     return self.text_encoder(text, train=train)
+
+
+def has_tokens(side, encoder):
+  """Raises ValueError where an encoder gives one embedding and no tokens."""
+  if "tokens" not in inspect.signature(type(encoder).__call__).parameters:
+    raise ValueError(f"the {side} encoder {type(encoder).__name__} gives no tokens")
+
+
+def _given(image_mask):
+  return {} if image_mask is None else {"mask": image_mask}
 
 
 def build(config_model, *, vocabulary_size=None, word_vectors=None):
@@ -89,6 +143,21 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
   return DualEncoder(
     image_encoder=_encoder("image", config_model.image, shared),
     text_encoder=_encoder("text", config_model.text, shared | words),
+    shared=_shared(config_model),
+  )
+
+
+def _shared(config_model):
+  """The layers that both sides share, or None; UserError where their heads do not divide them."""
+  if not config_model.shared_layers:
+    return None
+  if config_model.dim % config_model.shared_heads:
+    raise UserError(
+      f"config.model.shared_heads is {config_model.shared_heads}; expected a divisor of "
+      f"config.model.dim, {config_model.dim}"
+    )
+  return Layers(
+    config_model.shared_layers, config_model.shared_heads, dtype=DTYPES[config_model.dtype]
   )
 
 

@@ -20,8 +20,9 @@ GIVEN = ("dim", "normalize", "dtype", "vocabulary_size", "word_vectors")
 class Encoder:
   """An encoder: class, by path; what it reads; fields that the name fixes, and other defaults.
 
-  `reads` is what config.data.image or config.data.text calls it: pixels, words or features.
-  `limits` are {field: Field} of fields that FIELDS does not describe.
+  `reads` is what config.data.image or config.data.text calls it: pixels, regions, words or
+  features. `limits` are {field: Field} of fields that FIELDS does not describe. `tokens` says that
+  it gives tokens beside the pooled embedding.
   """
 
   path: str | type
@@ -29,6 +30,7 @@ class Encoder:
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   limits: Mapping[str, fields.Field] = dataclasses.field(default_factory=dict)
+  tokens: bool = False
 
   @property
   def fields(self):
@@ -52,6 +54,8 @@ FIELDS = {
     at_least=0,
     at_most=65536,
   ),
+  "layers": field(about="transformer layers over the tokens", at_least=0, at_most=64),
+  "heads": field(about="of a transformer layer, a divisor of the width", at_least=1, at_most=256),
   "depth": field(about="mlp: hidden layers", at_least=0, at_most=64),
   "activation": field(about="of hidden layers", choices="xmr.models.features.ACTIVATIONS"),
   "dropout": field(
@@ -85,6 +89,7 @@ BACKBONES = (
 IMAGE = {
   "linear": Encoder(LINEAR, "features", defaults={"input_norm": True}),
   "mlp": Encoder(MLP, "features", defaults={"input_norm": True, "dropout": 0.0}),
+  "regions": Encoder("xmr.models.tokens.Regions", "regions", tokens=True),
   "convnet": Encoder("xmr.models.image.ConvNet", "pixels"),
   **{
     name: Encoder("xmr.models.image.PretrainedEncoder", "pixels", {"arch": name})
@@ -94,10 +99,11 @@ IMAGE = {
 TEXT = {
   "linear": Encoder(LINEAR, "features"),
   "mlp": Encoder(MLP, "features", defaults={"dropout": 0.4}),
-  "lstm": Encoder(RECURRENT, "words", {"cell": "lstm", "bidirectional": False}),
-  "bilstm": Encoder(RECURRENT, "words", {"cell": "lstm", "bidirectional": True}),
-  "gru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": False}),
-  "bigru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": True}),
+  "lstm": Encoder(RECURRENT, "words", {"cell": "lstm", "bidirectional": False}, tokens=True),
+  "bilstm": Encoder(RECURRENT, "words", {"cell": "lstm", "bidirectional": True}, tokens=True),
+  "gru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": False}, tokens=True),
+  "bigru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": True}, tokens=True),
+  "transformer": Encoder("xmr.models.tokens.Words", "words", tokens=True),
 }
 SIDES = {"image": IMAGE, "text": TEXT}
 # Fields of every encoder of a side, for what no class declares.
@@ -116,6 +122,11 @@ def row(side, name):
     known = ", ".join(SIDES[side])
     raise UserError(f"config.model.{side}.name is {name!r}; expected one of {known}")
   return SIDES[side][name]
+
+
+def with_tokens(side):
+  """Returns the names of the encoders of a side that give tokens."""
+  return [name for name, row in SIDES[side].items() if row.tokens]
 
 
 class Section(fields.Section):

@@ -45,7 +45,7 @@ FIELDS = {
     "image_id: captions of one image are never its negatives; pair: only the pair (released)",
     choices=("image_id", "pair"),
   ),
-  "similarity": field("cosine", "of evaluation", choices="xmr.ops.similarity.VECTORS"),
+  "similarity": field("cosine", "of evaluation", choices="xmr.ops.similarity.KINDS"),
   # The dataset.
   "data.name": field("scenes", "of the dataset, a row of xmr.data.DATASETS"),
   "data.dir": field("", "folder of the dataset; scenes need none", **ON),
@@ -367,7 +367,12 @@ def validate(config):
         f'config.data.{side} is "{source}" but config.data.{side}_features names no .npy file'
       )
   if config.task == "retrieval":
-    _check_tokens(config)
+    if losses.takes_tokens(config.loss.name, losses.parameters(config.loss)):
+      models.check_tokens(config.model, f"config.loss {config.loss.name}")
+    if config.similarity in losses.TOKENS:
+      models.check_tokens(config.model, f"config.similarity {config.similarity}")
+    if config.model.shared_layers:
+      models.check_tokens(config.model, "config.model.shared_layers")
   for name, section, optional in (
     ("config.", config, False),
     ("config.warmup.", config.warmup, True),
@@ -376,27 +381,6 @@ def validate(config):
     in_steps(section, 1, name=name, optional=optional)
   for item in config.optimizer.multipliers:
     _check_multiplier(item)
-
-
-def _check_tokens(config):
-  """Raises UserError where tokens are compared that an encoder does not give."""
-  loss = losses.parameters(config.loss)
-  wanting = {
-    "config.loss.kind" if loss.get("kind") in losses.TOKENS else "config.loss.name": (
-      loss.get("kind", "") if loss.get("kind") in losses.TOKENS else config.loss.name,
-      losses.takes_tokens(config.loss.name, loss),
-    ),
-    "config.similarity": (config.similarity, config.similarity in losses.TOKENS),
-    "config.model.shared_layers": (config.model.shared_layers, config.model.shared_layers > 0),
-  }
-  for name, (value, wants) in wanting.items():
-    for side in ("image", "text"):
-      encoder = config.model[side].name
-      if wants and not models.row(side, encoder).tokens:
-        raise UserError(
-          f"{name} is {value!r}, which takes tokens, but config.model.{side}.name is {encoder!r}, "
-          f"which gives none; expected one of {', '.join(models.with_tokens(side))}"
-        )
 
 
 def _check_multiplier(item):

@@ -149,7 +149,8 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
 
 def _shared(config_model):
   """The layers that both sides share, or None; UserError where their heads do not divide them."""
-  if not config_model.shared_layers:
+  # A section may be built by hand, without the fields of what it does not have.
+  if not config_model.get("shared_layers"):
     return None
   if config_model.dim % config_model.shared_heads:
     raise UserError(

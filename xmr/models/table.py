@@ -124,9 +124,16 @@ def row(side, name):
   return SIDES[side][name]
 
 
-def with_tokens(side):
-  """Returns the names of the encoders of a side that give tokens."""
-  return [name for name, row in SIDES[side].items() if row.tokens]
+def check_tokens(model, what):
+  """Raises UserError where an encoder of `config.model` gives no tokens, which `what` takes."""
+  for side, rows in SIDES.items():
+    name = model[side].name
+    if not rows[name].tokens:
+      known = ", ".join(key for key, row in rows.items() if row.tokens)
+      raise UserError(
+        f"{what} takes tokens, but config.model.{side}.name is {name!r}, which gives none; "
+        f"expected one of {known}"
+      )
 
 
 class Section(fields.Section):

@@ -1,0 +1,206 @@
+"""A run on regions and words, small, from its files to its results: train, resume, evaluate, look
+inside; and what is said of files and configs that do not fit.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from small_run import parameters
+
+from configs import teran_flickr
+from xmr import checkpoint, data, train
+from xmr.config import validate
+from xmr.errors import UserError
+from xmr.experiment import prepare
+
+N, REGIONS, F = 48, 4, 6
+WORDS = "red green blue dog cat house tree car".split()
+
+
+def write_folder(folder):
+  """A set in Karpathy's layout: image i shows two things, its captions name both; regions of things
+  lie around directions of their own.
+  """
+  rng = np.random.default_rng(0)
+  things = rng.normal(size=(len(WORDS), F))
+  images, sentences, regions = [], 0, rng.normal(size=(N, REGIONS, F)) * 0.3
+  for i in range(N):
+    shown = rng.choice(len(WORDS), 2, replace=False)
+    for place, thing in zip(rng.choice(REGIONS - 1, 2, replace=False), shown, strict=True):
+      regions[i, place] += things[thing]
+    raw = [f"a {WORDS[a]} and a {WORDS[b]}" for a, b in (shown, shown[::-1])]
+    captions = [
+      {"raw": text, "tokens": text.split(), "sentid": sentences + k, "imgid": i}
+      for k, text in enumerate(raw)
+    ]
+    sentences += 2
+    split = "val" if i % 6 == 4 else "test" if i % 6 == 5 else "train"
+    ids = [caption["sentid"] for caption in captions]
+    images.append(
+      {
+        "filename": f"{i}.jpg",
+        "imgid": i,
+        "split": split,
+        "sentids": ids,
+        "sentences": captions,
+      }
+    )
+  (folder / "dataset_small.json").write_text(json.dumps({"images": images, "dataset": "small"}))
+  np.save(folder / "regions.npy", regions.astype(np.float16))
+  np.save(folder / "mask.npy", np.arange(REGIONS) < 3 + (np.arange(N) % 2)[:, None])
+  return folder
+
+
+def small(folder, variant="flickr8k_mh", **changes):
+  config = teran_flickr.get_config(variant)
+  fields = {
+    "data.name": "karpathy",
+    "data.dir": str(folder),
+    "data.cache_dir": str(folder / "cache"),
+    "data.image_features": "regions.npy",
+    "data.image_mask": "mask.npy",
+    "data.max_length": 0,
+    "vocabulary.glove": "",
+    "vocabulary.min_count": 1,
+    "model.dim": 8,
+    "model.text.word_dim": 6,
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "epochs": 0.0,
+    "steps": 6,
+    "warmup.epochs": 0.0,
+    "warmup.steps": 2,
+    "optimizer.schedule": "constant",
+    "evaluate.epochs": 0.0,
+    "evaluate.steps": 3,
+    "evaluate.k": 3,
+    "checkpoint.steps": 0,
+    "log.tensorboard": False,
+    "log.progress": False,
+    "picture": False,
+  }
+  config.update_from_flattened_dict(fields | changes)
+  return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return write_folder(tmp_path_factory.mktemp("regions"))
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+  """A run that trained three steps, went on to six, and was scored in every way."""
+  workdir = folder / "run"
+  options = {"evaluate.graded": True, "evaluate.shortlist": 4}
+  train.train_and_evaluate(small(folder, steps=3, **options), workdir)
+  results = train.train_and_evaluate(small(folder, **options), workdir)
+  return workdir, results
+
+
+def test_a_run_resumes_and_is_scored_by_alignments(folder, run):
+  workdir, results = run
+  train.train_and_evaluate(small(folder), folder / "whole")
+  np.testing.assert_equal(parameters(workdir, 6), parameters(folder / "whole", 6))
+  metrics = results["metrics"]
+  assert results["similarity"] == "symmetric_mean"
+  assert {"i2t/r1", "shortlist/t2i/r1_lost", "shortlist/i2t/missed", "rsum"} <= set(metrics)
+  assert {f"{task}/self_information" for task in ("i2t", "t2i", "i2i", "t2t")} <= set(metrics)
+  again = train.train_and_evaluate(small(folder), workdir, eval_only=True)
+  assert again["metrics"]["rsum"] == metrics["rsum"]
+
+
+@pytest.mark.parametrize(
+  ("variant", "changes"),
+  [
+    ("flickr8k_hn", {}),
+    ("flickr8k_f_hn", {"loss.kind": "MrSw", "similarity": "MrSw"}),
+    ("flickr8k_pooled", {}),
+    ("flickr8k_mh", {"loss.name": "info_nce", "loss.kind": "MwSr"}),
+    ("flickr8k_mh", {"loss.name": "sigmoid", "loss.kind": "MrAVGw", "similarity": "cosine"}),
+    (
+      "flickr8k_mh",
+      {"loss.name": "aligned_full_hard_negative", "loss.diagonal": "released", "warmup.steps": 0},
+    ),
+    ("flickr8k_mh", {"model.text.name": "transformer", "model.shared_layers": 1}),
+  ],
+)
+def test_every_loss_takes_a_step_on_tokens(folder, variant, changes, tmp_path):
+  config = small(folder, variant, steps=1, **{"warmup.steps": 0, **changes})
+  results = train.train_and_evaluate(config, tmp_path)
+  assert results["step"] == 1 and results["similarity"] == config.similarity
+  _, variables, _ = checkpoint.load(tmp_path)
+  assert all(np.isfinite(x).all() for x in checkpoint.flatten(variables).values())
+
+
+def test_cells_of_a_grid_are_regions_in_row_order(folder):
+  regions = np.load(folder / "regions.npy")
+  np.save(folder / "grid.npy", regions.reshape(N, 2, 2, F))
+  splits = data.load(small(folder, **{"data.image_features": "grid.npy"}))
+  expected = regions[[i for i in range(N) if i % 6 == 5]]
+  np.testing.assert_array_equal(splits["test"].image_features, expected)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"data.image_features": "no.npy"}, r"there is no .*no.npy; expected a folder of this tree"),
+    (
+      {"data.image_features": "flat.npy"},
+      r"shape \(48, 24\); expected three dimensions, \(48, reg",
+    ),
+    ({"data.image_features": "short.npy"}, "short.npy has 47 rows; expected 48, one per imgid"),
+    ({"data.image_mask": "empty.npy"}, r"no region in row 5 \(imgid 5; 1 such rows\)"),
+    ({"data.image_mask": "wide.npy"}, r"bool of shape \(48, 5\); expected bool of shape \(48, 4\)"),
+    ({"data.image_mask": "regions.npy"}, r"holds float16 of shape .*; expected bool of shape"),
+    ({"data.image_features_scale": "row"}, "image_features_scale is 'row'; expected none"),
+  ],
+)
+def test_files_that_do_not_fit_are_one_error(folder, changes, message):
+  regions, mask = np.load(folder / "regions.npy"), np.load(folder / "mask.npy")
+  np.save(folder / "flat.npy", regions.reshape(N, -1))
+  np.save(folder / "short.npy", regions[1:])
+  np.save(folder / "empty.npy", mask & (np.arange(N) != 5)[:, None])
+  np.save(folder / "wide.npy", np.ones((N, REGIONS + 1), bool))
+  with pytest.raises(UserError, match=message):
+    data.load(small(folder, **changes))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"data.image": "features", "model.image.name": "linear"},
+      "config.loss max_of_hinges takes tokens, but config.model.image.name is 'linear', which "
+      "gives none; expected one of regions",
+    ),
+    (
+      {"data.text": "features", "data.text_features": "t.npy", "model.text.name": "mlp"},
+      "config.loss max_of_hinges takes tokens, but config.model.text.name is 'mlp'",
+    ),
+    (
+      {"data.image": "features", "model.image.name": "linear", "loss.kind": "dot"},
+      "config.similarity symmetric_mean takes tokens, but config.model.image.name is 'linear'",
+    ),
+    ({"model.image.name": "linear"}, "config.data.image is 'regions' but config.model.image.name"),
+    ({"loss.kind": "MrMw"}, "config.loss.kind is 'MrMw'; expected one of cosine, dot, order, MrSw"),
+  ],
+)
+def test_losses_and_encoders_that_do_not_fit_are_one_error(folder, changes, message):
+  with pytest.raises(UserError, match=message):
+    validate(small(folder, **changes))
+
+
+def test_tokens_are_mined_in_the_batch_alone(folder, tmp_path):
+  config = small(folder, "flickr8k_hn", **{"mining.scope": "train"})
+  with pytest.raises(UserError, match="scope is 'train' but loss hard_negative compares tokens"):
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_heads_that_do_not_divide_the_width_are_one_error(folder, tmp_path):
+  config = small(folder, **{"model.shared_layers": 1, "model.shared_heads": 3})
+  with pytest.raises(
+    UserError, match="shared_heads is 3; expected a divisor of config.model.dim, 8"
+  ):
+    prepare(config, tmp_path)

@@ -15,6 +15,7 @@ from xmr.errors import UserError
 from xmr.experiment import prepare
 
 N, REGIONS, F = 48, 4, 6
+MLP = {"model.text.name": "mlp", "model.text.word_dim": None}
 WORDS = "red green blue dog cat house tree car".split()
 
 
@@ -80,7 +81,8 @@ def small(folder, variant="flickr8k_mh", **changes):
     "log.progress": False,
     "picture": False,
   }
-  config.update_from_flattened_dict(fields | changes)
+  given = {key: value for key, value in (fields | changes).items() if value is not None}
+  config.update_from_flattened_dict(given)
   return config
 
 
@@ -176,7 +178,7 @@ def test_files_that_do_not_fit_are_one_error(folder, changes, message):
       "gives none; expected one of regions",
     ),
     (
-      {"data.text": "features", "data.text_features": "t.npy", "model.text.name": "mlp"},
+      {"data.text": "features", "data.text_features": "t.npy", **MLP},
       "config.loss max_of_hinges takes tokens, but config.model.text.name is 'mlp'",
     ),
     (

@@ -56,9 +56,7 @@ FIELDS = {
   "data.cache_dir": field(
     "~/.cache/xmr", "prepared array_record files and relevance matrices", **ON
   ),
-  "data.image": field(
-    "pixels", "what an image is read as", choices=("pixels", "features", "regions")
-  ),
+  "data.image": field("pixels", "what is read", choices=("pixels", "features", "regions")),
   "data.text": field("words", "what a text is read as", choices=("words", "features")),
   "data.image_features": field("", ".npy, row = imgid; relative to dir"),
   "data.image_mask": field("", "regions: .npy [images, regions] bool; relative to dir"),
@@ -73,9 +71,7 @@ FIELDS = {
   "data.resize": field(
     256, "shorter side before the centre crop of evaluation", at_least=1, at_most=8192
   ),
-  "data.min_area": field(
-    0.08, "smallest share of an image that a training crop shows", above=0, at_most=1
-  ),
+  "data.min_area": field(0.08, "least share of an image in a training crop", above=0, at_most=1),
   "data.max_length": field(
     0,
     "words per caption with <start> and <end>; 0: the longest of the training split",
@@ -118,9 +114,7 @@ FIELDS = {
     "of the computation; parameters, norms and losses stay float32",
     choices="xmr.models.dual_encoder.DTYPES",
   ),
-  "model.shared_layers": field(
-    0, "transformer layers over the tokens of either side, as TERAN's last", at_least=0, at_most=64
-  ),
+  "model.shared_layers": field(0, "transformer over tokens of both sides", at_least=0, at_most=64),
   "model.shared_heads": field(4, "of those layers", at_least=1, at_most=256),
   # The loss; config.loss is a row of xmr/losses/table.py.
   "loss_form": field(
@@ -168,9 +162,7 @@ FIELDS = {
   # The optimiser.
   "optimizer.name": field("adam", "of the optimiser", choices=("adam", "sgd")),
   "optimizer.learning_rate": field(2e-4, "at its highest", above=0, at_most=1e38),
-  "optimizer.schedule": field(
-    "step", "of the learning rate", choices=("step", "constant", "cosine")
-  ),
+  "optimizer.schedule": field("step", "of the rate", choices=("step", "constant", "cosine")),
   "optimizer.decay": field(0.1, "step: factor", above=0, at_most=1),
   "optimizer.decay_epochs": field(15.0, "step: every so many epochs", above=0, at_most=1e6),
   "optimizer.decay_once": field(False, "step: a single step at decay_epochs (Full-HN)"),
@@ -367,12 +359,7 @@ def validate(config):
         f'config.data.{side} is "{source}" but config.data.{side}_features names no .npy file'
       )
   if config.task == "retrieval":
-    if losses.takes_tokens(config.loss.name, losses.parameters(config.loss)):
-      models.check_tokens(config.model, f"config.loss {config.loss.name}")
-    if config.similarity in losses.TOKENS:
-      models.check_tokens(config.model, f"config.similarity {config.similarity}")
-    if config.model.shared_layers:
-      models.check_tokens(config.model, "config.model.shared_layers")
+    models.check_tokens(config, loss=losses.takes_tokens(config.loss.name, config.loss))
   for name, section, optional in (
     ("config.", config, False),
     ("config.warmup.", config.warmup, True),

@@ -117,7 +117,6 @@ LOSSES = {
     {
       "margin": MARGIN,
       "intra_margin": MARGIN,
-      "kind": KIND,
       "pair_rule": field(
         about="pairs of negatives that count", choices="xmr.losses.full_hn.PAIR_RULES"
       ),

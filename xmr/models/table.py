@@ -105,6 +105,7 @@ TEXT = {
   "bigru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": True}, tokens=True),
   "transformer": Encoder("xmr.models.tokens.Words", "words", tokens=True),
 }
+TOKENS = fields.constant("xmr.ops.alignment.NAMES")
 SIDES = {"image": IMAGE, "text": TEXT}
 # Fields of every encoder of a side, for what no class declares.
 SHARED = {
@@ -124,11 +125,16 @@ def row(side, name):
   return SIDES[side][name]
 
 
-def check_tokens(model, what):
-  """Raises UserError where an encoder of `config.model` gives no tokens, which `what` takes."""
+def check_tokens(config, *, loss):
+  """Raises UserError where an encoder gives no tokens and something takes them; loss: its does."""
+  wanting = {
+    f"config.loss {config.loss.name}": loss,
+    f"config.similarity {config.similarity}": config.similarity in TOKENS,
+    "config.model.shared_layers": config.model.shared_layers > 0,
+  }
   for side, rows in SIDES.items():
-    name = model[side].name
-    if not rows[name].tokens:
+    name = config.model[side].name
+    for what in (what for what, wants in wanting.items() if wants and not rows[name].tokens):
       known = ", ".join(key for key, row in rows.items() if row.tokens)
       raise UserError(
         f"{what} takes tokens, but config.model.{side}.name is {name!r}, which gives none; "

@@ -72,6 +72,7 @@ ALLOWED = {
     "home",
     "losses",
     "models",
+    "ops",
     "interop",
     "optim",
     "parallel",

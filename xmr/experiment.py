@@ -239,6 +239,7 @@ def tensors(tokens):
     rows = Tokens(jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), jax.ShapeDtypeStruct((4, 3), bool))
   return {
     **dict.fromkeys(("image", "text", "image_negative", "text_negative"), rows),
+    **dict.fromkeys(("image_mask", "text_mask"), jax.ShapeDtypeStruct((4, 3), bool)),
     "match": jax.ShapeDtypeStruct((4, 4), bool),
     "image_id": jax.ShapeDtypeStruct((4,), jnp.int32),
     "image_found": jax.ShapeDtypeStruct((4,), bool),

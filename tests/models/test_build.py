@@ -89,10 +89,8 @@ def test_backbone_options_reach_it():
 
 @pytest.mark.parametrize("name", sorted(IMAGE_ENCODERS))
 def test_every_image_encoder_builds_and_gives_unit_shapes(name):
-  features = name in ("linear", "mlp")
-  image = jax.ShapeDtypeStruct(
-    (2, 9) if features else (2, 64, 64, 3), jnp.float32 if features else jnp.uint8
-  )
+  shape = {"linear": (2, 9), "mlp": (2, 9), "regions": (2, 5, 9)}.get(name)
+  image = jax.ShapeDtypeStruct(shape or (2, 64, 64, 3), jnp.float32 if shape else jnp.uint8)
   inputs = {"image": image, "text": jax.ShapeDtypeStruct((2, 7), jnp.float32)}
   model = build(config(name))
   variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
@@ -100,7 +98,7 @@ def test_every_image_encoder_builds_and_gives_unit_shapes(name):
   assert [(row.shape, row.dtype) for row in rows] == [((2, 16), jnp.float32)] * 2
   params = variables["params"]["image_encoder"]
   assert "projection" in params and ("backbone" in params) == (
-    name not in ("linear", "mlp", "convnet")
+    name not in ("linear", "mlp", "convnet", "regions")
   )
 
 

@@ -33,9 +33,10 @@ class Loss:
   """A loss: function and ring form, by path; tensors; what its parameters may be; what is learned.
 
   `tensors` are names of what a training step has: image, text [B, D], match [B, B], image_id [B];
-  image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs. A
-  dict is {argument: tensor} where the function's argument has another name. `tokens`: image and
-  text are Tokens [B, L, D], whatever its `kind`; else they are where that is one of tokens.
+  image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs;
+  image_mask, text_mask [B, L] of tokens that do not bring their own. A dict is {argument: tensor}
+  where the function's argument has another name. `tokens`: image and text are Tokens [B, L, D],
+  whatever its `kind`; else they are where that is one of tokens.
   """
 
   function: str | Callable
@@ -125,7 +126,7 @@ LOSSES = {
   ),
   "aligned_full_hard_negative": Loss(
     "xmr.losses.alignment.aligned_full_hard_negative",
-    BATCH,
+    (*BATCH, "image_mask", "text_mask"),
     {
       "margin": MARGIN,
       "weight": WEIGHT,

@@ -89,12 +89,12 @@ BACKBONES = (
 IMAGE = {
   "linear": Encoder(LINEAR, "features", defaults={"input_norm": True}),
   "mlp": Encoder(MLP, "features", defaults={"input_norm": True, "dropout": 0.0}),
-  "regions": Encoder("xmr.models.tokens.Regions", "regions", tokens=True),
   "convnet": Encoder("xmr.models.image.ConvNet", "pixels"),
   **{
     name: Encoder("xmr.models.image.PretrainedEncoder", "pixels", {"arch": name})
     for name in BACKBONES
   },
+  "regions": Encoder("xmr.models.tokens.Regions", "regions", tokens=True),
 }
 TEXT = {
   "linear": Encoder(LINEAR, "features"),

@@ -9,10 +9,11 @@ import pytest
 from small_run import parameters
 
 from configs import teran_flickr
-from xmr import checkpoint, data, train
+from xmr import checkpoint, data, inspect, train
 from xmr.config import validate
 from xmr.errors import UserError
 from xmr.experiment import prepare
+from xmr.inspect import matches
 
 N, REGIONS, F = 48, 4, 6
 MLP = {"model.text.name": "mlp", "model.text.word_dim": None}
@@ -206,3 +207,39 @@ def test_heads_that_do_not_divide_the_width_are_one_error(folder, tmp_path):
     UserError, match="shared_heads is 3; expected a divisor of config.model.dim, 8"
   ):
     prepare(config, tmp_path)
+
+
+def test_align_says_which_region_a_word_matched(folder, run):
+  loaded = inspect.load(run[0])
+  regions, mask = np.load(folder / "regions.npy"), np.load(folder / "mask.npy")
+  cells = loaded.align(regions[4], "a red house", mask[4])
+  assert cells.shape == (REGIONS, 3) and np.isnan(cells[~mask[4]]).all()
+  image = loaded.model.apply(loaded.variables, regions[4:5], mask[4:5], method="image_tokens")
+  text, _ = matches.tokens(loaded, ["a red house"])
+  expected = np.asarray(image.x)[0] @ text.x[0][1:4].T
+  np.testing.assert_allclose(cells[mask[4]], expected[mask[4]], rtol=1e-5)
+  with pytest.raises(UserError, match="no word of 'zebra gnu' is in the vocabulary"):
+    loaded.align(regions[4], "zebra gnu")
+  with pytest.raises(UserError, match=r"shape \(4,\) and 0 regions; expected \(4,\) with at least"):
+    loaded.align(regions[4], "a red house", mask[4] & False)
+  with pytest.raises(UserError, match=r"shape \(2, 4, 6\); expected the floats \[R, F\]"):
+    loaded.align(regions[:2], "a red house")
+
+
+def test_search_and_pictures_of_matches(folder, run):
+  loaded = inspect.load(run[0])
+  regions = np.load(folder / "regions.npy").astype(np.float32)
+  scores, found = loaded.search(["a red house", "a dog"], regions, k=3)
+  assert scores.shape == found.shape == (2, 3) and (np.diff(scores, axis=1) <= 0).all()
+  with pytest.raises(
+    UserError, match=r"compares tokens; expected the floats \[N, R, F\] of regions"
+  ):
+    loaded.search(["a dog"], np.ones((3, 8), np.float32))
+  split = data.load(loaded.config)["test"]
+  rank, first = np.array([0, 5, 2, 0]), np.array([[0], [3], [2], [1]])
+  hits, misses = matches.hits_and_misses(rank, np.array([0, 0, 1, 1]), first, n=2)
+  assert hits == [(0, 0), (1, 3)] and misses == [(3, 1), (0, 1), (2, 2), (1, 2)]
+  figure = matches.drawn(loaded, split, hits + misses[:2])
+  shown = [axis.get_xlabel() for axis in figure.axes]
+  assert sum(label.endswith(".jpg") for label in shown) == 4
+  assert any(label.startswith(split.tokens[0][1]) for label in shown)

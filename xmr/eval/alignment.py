@@ -3,9 +3,10 @@
 import numpy as np
 
 from xmr.errors import UserError, choice
-from xmr.eval import metrics, protocol
+from xmr.eval import exact, metrics, protocol
 from xmr.eval import ranks as vector_ranks
 from xmr.eval import top_k as vector_top_k
+from xmr.eval.ranks import count as vector_count
 from xmr.eval.ranks import pairs_of
 from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
 from xmr.ops.alignment import MIRROR, NAMES, WITHIN
@@ -100,6 +101,15 @@ def counted(
     scores.append({**metrics.both_directions(*(side["rank"] for side in found)), **ties})
   of_query = {f"{name}/rank": of for name, of in zip(metrics.DIRECTIONS, ranks, strict=True)}
   return metrics.mean_of_folds(scores), of_query
+
+
+def outcomes(image, text, pairs, *, form):
+  """Ranks and ties of both directions as `count`, of Tokens; pairs: ([M], [M]) int."""
+  if form == "pooled":
+    means = [pooled(side, name=name) for side, name in ((image, "image"), (text, "text"))]
+    rows = exact.sides(*means, kind="cosine", names=("image", "text"))
+    return vector_count(*rows, pairs, kind="cosine")
+  return count(*sides(image, text, names=("image", "text"), padding="ignored"), pairs, form=form)
 
 
 def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progress=False):

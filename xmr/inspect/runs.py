@@ -18,8 +18,9 @@ from xmr.data import features, images
 from xmr.data.text import encode_all, tokenize
 from xmr.errors import UserError
 from xmr.eval import top_k
-from xmr.inspect import export
+from xmr.inspect import export, matches
 from xmr.inspect.pictures import is_picture, opened
+from xmr.ops.alignment import NAMES
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 
@@ -95,8 +96,8 @@ class Run:
 
     Args:
       pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such
-        picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, in the scale of the
-        feature file.
+        picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, on regions [N, R, F], in
+        the scale of the feature file.
       batch_size: encoded at a time; None: as evaluation does.  progress: show a line on standard
         error.
     Returns:
@@ -105,7 +106,7 @@ class Run:
       UserError: a file that is no readable picture, or pictures for a run on features; names the
         item.
     """
-    if self.config.data.image == "features":
+    if self.config.data.image != "pixels":
       x = self._features(pictures, side="image")
       return self._encode(self._by("image", x, batch_size), len(x), side="image", progress=progress)
     if isinstance(pictures, (str, os.PathLike, Image.Image)) or getattr(pictures, "ndim", 0) == 3:
@@ -130,7 +131,7 @@ class Run:
     uint8.
     """
     data = self.config.data
-    if data.image == "features":
+    if data.image != "pixels":
       raise UserError(
         f"{self.workdir} was trained on image features, not on pictures; expected a run with "
         "data.image=pixels"
@@ -207,8 +208,8 @@ class Run:
 
     Args:
       query, gallery: pictures or texts as for encode_image and encode_text, or [N, D] float
-        embeddings. A str is a path where it names an existing file with a picture's ending, a
-        caption otherwise.
+        embeddings; regions [N, R, F] or texts alone where config.similarity is one of tokens. A str
+        is a path where it names an existing file with a picture's ending, a caption otherwise.
       k: items, at most the size of the gallery.
       task: "i2t", "t2i", "i2i" or "t2t": what query and gallery are; None: seen from their types.
         Order embeddings given as arrays need it.
@@ -233,6 +234,12 @@ class Run:
         "order embeddings are not symmetric: say which task it is, task='t2i' and the like"
       )
     return top_k(query, gallery, k, kind=self.config.similarity, text_query=query_side == "text")
+
+  def align(self, image, text, image_mask=None):
+    """Similarity of every region [R, F] of an image with every word of a caption: [R, W] float32;
+    see matches.align.
+    """
+    return matches.align(self, image, text, image_mask)
 
   def export(self, folder):
     """Writes model.safetensors ("params.image_encoder..." to array), config.json, vocabulary.json
@@ -273,10 +280,12 @@ class Run:
   def _features(self, x, *, side):
     what = "pictures" if side == "image" else "words"
     kind = getattr(getattr(x, "dtype", None), "kind", None)
-    if kind != "f" or x.ndim != 2:
+    regions = side == "image" and self.config.data.image == "regions"
+    if kind != "f" or x.ndim != 2 + regions:
       found = f"{x.dtype} of shape {x.shape}" if kind else what
+      shape = "[N, R, F]" if regions else "[N, F]"
       raise UserError(
-        f"{self.workdir} was trained on {side} features; expected [N, F] floats (xmr.extract), "
+        f"{self.workdir} was trained on {side} features; expected {shape} floats (xmr.extract), "
         f"found {found}"
       )
     return self._scaled(np.asarray(x, np.float32), side)
@@ -295,6 +304,8 @@ class Run:
 
   def _embedded(self, x, side, name):
     """Returns (embeddings, "image", "text" or None) of a query or gallery."""
+    if self.config.similarity in NAMES:
+      return matches.tokens(self, x)
     array = getattr(x, "dtype", None)
     if array is not None and array.kind == "f":
       return np.atleast_2d(np.asarray(x)), side

@@ -3,9 +3,10 @@
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval import exact, top_k
+from xmr.eval import alignment, exact, top_k
 from xmr.eval.ranks import count
 from xmr.eval.relevance import load_spice, rouge_l
+from xmr.ops.alignment import NAMES, WITHIN
 
 DIRECTIONS = ("i2t", "t2i")
 
@@ -16,12 +17,12 @@ def outcomes(image, text, image_of_text, *, kind):
   rank is 0-based, of the best right answer; ties is the number of wrong answers that score the
   same.
   """
-  image, text = exact.sides(image, text, kind=kind, names=("image", "text"))
-  return dict(
-    zip(
-      DIRECTIONS, count(image, text, (image_of_text, np.arange(len(text))), kind=kind), strict=True
-    )
-  )
+  pairs = image_of_text, np.arange(len(text))
+  if kind in NAMES:
+    found = alignment.outcomes(image, text, pairs, form=kind)
+  else:
+    found = count(*exact.sides(image, text, kind=kind, names=("image", "text")), pairs, kind=kind)
+  return dict(zip(DIRECTIONS, found, strict=True))
 
 
 def neighbours(query, gallery, k, *, kind, text_query, same=False):
@@ -31,6 +32,8 @@ def neighbours(query, gallery, k, *, kind, text_query, same=False):
   same: True: queries and gallery are the same rows, and a query is not among its own answers.
   """
   k = min(k, len(gallery) - same)
+  if same and kind in NAMES:
+    kind, text_query = WITHIN[kind], False
   if k < 1:
     return np.zeros((len(query), 0), np.float32), np.zeros((len(query), 0), np.int32)
   scores, found = (
@@ -163,7 +166,9 @@ def qualitative(image, text, split, relevance, *, kind, rows, k=5):
   for row in rows:
     captions = relevance.captions[row]
     if len(image) > 1:
-      scores, found = top_k(image[row : row + 1], image, min(k + 1, len(image)), kind=kind)
+      scores, found = top_k(
+        image[row : row + 1], image, min(k + 1, len(image)), kind=WITHIN.get(kind, kind)
+      )
       scores, found = without(np.asarray(scores), np.asarray(found), np.array([row]))
     else:
       scores, found = np.zeros((1, 0)), np.zeros((1, 0), int)

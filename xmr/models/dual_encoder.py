@@ -103,9 +103,14 @@ class DualEncoder(nn.Module):
     return self.text_encoder(text, train=train)
 
 
+def gives_tokens(encoder):
+  """Returns whether an encoder gives tokens beside the pooled embedding."""
+  return "tokens" in inspect.signature(type(encoder).__call__).parameters
+
+
 def has_tokens(side, encoder):
   """Raises ValueError where an encoder gives one embedding and no tokens."""
-  if "tokens" not in inspect.signature(type(encoder).__call__).parameters:
+  if not gives_tokens(encoder):
     raise ValueError(f"the {side} encoder {type(encoder).__name__} gives no tokens")
 
 

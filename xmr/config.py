@@ -88,15 +88,11 @@ FIELDS = {
   "data.scenes.n_test": field(500, "scenes to score", at_least=1, at_most=10**7),
   # The vocabulary.
   "vocabulary.min_count": field(4, "words seen fewer times are <unk>", at_least=1, at_most=BIG),
-  "vocabulary.splits": field(
-    "train", "all: count val and test captions too (released)", choices=("train", "all")
-  ),
+  "vocabulary.splits": field("train", "all: val, test too (released)", choices=("train", "all")),
   "vocabulary.extend": field(
     False, "with init: add the words that the other run lacks, keep its rows"
   ),
-  "vocabulary.glove": field(
-    "", "text file of vectors for the initial word embedding; relative to data.dir"
-  ),
+  "vocabulary.glove": field("", "text file of initial word vectors; relative to data.dir"),
   "vocabulary.glove_missing": field(
     "normal",
     "words without one: N(0, 1) (released), or matched: the vectors' own deviation",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_run
 
-from xmr import checkpoint, data, encode, experiment, inspect, main, parallel, train
+from xmr import checkpoint, data, encode, experiment, inspect, main, parallel, search, train
 from xmr.errors import UserError
 from xmr.files import read_json
 from xmr.tracking import journal
@@ -153,3 +153,37 @@ def test_ctrl_c_saves_and_ends_with_130(source, tmp_path, monkeypatch, capsys):
   assert "step 4: sum_of_hinges was the warm-up; max_of_hinges from here on" in told
   assert told.count("compiling the step with ") == 2
   assert not (workdir / "results.json").exists()
+
+
+def test_a_run_on_features_is_searched_by_rows(trained, source, capsys):
+  image, text = source / "image.npy", source / "text.npy"
+  search.main(["xmr.search", f"--workdir={trained}", f"--gallery={image}", f"{text}:3", "--k=4"])
+  run = inspect.load(trained)
+  scores, found = run.search(
+    run.encode_text(np.load(text)[3:4]), run.encode_image(np.load(image)), 4
+  )
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[2] for line in lines] == [f"{image}:{row}" for row in found[0]]
+  search.main(
+    ["xmr.search", f"--workdir={trained}", f"--gallery={image}", f"--image={image}:7", "-k", "1"]
+  )
+  assert capsys.readouterr().out.split()[1:] == ["1.0000", f"{image}:7"]
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (
+      ["--gallery={source}", "{source}/text.npy:3"],
+      "is no .npy file of them; python -m xmr.extract",
+    ),
+    (["--gallery={source}/image.npy", "two dogs"], "the query is 'two dogs', expected a row of a"),
+    (["--gallery={source}/image.npy", "{source}/text.npy:500"], "has 120 rows; expected one of 0"),
+    (["--gallery={source}/image.npy", "--image={source}/none.npy:1"], "is no .npy file of them"),
+  ],
+)
+def test_what_a_run_on_features_cannot_search_is_said(trained, source, capsys, arguments, message):
+  given = [argument.format(source=source) for argument in arguments]
+  with pytest.raises(SystemExit) as stopped:
+    search.main(["xmr.search", f"--workdir={trained}", *given])
+  assert stopped.value.code == 2 and message in capsys.readouterr().err

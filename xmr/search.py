@@ -2,7 +2,9 @@
 in snow".
 
 With --image=FILE the query is a picture. The folder is encoded once and kept; a stopped command
-goes on where it was. Prints rank, score and path, best first.
+goes on where it was. Prints rank, score and path, best first. A run on image features searches
+--gallery=FILE.npy; a query is then a caption, or a row: --image=FILE.npy:17, and for a run on text
+features "FILE.npy:17".
 """
 
 import pathlib
@@ -17,10 +19,10 @@ def parser():
   """Returns the parser of the command line."""
   made = command_line.parser("xmr.search", __doc__)
   made.add_argument("query", nargs="?", help="a caption")
-  made.add_argument("--image", metavar="FILE", help="a picture to look for, instead of a caption")
+  made.add_argument("--image", metavar="FILE", help="a picture to look for, or FILE.npy:ROW")
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
-  made.add_argument("--gallery", metavar="FOLDER", help="folder of pictures, with its subfolders")
-  made.add_argument("-k", type=int, default=10, help="answers (10)")
+  made.add_argument("--gallery", metavar="FOLDER", help="of pictures, with subfolders; or FILE.npy")
+  made.add_argument("-k", "--k", type=int, default=10, help="answers (10)")
   made.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
   made.add_argument(
     "--index",
@@ -73,15 +75,23 @@ def search(arguments):
   run = inspect.load(arguments.workdir, arguments.step)
   # The query first: what is wrong with it shows before a folder is encoded.
   query = encoded(run, arguments)
-  gallery = galleries.encode_folder(run, arguments.gallery, cache_dir=arguments.cache_dir)
+  on_features = run.config.data.image == "features"
+  if on_features:
+    if arguments.html:
+      raise UserError(f"--html needs pictures; {run.workdir} was trained on image features")
+    gallery = galleries.encode_features(run, features_file(run, arguments.gallery))
+  else:
+    gallery = galleries.encode_folder(run, arguments.gallery, cache_dir=arguments.cache_dir)
   index = galleries.Index(gallery.embeddings, kind=run.config.similarity, backend=arguments.index)
   begun = time.perf_counter()
   scores, found = index.search(query, arguments.k, text_query=arguments.image is None)
   seconds = time.perf_counter() - begun
   for rank, (score, row) in enumerate(zip(scores, found, strict=True), 1):
-    print(f"{rank:4}  {score:7.4f}  {gallery.folder / gallery.names[row]}")
+    name = gallery.names[row]
+    print(f"{rank:4}  {score:7.4f}  {gallery.folder}{':' if on_features else '/'}{name}")
+  what = "rows" if on_features else "pictures"
   say(
-    f"{len(gallery.names):,} pictures ({gallery.encoded:,} newly encoded), ranked in "
+    f"{len(gallery.names):,} {what} ({gallery.encoded:,} newly encoded), ranked in "
     f"{1000 * seconds:.1f} ms"
   )
   if gallery.skipped:
@@ -101,21 +111,46 @@ def encoded(run, arguments):
   there is no other.
   """
   if arguments.image is not None:
+    if run.config.data.image == "features":
+      return run.encode_image(row_of(run, arguments.image))[0]
     return run.encode_image([arguments.image])[0]
-  if run.vocabulary is None:
-    raise UserError(
-      f"{run.workdir} was trained on text features, not on words; expected --image, or a run on "
-      "words"
-    )
+  if not run.known_words:
+    return run.encode_text(row_of(run, arguments.query))[0]
   unknown, words = run.unknown_words(arguments.query)
   if len(unknown) == len(words):
-    known = len(run.vocabulary)
+    known = run.known_words
     raise UserError(
       f"all words are unknown to the run ({', '.join(unknown)}); its vocabulary has {known:,} words"
     )
   if unknown:
     say(f"unknown to the run, and read as one unknown word: {', '.join(unknown)}")
   return run.encode_text([arguments.query])[0]
+
+
+def features_file(run, name):
+  """Returns the name of a .npy file; UserError for anything else."""
+  if not name.endswith(".npy") or not pathlib.Path(name).is_file():
+    raise UserError(
+      f"{run.workdir} was trained on features, and {name} is no .npy file of them; python -m "
+      "xmr.extract makes one from pictures"
+    )
+  return name
+
+
+def row_of(run, name):
+  """Returns [1, F] float of "FILE.npy:ROW"; UserError for anything else."""
+  from xmr.inspect import index as galleries
+
+  path, _, row = name.rpartition(":")
+  if not row.isdigit():
+    raise UserError(
+      f"{run.workdir} was trained on features; the query is {name!r}, expected a row of a file of "
+      "them: FILE.npy:ROW"
+    )
+  rows = galleries.rows_of(features_file(run, path))
+  if int(row) >= len(rows):
+    raise UserError(f"{path} has {len(rows):,} rows; expected one of 0 to {len(rows) - 1}")
+  return rows[int(row) : int(row) + 1]
 
 
 def write_page(run, arguments, gallery, scores, found):

@@ -84,6 +84,32 @@ def test_the_page_holds_what_was_promised(written):
   )
 
 
+def test_results_are_a_matrix_of_direction_by_recall(written):
+  html = written.read_text()
+  table = html[html.index("Table of recall by direction") :].split("</table>")[0]
+  heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', table)
+  assert heads == ["run", "direction", "R@1", "R@5", "R@10", "median rank", "mean rank"]
+  assert re.findall(r'<th scope="row">([^<]*)</th>', table) == 2 * [
+    "image to text",
+    "text to image",
+  ]
+  assert len(re.findall(r'<td class="number">[^<–]+</td>', table)) == 20
+
+
+def test_the_own_image_of_a_failed_query_is_not_called_right(written):
+  html = written.read_text()
+  worst = html[html.index('id="worst"') : html.index('id="hubs"')]
+  own = re.findall(r'<figure class="([^"]*)">(?:(?!</figure>).)*its own image', worst, re.S)
+  assert len(own) == 8 and set(own) == {"tile"}
+
+
+def test_long_sections_fold_and_pictures_wait_for_nothing(written):
+  html = written.read_text()
+  assert html.count('<details class="fold">') == 6 and "beforeprint" in html
+  # A picture that is loaded when it is scrolled to is missing on paper.
+  assert 'loading: "lazy"' not in html
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
   """A function of (width, height) that opens headless Chromium; skipped where there is none."""
@@ -221,6 +247,7 @@ def test_dark_and_light_and_a_phone(browser, written):
   light = driver.execute_script(paper)
   assert dark == "rgb(19, 23, 28)" and light == "rgb(255, 255, 255)"
   assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+  assert driver.execute_script("return document.documentElement.scrollHeight") < 10_000
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

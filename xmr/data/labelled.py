@@ -369,8 +369,6 @@ def segmenter():
       warnings.simplefilter("ignore")
       import jieba
   except ImportError:
-    raise UserError(
-      'Chinese text needs jieba for its words: pip install "jieba>=0.42" (the extra "chinese")'
-    ) from None
+    raise UserError("Chinese text needs jieba for its words: pip install -e '.[chinese]'") from None
   jieba.setLogLevel("ERROR")
   return lambda text: [word for word in jieba.lcut(text) if word.strip()]

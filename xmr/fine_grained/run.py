@@ -69,6 +69,11 @@ class Run(runs.Run):
       x = text_graph.signal(tokens, self.graph, kind=self.config.graph.signal)
     return self._encode(self._by("text", x, batch_size), len(x), side="text", progress=progress)
 
+  @property
+  def known_words(self):
+    """How many words the graph has; 0 where captions are features."""
+    return len(self.graph.words)
+
   def unknown_words(self, text):
     """Returns (words of a text that the graph lacks, all its words), two lists of str."""
     words = self._segment(text.lower())

@@ -105,6 +105,33 @@ def encode_folder(run, folder, *, cache_dir=None, progress=True):
   )
 
 
+def encode_features(run, path):
+  """Encodes a file of image features as a gallery; its names are row numbers.
+
+  Args:
+    run: xmr.inspect.Run on image features.  path: .npy file of [N, F] floats.
+  Returns:
+    Gallery, its folder is the file.
+  Raises:
+    UserError: no such file, or not what the run reads.
+  """
+  x = rows_of(path)
+  return Gallery(
+    pathlib.Path(path), [str(row) for row in range(len(x))], run.encode_image(x), [], len(x)
+  )
+
+
+def rows_of(path):
+  """Returns the array of a .npy file, memory-mapped; UserError where it is none."""
+  try:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+  except OSError as error:
+    reason = error.strerror or "no .npy file"
+    raise UserError(f"cannot read features {path}: {reason}") from None
+  except (ValueError, EOFError) as error:
+    raise UserError(f"{path} is no .npy file of numbers: {error}") from None
+
+
 def pictures_of(folder):
   """Returns [(path relative to the folder, bytes, time of change in ns)] of its pictures, sorted by
   path.
@@ -257,7 +284,7 @@ def _graph(rows, kind):
   try:
     import faiss
   except ImportError:
-    raise UserError('--index=faiss needs the extra "serve": pip install "xmr[serve]"') from None
+    raise UserError("--index=faiss needs faiss: pip install -e '.[serve]'") from None
   graph = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
   graph.hnsw.efConstruction, graph.hnsw.efSearch = 100, 128
   graph.add(rows)

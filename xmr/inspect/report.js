@@ -18,10 +18,23 @@ function make(tag, attributes, ...children) {
   return node;
 }
 
+// On a wide screen everything is open; on a phone a section opens when it is asked for. Paper has all.
+const folds = [...document.querySelectorAll("details.fold")];
+if (matchMedia("(min-width: 700px)").matches) folds.forEach(fold => { fold.open = true; });
+function unfold() {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  const fold = target && target.closest("details.fold");
+  if (fold) { fold.open = true; target.scrollIntoView(); }
+}
+addEventListener("hashchange", unfold);
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach(fold => { fold.open = true; });
+});
+
 function fill(button) {
   const row = Number(button.dataset.image), known = thumbnails[row];
   const label = button.dataset.label;
-  if (known) button.append(make("img", { src: "data:image/webp;base64," + known, alt: label, loading: "lazy" }));
+  if (known) button.append(make("img", { src: "data:image/webp;base64," + known, alt: label }));
   else button.append(make("span", { class: "nameless" }, label));
   if (place.has(row)) button.addEventListener("click", () => choose("i" + row));
   else { button.disabled = true; button.title = "not among the images that this page can search"; }
@@ -154,3 +167,4 @@ const name = () => { theme.textContent = dark() ? "Light colours" : "Dark colour
 theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; name(); });
 name();
 if (location.hash) route(); else showWords("");
+unfold();

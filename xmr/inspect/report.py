@@ -110,8 +110,10 @@ def _context(shown, *, queries, seed, limit):
   }
   return {
     "name": first.name,
+    "columns": list(COLUMNS.values()),
     "results": first.results,
     "names": [run.name for run in shown],
+    "matrix": _matrix(shown),
     "figures": _figures(shown),
     "charts": charts.charts([(run.name, run.run.metrics) for run in shown]),
     "split": split,
@@ -155,14 +157,30 @@ def _spice(config):
   return str(path) if path.exists() else ""
 
 
+COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "median rank", "meanr": "mean rank"}
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+def _matrix(shown):
+  """Returns rows (run, direction, [value of each of COLUMNS or None]) of the first table."""
+  return [
+    (run.name, title, [run.results["metrics"].get(f"{side}/{name}") for name in COLUMNS])
+    for run in shown
+    for side, title in DIRECTIONS.items()
+  ]
+
+
 def _figures(shown):
   """Returns rows (name, [value of each run], paired bootstrap of the difference or None) of the
-  results table.
+  other table: what the matrix does not show, and with two runs what differs in it.
   """
   from xmr.eval import significance
 
   rows = []
+  inside = {f"{side}/{name}" for side in DIRECTIONS for name in COLUMNS}
   for name, value in shown[0].results["metrics"].items():
+    if len(shown) == 1 and name in inside:
+      continue
     values = [value, *(run.results["metrics"].get(name) for run in shown[1:])]
     direction, _, figure = name.partition("/")
     test = None

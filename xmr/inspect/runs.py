@@ -196,6 +196,11 @@ class Run:
         raise UserError(f"text {number} is {text!r:.60}; expected a str")
     return texts
 
+  @property
+  def known_words(self):
+    """How many words the run knows; 0 where its captions are features."""
+    return 0 if self.vocabulary is None else len(self.vocabulary)
+
   def unknown_words(self, text):
     """Returns (words of a text that the vocabulary lacks, all its words), two lists of str."""
     words = tokenize(text)

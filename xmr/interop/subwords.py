@@ -34,7 +34,9 @@ class Subwords:
     try:
       import tokenizers
     except ImportError:
-      raise UserError(f"{where}: needs the package tokenizers: pip install xmr[convert]") from None
+      raise UserError(
+        f"{where}: needs the package tokenizers: pip install -e '.[convert]'"
+      ) from None
     self.content, self.prompt = content, prompt
     self.context = content["context"]
     if prompt and prompt.count("{}") != 1:

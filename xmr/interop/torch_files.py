@@ -62,7 +62,7 @@ def read_torch(path, *, containers=()):
     import torch
   except ImportError:
     raise UserError(
-      f"{path}: reading a PyTorch file needs torch: pip install xmr[convert]"
+      f"{path}: reading a PyTorch file needs torch: pip install -e '.[convert]'"
     ) from None
   try:
     with torch.serialization.safe_globals(list(containers)), warnings.catch_warnings():

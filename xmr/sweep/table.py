@@ -17,6 +17,9 @@ LEVEL = 0.05
 # (array, k or None).
 SHOWN = (
   "rsum",
+  "map",
+  "i2t/map",
+  "t2i/map",
   "i2t/r1",
   "i2t/r5",
   "i2t/r10",
@@ -28,7 +31,17 @@ SHOWN = (
   "rouge_l/i2i/ndcg",
   "rouge_l/t2t/ndcg",
 )
-COMPARED = ("rsum", "i2t/r1", "t2i/r1", "rouge_l/i2i/ndcg", "rouge_l/t2t/ndcg")
+MAIN = ("rsum", "map")  # of a task: plotted, and shown while the runs go on
+COMPARED = (
+  "rsum",
+  "map",
+  "i2t/map",
+  "t2i/map",
+  "i2t/r1",
+  "t2i/r1",
+  "rouge_l/i2i/ndcg",
+  "rouge_l/t2t/ndcg",
+)
 
 
 def write(cells, grid, workdir):
@@ -57,10 +70,11 @@ def write(cells, grid, workdir):
   compared = differences(found, [m for m in COMPARED if m in metrics])
   _write_csv(workdir / "differences.csv", compared)
   for field, values in grid.items():
-    if len(values) > 1 and "rsum" in metrics:
+    main = next((name for name in MAIN if name in metrics), None)
+    if len(values) > 1 and main:
       setting_of = {name: runs[0].setting for name, runs in settings.items()}
       figure = influence.figure(
-        field, values, setting_of, {name: stats["rsum"] for name, stats in summary.items()}
+        field, values, setting_of, {name: stats[main] for name, stats in summary.items()}, name=main
       )
       figure.savefig(workdir / f"influence_{field.replace('.', '_')}.png")
   text = markdown(summary, compared, metrics)

@@ -15,7 +15,7 @@ import types
 from beartype import BeartypeConf, beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
-PACKAGES = ("xmr.eval", "xmr.losses", "xmr.ops")
+PACKAGES = ("xmr.eval", "xmr.losses", "xmr.mining", "xmr.ops")
 # An int is a float, as for every type checker.
 NUMBERS = beartype(conf=BeartypeConf(is_pep484_tower=True))
 

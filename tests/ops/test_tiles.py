@@ -62,6 +62,6 @@ def test_of_equally_large_entries_the_first_counts(count, tiled):
     np.testing.assert_array_equal(place, x.argmax(axis=axis))
 
 
-def test_the_place_of_nan_lies_inside():
+def test_the_index_of_nan_lies_inside():
   value, place = tiles.largest(jnp.array([[1.0, np.nan, 2.0]]), axis=1)
   assert np.isnan(value[0]) and 0 <= place[0] < 3

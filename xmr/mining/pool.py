@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Int32, Integer
 
 from xmr import parallel
 from xmr.data.text import encode_all
 from xmr.eval.relevance import rouge_l_above
+from xmr.ops.arrays import Array
 from xmr.ops.similarity import PRECISION
 from xmr.ops.tiles import largest
 
+# Scores and rows of the k best of each query so far.
+Best = tuple[Float[Array, "k B"], Integer[Array, "k B"]]
 PANEL = 256  # columns of a triangular product at a time
 # Scores of equal rows differ by what their summation rounds: some units in the last place of the
 # largest score that two rows can have.
@@ -76,15 +80,15 @@ def hardest(side, scores, rows, batch, queries, pool, options):
       # The last block reaches back instead of being short; what it sees again is left out.
       start = jnp.minimum(i * block, n - block)
       piece = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block), rows)
-      place = start + jnp.arange(block, dtype=jnp.int32)
+      row = start + jnp.arange(block, dtype=jnp.int32)
       value = score(shared["scores"], piece)
-      new = (place >= i * block) & (piece["owner"] >= 0)
+      new = (row >= i * block) & (piece["owner"] >= 0)
       allowed = new[:, None] & (piece["owner"][:, None] != shared["owner"][None, :])
       if "limit" in shared:
         allowed &= value < shared["limit"][None, :]
       if "marks" in shared:
-        allowed &= ~is_marked(shared["marks"], first + place)
-      return merged(best, jnp.where(allowed, value, -jnp.inf), first + place)
+        allowed &= ~is_marked(shared["marks"], first + row)
+      return merged(best, jnp.where(allowed, value, -jnp.inf), first + row)
 
     none = jnp.full((count, size), -jnp.inf), jnp.zeros((count, size), jnp.int32)
     return lax.fori_loop(0, -(-n // block), step, none)
@@ -93,56 +97,64 @@ def hardest(side, scores, rows, batch, queries, pool, options):
     x.reshape(-1, size) for x in parallel.per_device(options.mesh, local, rows, shared)
   )
   # Devices hold rows in order, so that the first of equal scores is the lowest row.
-  value, place = lax.top_k(value.T, count)
-  return kth(value, jnp.take_along_axis(index.T, place, axis=1), options.rank)
+  value, order = lax.top_k(value.T, count)
+  return kth(value, jnp.take_along_axis(index.T, order, axis=1), options.rank)
 
 
-def below(positive, image, text):
-  """Returns the score [B] under which a row is no copy of the positive, whatever is rounded.
+def below(
+  positive: Float[Array, " B"], image: Float[Array, "B D"], text: Float[Array, "B D"]
+) -> Float[jax.Array, " B"]:
+  """Returns the score under which a row is no copy of the positive, whatever is rounded.
 
   Args:
-    positive: [B] scores of the pairs.  image, text: [B, D], their embeddings.
+    positive: scores of the pairs.  image, text: their embeddings.
   """
   largest = jnp.linalg.norm(image, axis=1) * jnp.linalg.norm(text, axis=1)
   return positive - ULPS * jnp.finfo(positive.dtype).eps * largest
 
 
-def merged(best, value, place):
-  """Merges scores [n, B] of rows `place` [n], all beyond the ones before, into the best (values,
-  rows), [k, B] each.
+def merged(best: Best, value: Float[Array, "n B"], row: Integer[Array, " n"]) -> Best:
+  """Returns the k best of the best so far and of new rows; of equal scores the lowest row.
+
+  Args:
+    best: scores and rows.  value: scores of the new rows.  row: their numbers, all beyond the ones
+      before.
   """
   count = len(best[0])
   if count == 1:
     top, first = largest(value, axis=0)
     better = top > best[0][0]
-    return jnp.where(better, top, best[0][0])[None], jnp.where(better, place[first], best[1][0])[
-      None
-    ]
-  index = jnp.concatenate([best[1], jnp.broadcast_to(place[:, None], value.shape)])
+    return jnp.where(better, top, best[0][0])[None], jnp.where(better, row[first], best[1][0])[None]
+  index = jnp.concatenate([best[1], jnp.broadcast_to(row[:, None], value.shape)])
   value, order = lax.top_k(jnp.concatenate([best[0], value]).T, count)
   return value.T, jnp.take_along_axis(index, order.T, axis=0)
 
 
-def best_of(scores, count, *, axis):
-  """The `count` largest scores along an axis of [N, M], descending, and their places: [., count]
-  each, lowest place first.
+def best_of(
+  scores: Float[Array, "N M"], count: int, *, axis: int
+) -> tuple[Float[jax.Array, "B k"], Int32[jax.Array, "B k"]]:
+  """The `count` largest scores along an axis, descending, and their indices; ties go to the lowest
+  index.
   """
   if count == 1:
-    value, place = largest(scores, axis=axis)
-    return value[:, None], place[:, None]
-  return lax.top_k(scores if axis else scores.T, count)
+    value, index = largest(scores, axis=axis)
+    return value[:, None], index[:, None]
+  value, index = lax.top_k(scores if axis else scores.T, count)
+  return value, index
 
 
-def kth(value, index, rank):
-  """Picks the rank-th of descending candidates [B, k], the last admissible one (above -inf) where
-  there are fewer.
+def kth(
+  value: Float[Array, "B k"], index: Integer[Array, "B k"], rank: int
+) -> tuple[Integer[jax.Array, " B"], Bool[jax.Array, " B"]]:
+  """Picks the rank-th of descending candidates, the last admissible one (above -inf) where there
+  are fewer.
 
   Returns:
-    (index [B], found [B] bool).
+    (index, found).
   """
   admissible = jnp.sum(value > -jnp.inf, axis=1)
-  place = jnp.clip(admissible - 1, 0, rank)
-  return jnp.take_along_axis(index, place[:, None], axis=1)[:, 0], admissible > 0
+  column = jnp.clip(admissible - 1, 0, rank)
+  return jnp.take_along_axis(index, column[:, None], axis=1)[:, 0], admissible > 0
 
 
 def scorer(variables, side, query, options):
@@ -236,9 +248,9 @@ def rows_at(rows, index, options):
   """Returns rows [B, ...] of the pool by their numbers [B], wherever they lie."""
 
   def local(rows, index, first):
-    place = index - first
-    here = (place >= 0) & (place < len(rows["owner"]))
-    pick = jnp.clip(place, 0, len(rows["owner"]) - 1)
+    row = index - first
+    here = (row >= 0) & (row < len(rows["owner"]))
+    pick = jnp.clip(row, 0, len(rows["owner"]) - 1)
     return jax.tree.map(
       lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[pick], 0), rows
     )
@@ -321,9 +333,11 @@ def marked(name, rows, total, pool, options):
   rows[b].
   """
   lists, words = pool["skip"][name], -(-total // 32)
-  place = jnp.arange(options.skip_width[name])
-  item = lists["item"][jnp.minimum(lists["start"][rows][:, None] + place, len(lists["item"]) - 1)]
-  word = jnp.where(place < lists["count"][rows][:, None], item >> 5, words)
+  position = jnp.arange(options.skip_width[name])
+  item = lists["item"][
+    jnp.minimum(lists["start"][rows][:, None] + position, len(lists["item"]) - 1)
+  ]
+  word = jnp.where(position < lists["count"][rows][:, None], item >> 5, words)
   bit = jnp.uint32(1) << (item & 31).astype(jnp.uint32)
   # No bit is added twice, as no list names an item twice.
   return (

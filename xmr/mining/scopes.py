@@ -130,7 +130,7 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
   Args:
     tensors: image [B, D], text [B, D] (or Tokens of B rows), match [B, B] bool or None.
   Returns:
-    ({"image_negative": [B, D], "text_negative": [B, D], "same_pair": [B] float}, bank).
+    (negatives as of `make`, bank).
   """
   image, text, match = tensors["image"], tensors["text"], tensors["match"]
   if match is None:
@@ -250,8 +250,8 @@ def as_released(variables, batch, tensors, pool, bank, *, step, key, options):
   n, size = options.count["image"], len(batch["image_id"])
   width = min(n, -(-n // size) + 1)
 
-  def one(place):
-    k, own = place
+  def one(query):
+    k, own = query
     start = jnp.minimum(n * k // size, n - width)
     piece = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, width), whole)
     cells = lax.dynamic_slice_in_dim(score(shared, piece).reshape(-1), n * k - start * size, n)
@@ -276,8 +276,8 @@ def negatives(variables, batch, tensors, pool, index, key, options):
   """
   result, owner = {}, {}
   for side, stream in zip(OTHER, jax.random.split(key), strict=True):
-    place, found = index[side]
-    rows = pool_lib.rows_at(pool["rows"][side], place, options)
+    chosen, found = index[side]
+    rows = pool_lib.rows_at(pool["rows"][side], chosen, options)
     encoded = pool_lib.encode(variables, side, rows, options, train=True, rngs={"dropout": stream})
     result[f"{side}_negative"] = jnp.where(found[:, None], encoded, tensors[side])
     result[f"{side}_found"] = found

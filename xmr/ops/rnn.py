@@ -255,7 +255,7 @@ def _forward(static, x, length, weights, save):
     rest = sizes[phase + 1] if phase + 1 < len(sizes) else 0
     finished.append(h[:, rest:])
   h = jnp.concatenate(finished[::-1], axis=1)
-  final = jnp.take_along_axis(h, plan.place[..., None], axis=1).astype(dtype)
+  final = jnp.take_along_axis(h, plan.rank[..., None], axis=1).astype(dtype)
   gates, states, cells = buffers
   result = None
   if sequence:

@@ -15,14 +15,14 @@ MIN_SLOTS = 256
 class Plan(NamedTuple):
   """Where each step of each row lies.  D shards of N rows, S slots per shard.
 
-  order: [D, N] row of the shard at each sorted place.  place: [D, N] its inverse.  length: [D, N]
+  order: [D, N] row of the shard at each sorted index.  rank: [D, N] its inverse.  length: [D, N]
   in sorted order.
   end: [phases] step at which each phase ends.  base: [phases + 1] first slot of each phase; the
   last is the slots in use.
   """
 
   order: jax.Array
-  place: jax.Array
+  rank: jax.Array
   length: jax.Array
   end: jax.Array
   base: jax.Array
@@ -81,14 +81,14 @@ def pack(x, plan, sizes, slots, reverse):
 def unpack(packed, plan, sizes, steps, reverse, after=None):
   """The inverse of pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after`
   [D, N, F], a step holds what the slot of the next one holds, and the last step `after`."""
-  length = jnp.take_along_axis(plan.length, plan.place, axis=1)[..., None]
+  length = jnp.take_along_axis(plan.length, plan.rank, axis=1)[..., None]
   step = jnp.arange(steps)
   valid = step < length
   step = jnp.where(valid, length - 1 - step if reverse else step, 0)
   if after is not None:
     last = step == length - 1
     step = jnp.where(last, 0, step + 1)
-  slot = _first_slot(plan, sizes, step) + plan.place[..., None]
+  slot = _first_slot(plan, sizes, step) + plan.rank[..., None]
   rows = jnp.take_along_axis(packed, slot.reshape(len(slot), -1, 1), axis=1).reshape(
     *valid.shape, -1
   )

@@ -128,17 +128,15 @@ def largest(x, *, axis):
   two.
   """
   top = jnp.max(x, axis=axis, keepdims=True)
-  place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+  index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
   # NaN equals nothing; the last index is then inside.
-  first = jnp.min(jnp.where(x == top, place, x.shape[axis] - 1), axis=axis)
+  first = jnp.min(jnp.where(x == top, index, x.shape[axis] - 1), axis=axis)
   return jnp.squeeze(top, axis), first
 
 
 def largest_of_both(function, *arrays, tiled=None):
-  """Index of the largest entry of each row and of each column of what `sum_of_rows` takes: [N] and
-  [M] int32.
-
-  Of equal entries the one of lowest index.
+  """Index of the largest entry of each row [N] and of each column [M], int32, of an [N, M] array:
+  `function(row numbers [n], rows [n, M] of each array)`. Ties go to the lowest index.
   """
 
   def at_once(*arrays):
@@ -149,9 +147,9 @@ def largest_of_both(function, *arrays, tiled=None):
     of_row, top, of_column = best
     x = function(row, *parts)
     of_row = lax.dynamic_update_slice(of_row, largest(x, axis=1)[1], (start,))
-    value, place = largest(x, axis=0)
+    value, index = largest(x, axis=0)
     better = value > top
-    return of_row, jnp.where(better, value, top), jnp.where(better, start + place, of_column)
+    return of_row, jnp.where(better, value, top), jnp.where(better, start + index, of_column)
 
   def in_tiles(*arrays):
     count, width = arrays[0].shape

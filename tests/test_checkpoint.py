@@ -193,6 +193,15 @@ def test_checkpoints_of_older_versions_have_no_digests_and_load(run):
   assert checkpoint.load(run)[0] == 7
 
 
+def test_a_run_folder_that_is_removed_before_the_first_save_is_not_made_again(trees, tmp_path):
+  (tmp_path / "run").mkdir()
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+  (tmp_path / "run").rmdir()
+  with pytest.raises(UserError, match="run was removed while its run was training"):
+    checkpoints.save(2, params=trees[0], state=trees[1], run={})
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("harm", ["removed", "replaced"])
 def test_a_run_folder_that_is_removed_while_training_is_noticed(run, trees, harm, tmp_path):
   checkpoints = checkpoint.Checkpoints(run)

@@ -50,6 +50,8 @@ class Checkpoints:
           "saved there"
         )
       return self._manager
+    if not self.directory.parent.is_dir():
+      raise UserError(f"{self.directory.parent} was removed while its run was training")
     self._put_aside(damaged(self.directory))
     keep = managers.AnyPreservationPolicy(
       [

@@ -1,13 +1,13 @@
 """A folder of pictures as a gallery: encoded once, kept on disk, searched in milliseconds."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import uuid
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -173,19 +173,20 @@ class _Cache:
   def read(self):
     """Returns {key: [D] float32} of all files; damaged ones are dropped."""
     known = {}
-    for path in sorted(self.folder.glob("*.npz")):
+    for path in filter(pathlib.Path.is_file, sorted(self.folder.glob("*.npz"))):
       try:
         # An open file of ours: np.load leaves its own open when it fails.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
           keys, x = json.loads(bytes(saved["keys"])), saved["x"]
         if x.shape != (len(keys), self.dim) or x.dtype != np.float32:
           raise ValueError("another shape")
-      except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        path.unlink(missing_ok=True)
+        known |= {tuple(key): row for key, row in zip(keys, x, strict=True)}
+      except Exception:  # Whatever a damaged file makes its readers raise: it is encoded again.
+        with contextlib.suppress(OSError):
+          path.unlink()
         continue
       self.files.append(path)
       self.held += len(keys)
-      known |= {tuple(key): row for key, row in zip(keys, x, strict=True)}
     return known
 
   def write(self, keys, x):

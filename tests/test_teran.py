@@ -13,7 +13,7 @@ from xmr import checkpoint, data, inspect, train
 from xmr.config import validate
 from xmr.errors import UserError
 from xmr.experiment import prepare
-from xmr.inspect import matches
+from xmr.inspect import matches, report
 
 N, REGIONS, F = 48, 4, 6
 MLP = {"model.text.name": "mlp", "model.text.word_dim": None}
@@ -241,3 +241,9 @@ def test_search_and_pictures_of_matches(folder, run):
   shown = [axis.get_xlabel() for axis in figure.axes]
   assert sum(label.endswith(".jpg") for label in shown) == 4
   assert any(label.startswith(split.tokens[0][1]) for label in shown)
+
+
+def test_the_report_shows_matches_of_hits_and_misses(folder, run):
+  html = report.report(run[0], out=folder / "report.html", queries=1).read_text()
+  assert "Which word matched which region" in html and "data:image/png;base64," in html
+  assert "shortlist/i2t/missed" in html

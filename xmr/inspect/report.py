@@ -134,6 +134,7 @@ def _context(shown, *, queries, seed, limit):
       task: _failed(first, task, lists, study.worst(first.outcomes[task]["rank"], LISTED))
       for task in lists
     },
+    "matches": _matches(first, lists["t2i"][1]),
     "hubs": {
       task: study.hubs(found, len(image if task == "t2i" else text), LISTED)
       for task, (_, found) in lists.items()
@@ -148,6 +149,28 @@ def _context(shown, *, queries, seed, limit):
     "config": config_lib.flat(first.config),
     "seed": seed,
   }
+
+
+def _matches(run, found):
+  """Returns [(title, base64 of a PNG)]: which word matched which region; [] without regions."""
+  if run.config.data.image != "regions":
+    return []
+  import base64
+  import io
+
+  from xmr.inspect import matches
+
+  hits, misses = matches.hits_and_misses(
+    run.outcomes["t2i"]["rank"], run.split.image_of_text, found
+  )
+  made = []
+  for title, pairs in (("First place", hits), ("Far behind, after what came first", misses)):
+    if pairs:
+      file = io.BytesIO()
+      figure = matches.drawn(run.run, run.split, pairs, folder=run.config.data.dir)
+      figure.savefig(file, format="png")
+      made.append((title, base64.b64encode(file.getvalue()).decode("ascii")))
+  return made
 
 
 def _spice(config):

@@ -215,3 +215,12 @@ def test_the_sequence_of_the_page_runs(tmp_path):
     words = [sys.executable, *command.split()[1:], f"--config.data.cache_dir={tmp_path}/cache"]
     subprocess.run(words, cwd=ROOT, env=environment, check=True, timeout=600)
   assert json.loads((tmp_path / "run/results.json").read_text())["n_images"]
+
+
+def test_batches_are_no_longer_than_the_longest_caption(first, tmp_path):
+  folder, _ = first
+  experiment = prepare(small(folder), tmp_path / "run")
+  batches = experiment.train_batches(0)
+  batch = next(batches)
+  batches.close()
+  assert batch["text"].shape == (16, experiment.splits["train"].max_length())

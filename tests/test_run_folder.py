@@ -135,6 +135,6 @@ def test_the_vocabulary_is_that_of_the_checkpoint_whatever_lies_beside_it(tmp_pa
   workdir = tmp_path if field == "workdir" else tmp_path / "next"
   if field == "init":
     config.init = str(tmp_path)
-  splits = {"train": types.SimpleNamespace(tokens=[["dog"]])}
+  splits = {"train": types.SimpleNamespace(tokens=[["dog"]], max_length=lambda: 9)}
   found, length, _ = experiment.vocabulary_of(config, splits, workdir, glove=False)
   assert (found.words, length) == (words, 5)

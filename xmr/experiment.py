@@ -292,7 +292,9 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
     vocabulary = data.build_vocabulary(
       splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits
     )
-  length = config.data.max_length or splits["train"].max_length()
+  longest = splits["train"].max_length()
+  # Columns of nothing but <pad> would be computed at each step.
+  length = min(config.data.max_length or longest, longest)
   if not (glove and config.vocabulary.glove):
     return vocabulary, length, None
   path = os.path.join(config.data.dir, config.vocabulary.glove)

@@ -16,6 +16,7 @@ import pytest
 import small_run
 
 from xmr.sweep import __main__ as sweep
+from xmr.sweep import table
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "configs/imc_flickr.py:flickr8k_features"
@@ -122,7 +123,7 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
     (["--grid", "loss.wieght=1,2"], "config has no field loss.wieght; did you mean loss.weight?"),
     (
       ["--grid", "loss.weight=1,heavy"],
-      "config.loss.weight is 'heavy'; expected a value of type float",
+      "flag --config.loss.weight=heavy: could not convert string to float",
     ),
     (["--grid", "loss.weight"], "expected 'field=value,value'"),
     (["--grid", "loss.weight=1,1"], "each value once"),
@@ -134,7 +135,7 @@ def test_two_configs_are_never_mixed_in_a_folder(trained, tmp_path, capsys):
     (["--grid", "seed=1,2"], "--seeds"),
     (
       ["--grid", "optimizer.multipliers=1"],
-      "config.optimizer.multipliers is '1'; expected a value of type tuple",
+      "config.optimizer.multipliers holds 1; expected (parameter path regex",
     ),
     (["--config.epochs"], "--config.epochs has no value"),
     (["--grid", f"data.dir={'x' * 260}"], "would have a name of 269 bytes; expected at most 255"),
@@ -219,3 +220,21 @@ def test_a_real_sweep_stops_at_a_signal_and_goes_on(tmp_path):
   assert (tmp_path / "sweep/table.md").exists() and (
     tmp_path / "sweep/loss.margin=0.2/seed=0/queries.npz"
   ).exists()
+
+
+def test_runs_of_a_task_that_counts_map_are_compared_by_it(tmp_path):
+  rng, cells = np.random.default_rng(0), []
+  for form, gain in (("released", 0.0), ("h", 0.02)):
+    for seed in (0, 1):
+      folder = tmp_path / form / str(seed)
+      folder.mkdir(parents=True)
+      queries = {f"{side}/map": rng.random(30) + gain for side in ("i2t", "t2i")}
+      metrics = {name: float(x.mean()) for name, x in queries.items()}
+      metrics["map"] = sum(metrics.values()) / 2
+      (folder / "results.json").write_text(json.dumps({"metrics": metrics}))
+      np.savez(folder / "queries.npz", image_of_text=np.arange(30), **queries)
+      cells.append(types.SimpleNamespace(setting={"loss.form": form}, seed=seed, folder=folder))
+  text = table.write(cells, {"loss.form": ["released", "h"]}, tmp_path)
+  assert "map" in text and "t2i/map" in text
+  assert (tmp_path / "influence_loss_form.png").stat().st_size
+  assert "i2t/map" in (tmp_path / "differences.csv").read_text()

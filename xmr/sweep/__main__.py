@@ -11,7 +11,6 @@ seeds 0 to --seeds - 1 and in a folder of its own. `variant` stands for the conf
 Ends with table.md, table.csv, differences.csv and a plot for every --grid in the workdir.
 """
 
-import ast
 import concurrent.futures
 import dataclasses
 import itertools
@@ -24,6 +23,7 @@ import sys
 import time
 
 from absl import flags
+from ml_collections import config_flags
 
 from xmr import command_line, home, interrupts
 from xmr.config import same_results
@@ -132,40 +132,33 @@ def read_flags(own, argv):
   return changes, grid
 
 
-def put(config, key, text):
-  """Sets a field from the text of its value; UserError for an unknown field or a value of another
-  type.
+def overridden(config, changes):
+  """Returns a config with fields set from texts, as flags --config.KEY=TEXT set them.
+
+  Args:
+    config: ConfigDict.  changes: {field: text}.
+  Raises:
+    UserError: an unknown field, or a value of another type.
   """
   import difflib
 
-  known = flat(config)
-  if key not in known:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    own = config.get(key.partition(".")[0])
-    if not near and isinstance(own, Section):
-      raise UserError(own.unknown(key.partition(".")[2]))
-    raise UserError(f"config has no field {key}" + (f"; did you mean {near[0]}?" if near else ""))
-  section, name = config, key
-  while "." in name:
-    parent, _, name = name.partition(".")
-    section = section[parent]
-  kind = section.get_type(name)
-  if kind not in (bool, int, float, str, tuple):
-    raise UserError(
-      f"config.{key} is a {kind.__name__}, which cannot be set here; expected a number, a word "
-      "or true/false"
-    )
-  try:
-    if kind is bool:
-      section[name] = {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-    elif kind is tuple:
-      section[name] = tuple(ast.literal_eval(text))
-    else:
-      section[name] = kind(text)
-  except UserError:
-    raise
-  except (ValueError, KeyError, SyntaxError, TypeError):
-    raise UserError(f"config.{key} is {text!r}; expected a value of type {kind.__name__}") from None
+  # A name brings the fields of its section, so it comes first.
+  for key in sorted(changes, key=lambda key: not key.endswith(".name")):
+    known = flat(config)
+    if key not in known:
+      near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+      own = config.get(key.partition(".")[0])
+      if not near and isinstance(own, Section):
+        raise UserError(own.unknown(key.partition(".")[2]))
+      raise UserError(f"config has no field {key}" + (f"; did you mean {near[0]}?" if near else ""))
+    if key.endswith(".name"):
+      config.update_from_flattened_dict({key: changes[key]})
+  argv = ["xmr.sweep", *(f"--config.{key}={text}" for key, text in changes.items())]
+  own = flags.FlagValues()
+  with command_line.mistakes():
+    config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=argv)
+    own(argv)
+  return own.config
 
 
 def flat(config):
@@ -197,13 +190,8 @@ def cells(source, changes, grid, seeds, workdir):
     fields = {key: value for key, value in setting.items() if key != "variant"}
     try:
       for seed in range(seeds):
-        config, given = (
-          command_line.load_config(path, variant),
-          {**QUIET, **changes, **fields, "seed": str(seed)},
-        )
-        # A name brings the fields of its section, so it comes first.
-        for key in sorted(given, key=lambda key: not key.endswith(".name")):
-          put(config, key, home.expanded(given[key]))
+        given = {**QUIET, **changes, **fields, "seed": str(seed)}
+        config = overridden(command_line.load_config(path, variant), given)
         home.expand(config)
         config_lib.validate(config)
         name = (

@@ -109,7 +109,7 @@ def read(runs):
       owner = arrays["image_of_text"]
       for metric in COMPARED:
         task, _, figure = metric.rpartition("/")
-        if figure == "r1":
+        if figure == "r1" and f"{task}/rank" in arrays:
           one = 100.0 * (arrays[f"{task}/rank"] == 0)
         elif metric in arrays:
           one = arrays[metric].astype(np.float64)

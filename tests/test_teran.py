@@ -9,11 +9,12 @@ import pytest
 from small_run import parameters
 
 from configs import teran_flickr
-from xmr import checkpoint, data, inspect, train
+from xmr import checkpoint, data, encode, inspect, train
 from xmr.config import validate
 from xmr.errors import UserError
 from xmr.experiment import prepare
 from xmr.inspect import matches, report
+from xmr.ops.alignment import Tokens
 
 N, REGIONS, F = 48, 4, 6
 MLP = {"model.text.name": "mlp", "model.text.word_dim": None}
@@ -247,3 +248,12 @@ def test_the_report_shows_matches_of_hits_and_misses(folder, run):
   html = report.report(run[0], out=folder / "report.html", queries=1).read_text()
   assert "Which word matched which region" in html and "data:image/png;base64," in html
   assert "shortlist/i2t/missed" in html
+
+
+def test_tokens_beyond_the_memory_of_the_machine_say_what_to_set():
+  encoded = Tokens(np.zeros((1, 30, 256), np.float32), np.ones((1, 30), bool))
+  encode.check_memory(encoded, 1000, "text")
+  with pytest.raises(
+    UserError, match="30 words of 256 numbers, take .* set config.model.dim lower"
+  ):
+    encode.check_memory(encoded, 10**11, "text")

@@ -151,7 +151,7 @@ def _similarities(image, text, image_negative, text_negative, kind, image_found,
     for name, found in (("image_found", image_found), ("text_found", text_found))
   )
 
-  def score(a, b, found=True, of=rowwise):
+  def score(a, b, found: jax.Array | bool = True, of=rowwise):
     return jnp.where(found, of(a, b, kind=kind), -jnp.inf)
 
   return {

@@ -1,6 +1,17 @@
-"""The two kinds of arrays that public functions take: on the host, or on devices."""
+"""The two kinds of arrays that public functions take, and functions with gradients of their own."""
+
+import functools
+from typing import Any
 
 import jax
 import numpy as np
 
 Array = np.ndarray | jax.Array
+
+
+def custom_gradient(*static: int) -> Any:
+  """Returns the decorator `jax.custom_vjp`; `static`: numbers of the arguments that are no arrays.
+
+  What it decorates keeps `defvjp`. Type checkers take it as Any: they lose the results otherwise.
+  """
+  return functools.partial(jax.custom_vjp, nondiff_argnums=static)

@@ -1,12 +1,13 @@
 """Arithmetic of the intra-modal constraint on one block of distances, whole batch or part of it."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from xmr.ops import cdist, tiles
+from xmr.ops.arrays import custom_gradient
 from xmr.ops.memory import zeros_after
 from xmr.ops.similarity import PRECISION, safe_sqrt
 
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
   whether it is row 0 of the batch, and whether the distance's column is in the band of row 0."""
 
   scale: jax.Array
-  total: jax.Array
+  total: jax.Array | float
   is_first: jax.Array
   first: jax.Array
 
@@ -162,7 +163,7 @@ def _inside(bounds, shares, rows):
   return jnp.where(rows.is_first, rows.first, (bounds.lower < shares) & (shares < bounds.upper))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_gradient(0)
 def constraints(setting, modalities, after):
   """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive
   at a time.
@@ -174,7 +175,7 @@ def constraints(setting, modalities, after):
   return tuple(values)
 
 
-def _measure(setting, x, after):
+def _measure(setting: Setting, x, after) -> tuple[jax.Array, jax.Array, Any]:
   """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or
   statistics of the rows.
   """

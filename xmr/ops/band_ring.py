@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.ops import band, ring
+from xmr.ops.arrays import custom_gradient
 
 
 def constraint(setting, axis_name, x, *, whole=None):
@@ -22,7 +23,7 @@ def constraint(setting, axis_name, x, *, whole=None):
   return _constraint(setting, axis_name, x, None if whole is None else jax.lax.stop_gradient(whole))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_gradient(0, 1)
 def _constraint(setting, axis_name, x, whole):
   return _forward(setting, axis_name, x, whole)[0]
 
@@ -75,19 +76,23 @@ def _backward(setting, axis_name, residuals, cotangent):
 
     gradient = ring.meet(add_fixed, jnp.zeros_like(x), rows, axis_name, whole)
     return cotangent * gradient, None
-  *own, bounds = statistics
+  scale, total, is_first, bounds = statistics
+  own = scale, total, is_first
   if whole is not None:
-    whole = *whole, *ring.gathered(tuple(own), axis_name)
+    whole = *whole, *ring.gathered(own, axis_name)
   here = jax.lax.axis_index(axis_name) * len(x)
   here_first = jax.lax.dynamic_slice_in_dim(bounds.first, here, len(x))
 
   def add(gradient, others, start):
-    y, y_squares, *statistics = others
+    y, y_squares, y_scale, y_total, y_is_first = others
     block = block_of(y, y_squares, start)
     there_first = jax.lax.dynamic_slice_in_dim(bounds.first, start, len(y))
-    rows = band.Rows(*(a[:, None] for a in own), there_first[None, :])
-    columns = band.Rows(*(a[None, :] for a in statistics), here_first[:, None])
-    slopes = sum(band.quantile_slopes(bounds, block, side) for side in (rows, columns))
+    rows = band.Rows(scale[:, None], total[:, None], is_first[:, None], there_first[None, :])
+    columns = band.Rows(
+      y_scale[None, :], y_total[None, :], y_is_first[None, :], here_first[:, None]
+    )
+    slopes = band.quantile_slopes(bounds, block, rows)
+    slopes += band.quantile_slopes(bounds, block, columns)
     return gradient + band.pull_back(measure, slopes.T, block.T, x, y)
 
   gradient = ring.meet(add, jnp.zeros_like(x), (*rows, *own), axis_name, whole)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Float
 
 from xmr.ops import tiles
-from xmr.ops.arrays import Array
+from xmr.ops.arrays import Array, custom_gradient
 from xmr.ops.memory import zeros_after
 
 
@@ -74,7 +74,7 @@ WHOLE = (
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+@custom_gradient(0, 3)
 def sum_over_features(term, x, y, tiled=None):
   """out[n, m] = sum over d of f(x[n, d] - y[m, d]).
 

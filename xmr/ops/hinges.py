@@ -3,14 +3,12 @@
 Each has a plain form, which reads like its definition, and one that goes over the scores once.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32
 
 from xmr.ops import tiles
-from xmr.ops.arrays import Array
+from xmr.ops.arrays import Array, custom_gradient
 
 Indices = tuple[Int32[jax.Array, " N"], Int32[jax.Array, " M"]]
 
@@ -52,7 +50,7 @@ def hardest(scores: Float[Array, "N M"], negative: Bool[Array, "N M"]) -> Indice
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_gradient(0)
 def sums(margin, scores, positive, negative):
   """`plain_sums` in one pass; its gradient keeps a byte per pair, not the scores."""
   return _forward(margin, scores, positive, negative)[0]

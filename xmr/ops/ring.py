@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.ops import tiles
+from xmr.ops.arrays import custom_gradient
 from xmr.ops.similarity import PRECISION
 
 
@@ -94,7 +95,7 @@ def reduce(rule, axis_name, image, text, positive, image_id, *, texts=None):
   return _reduce_at_once(rule, axis_name, image, texts, positive, image_id)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_gradient(0, 1)
 def _reduce(rule, axis_name, image, text, positive, image_id):
   return _reduce_forward(rule, axis_name, image, text, positive, image_id)[0]
 
@@ -166,7 +167,7 @@ def _reduce_backward(rule, axis_name, residuals, cotangents):
 _reduce.defvjp(_reduce_forward, _reduce_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_gradient(0, 1)
 def _reduce_at_once(rule, axis_name, image, texts, positive, image_id):
   return _at_once_forward(rule, axis_name, image, texts, positive, image_id)[0]
 

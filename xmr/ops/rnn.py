@@ -15,7 +15,6 @@ each of D shards of the batch, and all shards run the same phases, so that a bat
 devices stays where it is.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float, Integer, Real
 
-from xmr.ops.arrays import Array
+from xmr.ops.arrays import Array, custom_gradient
 from xmr.ops.memory import zeros_after
 from xmr.ops.rnn_cells import CELLS
 from xmr.ops.rnn_slots import levels_of, pack, plan_of, sizes_of, unpack
@@ -271,7 +270,7 @@ def _forward(static, x, length, weights, save):
   ) if save else None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_gradient(0)
 def _core(static, x, length, weights):
   return _forward(static, x, length, weights, save=False)[0]
 

@@ -20,6 +20,7 @@ from xmr.fine_grained import report, table, two_stage
 from xmr.fine_grained.data import load, scale
 from xmr.fine_grained.scores import area_under_roc, both_directions
 from xmr.fine_grained.semantic_matching import logistic_regression, posteriors, semantic_matching
+from xmr.inspect.report import report as write_report
 
 WORDS = [f"word{i}" for i in range(24)]
 
@@ -385,3 +386,5 @@ def test_a_run_is_inspected_as_evaluation_sees_it(make_config, tmp_path):
   assert "wikipedia" in repr(run) and "best val/map" in repr(run)
   with pytest.raises(UserError, match="none of the 24 words of the graph"):
     run.encode_text("zebra")
+  page = write_report(folder, queries=1).read_text()
+  assert "wikipedia, split test: 18 images and 18 captions" in page and "t2i/map" in page

@@ -6,6 +6,20 @@ import math
 _HARDEST = ("max_of_hinges", "imc")
 
 
+# The fields that it fills in where they are 0.
+OPEN = (
+  "batch_size",
+  "epochs",
+  "steps",
+  "evaluate.epochs",
+  "evaluate.steps",
+  "optimizer.learning_rate",
+  "optimizer.warmup_steps",
+  "warmup.epochs",
+  "warmup.steps",
+)
+
+
 def by_size(config, captions, *, devices=1):
   """Returns a config whose open fields suit a set of so many training captions.
 

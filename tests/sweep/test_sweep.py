@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import small_run
 
+from xmr import config as config_lib
+from xmr import recipe
+from xmr.config import base_config
 from xmr.sweep import __main__ as sweep
 from xmr.sweep import table
 
@@ -238,3 +241,16 @@ def test_runs_of_a_task_that_counts_map_are_compared_by_it(tmp_path):
   assert "map" in text and "t2i/map" in text
   assert (tmp_path / "influence_loss_form.png").stat().st_size
   assert "i2t/map" in (tmp_path / "differences.csv").read_text()
+
+
+def test_a_run_whose_recipe_was_filled_in_is_finished(tmp_path):
+  config = base_config()
+  config.recipe, config.epochs, config.batch_size = "by_size", 0.0, 0
+  filled = config_lib.flat(recipe.by_size(config, 1000))
+  (tmp_path / "config.json").write_text(json.dumps(filled))
+  (tmp_path / "results.json").write_text("{}")
+  cell = sweep.Cell({}, 0, config, "own.py", {}, tmp_path)
+  sweep.check_folder(cell)
+  assert filled["batch_size"] and cell.finished()
+  config.batch_size = filled["batch_size"] + 8
+  assert not cell.finished()

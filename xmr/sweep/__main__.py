@@ -25,7 +25,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from xmr import command_line, home, interrupts
+from xmr import command_line, home, interrupts, recipe
 from xmr.config import same_results
 from xmr.errors import UserError, reported
 from xmr.fields import Section
@@ -59,11 +59,18 @@ class Cell:
     """True where the folder holds the results of just this config."""
     if not (self.folder / "results.json").is_file():
       return False
-    old, new = (
-      read_json(self.folder / "config.json"),
-      json.loads(json.dumps(flat(self.config))),
-    )
-    return same_results(old, new)
+    old = read_json(self.folder / "config.json")
+    return same_results(old, json.loads(json.dumps(self.asked(old))))
+
+  def asked(self, old):
+    """Returns the flat config; what the recipe leaves to the data is as the run in the folder has
+    it.
+    """
+    values = flat(self.config)
+    if values["recipe"] == "by_size":
+      open_fields = [key for key in recipe.OPEN if not values[key]]
+      values |= {key: old[key] for key in open_fields if key in old}
+    return values
 
 
 def define():
@@ -235,7 +242,7 @@ def check_folder(cell):
   if not path.is_file():
     return
   old = config_lib.flat(config_lib.from_flat(read_json(path), where=path))
-  different = config_lib.differences(old, flat(cell.config))
+  different = config_lib.differences(old, cell.asked(old))
   if different:
     raise UserError(
       f"{cell.folder} holds a run of another config ({'; '.join(different)}); give another "

@@ -60,6 +60,12 @@ def test_a_plan_names_memory_traffic_and_the_bound_of_every_program(run, capsys)
   assert found["config"]["model.dim"] == 16 and found["chip"]["name"] == "cpu"
 
 
+def test_a_recipe_is_filled_in_by_the_number_of_captions(run):
+  fields = ("--config.recipe=by_size", "--config.batch_size=0", "--config.epochs=0")
+  found = run(*fields, "--captions=640", "--images=128")
+  assert found["config"]["batch_size"] == found["programs"][0]["rows"] == 32
+
+
 def test_what_does_not_fit_ends_with_status_1_and_says_what_helps(run, capsys):
   flags = ["--config.loss.name=info_nce", "--config.batch_size=524288", "--captions=600000"]
   with pytest.raises(SystemExit, match="1"):

@@ -72,22 +72,26 @@ def main(argv):
 def plan(own, topology):
   """Compiles, prints and writes; returns whether every program fits."""
   from xmr import config as config_lib
+  from xmr import recipe
   from xmr.plan import programs, report
 
-  config_lib.validate(own.config)
-  if own.config.task != "retrieval":
-    raise UserError(f"config.task is {own.config.task!r}; expected retrieval")
-  command_line.keep_compiled(own.config.data.cache_dir)
+  config = own.config
+  config_lib.validate(config)
+  if config.task != "retrieval":
+    raise UserError(f"config.task is {config.task!r}; expected retrieval")
+  command_line.keep_compiled(config.data.cache_dir)
   sizes = programs.Sizes(**{name: own[name].value for name in COUNTS})
   devices = topologies.devices(topology)
+  if config.recipe == "by_size":
+    config = recipe.by_size(config, sizes.captions, devices=len(devices))
   found = []
   for program in programs.compiled(
-    own.config, topology, devices, sizes, say=lambda line: print(f"xmr: {line}", file=sys.stderr)
+    config, topology, devices, sizes, say=lambda line: print(f"xmr: {line}", file=sys.stderr)
   ):
     found.append(program)
-    print(report.shown(program, topology, own.config), flush=True)
+    print(report.shown(program, topology, config), flush=True)
   if own.json:
-    document = report.document(found, topology, own.config, argv=sys.argv)
+    document = report.document(found, topology, config, argv=sys.argv)
     pathlib.Path(own.json).write_text(json.dumps(document, indent=2) + "\n")
   return all(program.fits(topology.chip) for program in found)
 

@@ -11,6 +11,7 @@ from xmr.fields import field
 from xmr.losses import table as losses
 from xmr.mining import table as mining
 from xmr.models import table as models
+from xmr.models.fields import TOWERS
 
 BIG = 2**31 - 1  # more steps, rows or batches than anybody has
 ON = {"resumable": True}  # may change between two starts of a run
@@ -27,11 +28,7 @@ FIELDS = {
     choices=tasks.TASKS,
   ),
   "seed": field(0, "of all that is random", at_least=0, at_most=2**32 - 1),
-  "recipe": field(
-    "fixed",
-    "by_size: fields that are 0 suit the number of captions (xmr/recipe.py)",
-    choices=("fixed", "by_size"),
-  ),
+  "recipe": recipe.FIELD,
   "epochs": field(30.0, "length of training; 0 to count in steps", **EPOCHS, **ON),
   "steps": field(0, "or so many steps, with epochs=0", **STEPS, **ON),
   "batch_size": field(
@@ -194,6 +191,7 @@ FIELDS = {
   "picture": field(True, "retrieved.png at the end, and in TensorBoard at each validation", **ON),
   "init": field("", "workdir of another run whose best parameters this one starts from"),
 }
+FIELDS |= TOWERS
 
 
 # What may differ between a finished run and the run that is asked for: where it runs, not what it
@@ -334,8 +332,7 @@ def validate(config):
   """Raises UserError, naming the field, for any value that is wrong by itself or beside another
   field.
   """
-  if config.recipe == "by_size":
-    config = recipe.by_size(config, captions=1000)  # Any number: what is left open is no mistake.
+  config = recipe.example(config)
   values, fields = flat(config), declared(config)
   if missing := sorted(set(fields) - set(values)):
     raise UserError(f"config.task is {config.task!r}, but this config has no field {missing[0]}")

@@ -56,6 +56,8 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
       batch_size=size,
       image_size=config.data.image_size,
       resize=config.data.resize,
+      fit=config.data.fit,
+      interpolation=config.data.interpolation,
       workers=config.data.workers,
       **shard,
     )

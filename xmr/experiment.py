@@ -11,17 +11,17 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
-from xmr import checkpoint, data, home, losses, models, optim, parallel, recipe
+from xmr import checkpoint, data, finetune, home, losses, models, optim, parallel, recipe
 from xmr import config as config_lib
 from xmr.data import pipeline
 from xmr.data import text as words
 from xmr.errors import UserError
-from xmr.interop import weights
+from xmr.interop import subwords
 from xmr.ops.alignment import Tokens
-from xmr.run_folder import begun, check_data, check_folder, check_length
+from xmr.run_folder import begun, check_data, check_folder, check_length, imported
+from xmr.starting import starting_values
 
 
 @dataclasses.dataclass
@@ -77,6 +77,7 @@ class Experiment:
       length=self.length,
       image_size=data_config.image_size,
       min_area=data_config.min_area,
+      interpolation=data_config.interpolation,
       one_caption_per_image=data_config.one_caption_per_image,
       shard_index=jax.process_index(),
       shard_count=jax.process_count(),
@@ -100,6 +101,8 @@ def prepare(config, workdir, *, eval_only=False):
     UserError: anything wrong, before a training step is compiled.
   """
   home.expand(config)
+  if config.recipe == "imported":
+    config = recipe.imported(config, workdir if imported(workdir) else config.init)
   config_lib.validate(config)
   mesh = parallel.mesh()
   loss, warmup_loss = losses_of(config, mesh)
@@ -112,6 +115,7 @@ def prepare(config, workdir, *, eval_only=False):
     say(recipe.line(config, captions))
   check_folder(config, workdir)
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
+  check_chunks(config, mesh)
   if splits is None:
     splits, digests = loaded(config, workdir)
   steps_per_epoch = pipeline.steps_per_epoch(
@@ -129,16 +133,22 @@ def prepare(config, workdir, *, eval_only=False):
     vocabulary_size=None if vocabulary is None else len(vocabulary),
     word_vectors=vectors,
   )
-  variables = starting_values(config, model, splits["train"], vocabulary, shapes_only=eval_only)
+  variables = starting_values(
+    config,
+    model,
+    splits["train"],
+    vocabulary,
+    length=length if isinstance(vocabulary, data.Subwords) else 4,
+    shapes_only=eval_only,
+  )
   if loss.learned:
     variables["params"]["loss"] = loss.start()
-  frozen = () if config.model.image.trainable else ("^image_encoder/backbone/",)
   transform, rates = optim.make(
     config.optimizer,
     variables["params"],
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
-    frozen=frozen,
+    frozen=finetune.frozen(config.model, variables["params"]),
   )
   if loss.learned:
     transform = optax.chain(transform, loss.projection())
@@ -162,6 +172,22 @@ def prepare(config, workdir, *, eval_only=False):
       config.warmup, steps_per_epoch, name="config.warmup.", optional=True
     ),
   )
+
+
+def check_chunks(config, mesh):
+  """Raises UserError where a batch has no equal parts, or its parts are no batch to BatchNorm."""
+  if config.batch_chunks == 1:
+    return
+  if config.batch_size % (config.batch_chunks * mesh.size):
+    raise UserError(
+      f"config.batch_chunks is {config.batch_chunks}; expected a divisor of the "
+      f"{config.batch_size // mesh.size} rows per device of config.batch_size"
+    )
+  if config.model.image.get("batch_norm") == "released":
+    raise UserError(
+      "config.batch_chunks needs config.model.image.batch_norm=frozen: statistics of a part are "
+      "not those of the batch"
+    )
 
 
 def say(line):
@@ -277,7 +303,8 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
   """Returns (Vocabulary, words per caption, GloVe matrix or None), or three None for text features.
 
   The vocabulary of a run that is already there, or of the one that this one starts from, is that
-  of its checkpoint, not counted again: an imported run brings its authors'.
+  of its checkpoint, not counted again: an imported run brings its authors'. Subwords stand in its
+  place where a run was made of a pretrained tower, or config.vocabulary.tokenizer names a folder.
   """
   if config.data.text != "words":
     return None, None, None
@@ -285,13 +312,24 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
   # Not vocabulary.json, which anybody may have edited: row i of the word vectors is word i of this.
   counted = checkpoint.record(source)["vocabulary"] if source else None
   if counted is not None:
-    vocabulary = data.Vocabulary.from_json(json.dumps(counted))
-    if source == config.init:
+    vocabulary = data.vocabulary_from_json(json.dumps(counted), prompt=config.data.prompt)
+    if source == config.init and isinstance(vocabulary, data.Vocabulary):
       vocabulary = extended(vocabulary, config, splits)
+  elif config.vocabulary.tokenizer:
+    content = subwords.read_for(
+      config.vocabulary.tokenizer,
+      encoder=config.model.text.name,
+      context=config.model.text.get("positions") or config.data.max_length,
+    )
+    vocabulary = data.Subwords(content, prompt=config.data.prompt)
   else:
     vocabulary = data.build_vocabulary(
       splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits
     )
+  if isinstance(vocabulary, data.Subwords):
+    if config.vocabulary.glove:
+      raise UserError("config.vocabulary.glove has vectors of words; this run has a tokenizer")
+    return vocabulary, vocabulary.length(config.data.max_length), None
   longest = splits["train"].max_length()
   # Columns of nothing but <pad> would be computed at each step.
   length = min(config.data.max_length or longest, longest)
@@ -332,67 +370,3 @@ def extended(vocabulary, config, splits):
     )
   say(line)
   return vocabulary
-
-
-def starting_values(config, model, split, vocabulary, *, shapes_only=False):
-  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbone's
-  weights filled in.
-  """
-  example = next(
-    pipeline.train_batches(
-      split,
-      batch_size=1,
-      seed=0,
-      vocabulary=vocabulary,
-      length=4,
-      image_size=config.data.image_size,
-    )
-  )
-  inputs = jax.random.key(config.seed), {k: jnp.asarray(v) for k, v in example.items()}
-  if shapes_only or config.init:
-    variables = jax.eval_shape(model.init, *inputs)
-    if shapes_only:
-      return variables
-    _, other, _ = checkpoint.load(config.init)
-    if config.vocabulary.extend:
-      fresh = jax.device_get(jax.jit(model.init)(*inputs))
-      other = with_new_rows(other, fresh)
-    return replace(variables, other, where=config.init)
-  variables = jax.device_get(jax.jit(model.init)(*inputs))
-  if config.model.image.weights:
-    variables = weights.load_backbone(config.model.image.weights, variables)
-  return variables
-
-
-def with_new_rows(other, fresh):
-  """Returns another run's values whose word embedding has fresh rows after its own, as many as an
-  extended vocabulary needs.
-  """
-  theirs, mine = checkpoint.flatten(other), checkpoint.flatten(fresh)
-  for name, rows in mine.items():
-    old = theirs.get(name)
-    if name.endswith("text_encoder.embedding") and old is not None:
-      if old.shape[1:] == rows.shape[1:] and len(old) < len(rows):
-        theirs[name] = np.concatenate([old, rows[len(old) :]])
-  return checkpoint.unflatten(theirs, fresh)
-
-
-def replace(variables, other, *, where):
-  """Returns the variables with another run's values, of which every one must be there in the same
-  shape.
-
-  Raises:
-    UserError: a parameter is missing or has another shape.
-  """
-  mine, theirs = checkpoint.flatten(variables), checkpoint.flatten(other)
-  wrong = [
-    f"{name} is {np.shape(theirs[name]) if name in theirs else 'missing'}, expected "
-    f"{np.shape(value)}"
-    for name, value in mine.items()
-    if np.shape(theirs.get(name)) != np.shape(value) or name not in theirs
-  ]
-  if wrong:
-    raise UserError(
-      f"config.init: the run {where} does not fit this model: {'; '.join(wrong[:10])}"
-    )
-  return checkpoint.unflatten(theirs, variables)

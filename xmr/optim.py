@@ -7,6 +7,7 @@ import re
 import jax
 import optax
 
+from xmr import finetune
 from xmr.errors import UserError
 
 
@@ -79,7 +80,11 @@ def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
   """
   rates = schedule(optimizer, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
   multipliers = tuple((p, f) for p, f in optimizer.multipliers)
-  scale = factors(params, multipliers)
+  scale = jax.tree.map(
+    lambda one, other: one * other,
+    factors(params, multipliers),
+    finetune.factors(params, optimizer.layer_decay),
+  )
   names = paths(params)
 
   def kernels(tree):
@@ -106,7 +111,7 @@ def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
   transform = optax.chain(*parts)
   if any(label == "frozen" for label in jax.tree.leaves(labels)):
     transform = optax.multi_transform({"trained": transform, "frozen": optax.set_to_zero()}, labels)
-  if multipliers:
+  if multipliers or optimizer.layer_decay != 1:
     transform = optax.chain(
       transform,
       optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, scale)),

@@ -1,6 +1,18 @@
-"""What suits a number of captions, where a config leaves it open."""
+"""Fields that a config leaves open: what suits a number of captions, or imported weights."""
 
+import json
 import math
+import pathlib
+
+from xmr.errors import UserError
+from xmr.fields import field
+
+FIELD = field(
+  "fixed",
+  "by_size: fields that are 0 suit the number of captions; imported: encoders and images are those "
+  "of imported weights (xmr/recipe.py)",
+  choices=("fixed", "by_size", "imported"),
+)
 
 # Losses that a model from scratch collapses under without easier epochs before them.
 _HARDEST = ("max_of_hinges", "imc")
@@ -70,3 +82,67 @@ def line(config, captions):
 
 def _every(section):
   return f"{section.steps:,} steps" if section.steps else f"{section.epochs:g} epochs"
+
+
+def imported(config, folder):
+  """Returns a config whose encoders and images are those of imported weights.
+
+  All fields of the encoders that the weights fix are taken, and how images are resized. Open are,
+  where they are 0: data.image_size and data.resize; other sizes interpolate position embeddings.
+  A temperature or bias of the loss that has its default starts at the weights' own.
+
+  Args:
+    config: ConfigDict with recipe "imported".
+    folder: made by python -m xmr.import_run --pretrained, or None.
+  Returns:
+    ConfigDict, locked; `config` is not changed.
+  Raises:
+    UserError: no such folder, or one without settings.
+  """
+  path = pathlib.Path(folder or ".") / "source.json"
+  found = json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
+  if "settings" not in found:
+    raise UserError(
+      f'config.recipe is "imported", but {folder or "config.init"} was not made by python -m '
+      "xmr.import_run --pretrained; give such a folder as config.init, or as --workdir with "
+      "--eval_only"
+    )
+  settings = found["settings"]
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    if config.data.image_size and not config.data.resize:
+      # The same share of an image as in training.
+      share = settings["data.resize"] / settings["data.image_size"]
+      config.data.resize = round(config.data.image_size * share)
+    config = filled(config, settings)
+    # What is filled in stays, wherever that folder goes.
+    config.recipe = "fixed"
+    defaults = type(config.loss)()
+    defaults.name = config.loss.name
+    for name, value in found["loss"].items():
+      if value is not None and name in config.loss and config.loss[name] == defaults[name]:
+        config.loss[name] = value
+  return config
+
+
+def filled(config, settings):
+  """Returns a config with the values of a flat dict, but for an image size that it sets itself."""
+  config = config.copy_and_resolve_references()
+  open_fields = ("data.image_size", "data.resize")
+  values = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in settings.items()
+    if key not in open_fields or not config.data[key.removeprefix("data.")]
+  }
+  with config.unlocked():
+    config.update_from_flattened_dict(values)
+  return config
+
+
+def example(config):
+  """Returns a config with any values in its open fields, which are no mistake."""
+  if config.recipe == "by_size":
+    return by_size(config, captions=1000)
+  if config.recipe == "imported":
+    return filled(config, {"data.image_size": 224, "data.resize": 224})
+  return config

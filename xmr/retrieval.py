@@ -64,6 +64,8 @@ def stage(experiment):
       miner=miner,
       match=config.match,
       seed=config.seed,
+      chunks=config.batch_chunks,
+      ema=config.evaluate.ema,
     )
     return train.Phase(name, until, step)
 
@@ -72,7 +74,9 @@ def stage(experiment):
     name="retrieval",
     workdir=e.workdir,
     config=config,
-    initial=lambda: train.create_train_state(e.variables, e.transform, mesh=e.mesh, bank=bank),
+    initial=lambda: train.create_train_state(
+      e.variables, e.transform, mesh=e.mesh, bank=bank, averaged=config.evaluate.ema > 0
+    ),
     phases=(
       phase(config.warmup.loss, warmup, e.warmup_loss),
       phase(config.loss.name, e.total_steps, e.loss),

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from xmr import checkpoint, parallel, tasks
+from xmr.chunks import encoded
 from xmr.errors import UserError
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
@@ -34,6 +35,7 @@ class TrainState:
   batch_stats: Any  # {} without BatchNorm
   opt_state: Any
   bank: Any = None  # embeddings of the training set, where mining.scope is bank
+  average: Any = None  # of the parameters, where config.evaluate.ema is set
 
   @property
   def variables(self):
@@ -43,9 +45,14 @@ class TrainState:
       **({"batch_stats": self.batch_stats} if self.batch_stats else {}),
     }
 
+  @property
+  def scored(self):
+    """The state as it is scored: with the average of its parameters where there is one."""
+    return self if self.average is None else self.replace(params=self.average)
+
 
 def embed_and_compare(
-  params, state, batch, pool, *, model, loss, miner=None, match="image_id", seed=0
+  params, state, batch, pool, *, model, loss, miner=None, match="image_id", seed=0, chunks=1
 ):
   """The objective of retrieval: encode, mine, loss.
 
@@ -59,6 +66,7 @@ def embed_and_compare(
     match: "image_id": captions of one image are never its negatives; "pair": only the pair itself
       is a match (released).
     seed: int, of dropout and random mining.
+    chunks: int, parts in which the batch is encoded, see chunks.encoded.
   Returns:
     (loss [], (terms, what changes in the state beside the parameters)).
   """
@@ -68,13 +76,8 @@ def embed_and_compare(
     owner = batch["image_id"]
     same = owner[:, None] == owner[None, :]
   variables = {**state.variables, "params": params}
-  (image, text), updated = model.apply(
-    variables,
-    batch,
-    train=True,
-    rngs={"dropout": dropout},
-    mutable=["batch_stats"],
-    method="tokens" if loss.tokens else "__call__",
+  image, text, batch_stats = encoded(
+    model, variables, batch, chunks=chunks, key=dropout, tokens=loss.tokens
   )
   tensors = {"image": image, "text": text, "match": same, "image_id": owner}
   bank = state.bank
@@ -82,10 +85,10 @@ def embed_and_compare(
     negatives, bank = miner(variables, batch, tensors, pool, bank, step=state.step, key=mined)
     tensors |= negatives
   value, terms = loss.of(tensors, params.get("loss"))
-  return value, (terms, {"batch_stats": updated.get("batch_stats", {}), "bank": bank})
+  return value, (terms, {"batch_stats": batch_stats, "bank": bank})
 
 
-def train_step(state, batch, pool, *, transform, objective=embed_and_compare, **settings):
+def train_step(state, batch, pool, *, transform, objective=embed_and_compare, ema=0.0, **settings):
   """One step of any stage: objective, gradient, update.
 
   Args:
@@ -95,7 +98,8 @@ def train_step(state, batch, pool, *, transform, objective=embed_and_compare, **
     transform: optax.GradientTransformation.
     objective: function (params, state, batch, pool, **settings) -> (loss, (terms, changes of the
       state)).
-    settings: of the objective: for retrieval `model`, `loss`, `miner`, `match`, `seed`.
+    ema: decay of state.average, where there is one: ema average + (1 - ema) parameters.
+    settings: of the objective: for retrieval `model`, `loss`, `miner`, `match`, `seed`, `chunks`.
   Returns:
     (TrainState, terms): terms a dict of [] float32: loss, its named terms, norms of gradient,
     parameters and update.
@@ -105,6 +109,9 @@ def train_step(state, batch, pool, *, transform, objective=embed_and_compare, **
   )
   updates, opt_state = transform.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  if state.average is not None:
+    average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.average, params)
+    changes = {**changes, "average": average}
   terms = {
     "loss": value,
     **terms,
@@ -126,12 +133,18 @@ def compiled(*, options=None, **settings):
   )
 
 
-def create_train_state(variables, transform, *, mesh, bank=None):
-  """Returns the state of step 0 on all devices of the mesh, from host variables."""
+def create_train_state(variables, transform, *, mesh, bank=None, averaged=False):
+  """Returns the state of step 0 on all devices of the mesh, from host variables; `averaged` adds
+  the average of its parameters.
+  """
   variables = parallel.replicate(mesh, variables)
   opt_state = jax.jit(transform.init, out_shardings=parallel.replicated(mesh))(variables["params"])
   step = parallel.replicate(mesh, np.zeros((), np.int32))
-  return TrainState(step, variables["params"], variables.get("batch_stats", {}), opt_state, bank)
+  # A copy: a step uses up the state that it is given, and may not be given a buffer twice.
+  average = jax.tree.map(jax.numpy.copy, variables["params"]) if averaged else None
+  return TrainState(
+    step, variables["params"], variables.get("batch_stats", {}), opt_state, bank, average
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +280,7 @@ def fit(stage, stop):
       if saving:
         begun = time.perf_counter()
         checkpoints.save(
-          step, params=state.params, state=rest(state), score=score, run=stage.record(best)
+          step, params=state.scored.params, state=rest(state), score=score, run=stage.record(best)
         )
         writer.scalars(step, {"seconds/checkpoint": time.perf_counter() - begun})
         journal.restart()
@@ -311,13 +324,14 @@ def divides(every, step):
 
 
 def rest(state):
-  """What a checkpoint holds of a state beside the parameters."""
-  return {
+  """What a checkpoint holds of a state beside the parameters that are scored."""
+  result = {
     "step": state.step,
     "batch_stats": state.batch_stats,
     "opt_state": state.opt_state,
     "bank": state.bank,
   }
+  return result if state.average is None else result | {"params": state.params}
 
 
 def restore(stage, checkpoints):
@@ -328,14 +342,16 @@ def restore(stage, checkpoints):
   restored = checkpoints.latest(state.params, rest(state))
   if restored is None:
     return state, {"score": None, "step": None}
-  _, params, others, run = restored
-  return TrainState(params=params, **others), run["best"]
+  _, scored, others, run = restored
+  if state.average is None:
+    return TrainState(params=scored, **others), run["best"]
+  return TrainState(average=scored, **others), run["best"]
 
 
 def validated(stage, state, best, writer, journal):
   """Scores a state, writes what was found, and returns (score that selects, best so far)."""
   begun, step = time.perf_counter(), int(state.step)
-  found = stage.validate(state)
+  found = stage.validate(state.scored)
   if best["score"] is None or found.score > best["score"]:
     best = {"score": found.score, "step": step}
   values = {f"val/{name}": value for name, value in found.metrics.items()}

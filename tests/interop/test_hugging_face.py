@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+from xmr.data.subwords import Subwords
 from xmr.errors import UserError
 from xmr.interop import hugging_face
-from xmr.interop.subwords import Subwords
 from xmr.models.text_tower import TextTower
 from xmr.models.vit import ImageTower
 

@@ -32,10 +32,12 @@ def config(image="linear", text="linear", **fields):
     "batch_norm": "frozen",
     "remat": False,
   }
+  tower = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 16, "positions": 5, "patch": 16}
+  tower |= {"grid": 4, "project": True}
   model = ml_collections.ConfigDict({"dim": 16, "normalize": "l2", "dtype": "float32"})
-  model.image = ml_collections.ConfigDict({**section, "name": image})
+  model.image = ml_collections.ConfigDict({**section, **tower, "name": image})
   model.text = ml_collections.ConfigDict(
-    {**section, "name": text, "input_norm": False, "word_dim": 12, "readout": "last"},
+    {**section, **tower, "name": text, "input_norm": False, "word_dim": 12, "readout": "last"},
     type_safe=False,
   )
   for key, value in fields.items():
@@ -106,12 +108,14 @@ def test_every_image_encoder_builds_and_gives_unit_shapes(name):
 def test_every_encoder_of_words_builds_with_and_without_word_vectors(name):
   inputs = {
     "image": np.ones((2, 9), np.float32),
-    "text": np.array([[1, 4, 2], [1, 5, 2]], np.int32),
+    "text": np.array([[1, 4, 2, 0, 0], [1, 5, 2, 0, 0]], np.int32),
     "text_length": np.array([3, 3], np.int32),
   }
   vectors = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
   for given in (None, vectors):
-    model = build(config(text=name), vocabulary_size=20, word_vectors=given)
+    # MPNet counts positions from behind its padding id.
+    longest = {"text__positions": 7} if name == "mpnet" else {}
+    model = build(config(text=name, **longest), vocabulary_size=20, word_vectors=given)
     image, text = model.init_with_output(jax.random.key(0), inputs)[0]
     assert image.shape == text.shape == (2, 16)
     np.testing.assert_allclose(np.linalg.norm(text, axis=-1), 1, atol=1e-5)

@@ -1,12 +1,25 @@
 """Datasets: `load(config)` gives the splits, `xmr.data.pipeline` their batches."""
 
+import json
+
 from xmr.data import karpathy, labelled, own, scenes
 from xmr.data.digest import digests
 from xmr.data.split import Split, Splits
+from xmr.data.subwords import Subwords
 from xmr.data.text import Vocabulary
 from xmr.errors import UserError
 
-__all__ = ["DATASETS", "Split", "Splits", "Vocabulary", "build_vocabulary", "digests", "load"]
+__all__ = [
+  "DATASETS",
+  "Split",
+  "Splits",
+  "Subwords",
+  "Vocabulary",
+  "build_vocabulary",
+  "digests",
+  "load",
+  "vocabulary_from_json",
+]
 
 # config.data.name -> function of a config that returns {"train": Split, "val": Split, "test":
 # Split}.
@@ -58,3 +71,22 @@ def build_vocabulary(splits, *, min_count=4, source="train"):
   if not set(names) <= set(splits):
     raise UserError(f"the data has only the splits {', '.join(splits)}; a vocabulary needs train")
   return Vocabulary.build((tokens for name in names for tokens in splits[name].tokens), min_count)
+
+
+def vocabulary_from_json(text, *, prompt=""):
+  """Returns the Vocabulary or Subwords of a run's vocabulary.json.
+
+  Args:
+    text: what `to_json` wrote.  prompt: config.data.prompt, see Subwords.
+  Raises:
+    UserError: another content, or a prompt for a Vocabulary, whose words are of captions alone.
+  """
+  try:
+    content = json.loads(text)
+  except ValueError as error:
+    raise UserError(f"vocabulary is no JSON: {error}") from None
+  if isinstance(content, dict) and "tokenizer" in content:
+    return Subwords(content, prompt=prompt)
+  if prompt:
+    raise UserError("config.data.prompt is for runs with a tokenizer; this one has a vocabulary")
+  return Vocabulary.from_json(text)

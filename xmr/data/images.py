@@ -83,18 +83,26 @@ def _open(content, name):
   return image
 
 
-def train_crop(image, rng, *, size, min_area=0.08):
+INTERPOLATIONS = {
+  "bilinear": Image.Resampling.BILINEAR,
+  "bicubic": Image.Resampling.BICUBIC,
+}
+FITS = ("crop", "crop_floor", "stretch")
+
+
+def train_crop(image, rng, *, size, min_area=0.08, interpolation="bilinear"):
   """Returns a random part of an image at a fixed size, mirrored half of the time.
 
   The part covers min_area to 1 of the area (uniform) with a width 3/4 to 4/3 of its height (uniform
   in the logarithm), ten attempts, then the largest centred part with an allowed ratio; antialiased
-  bilinear resize.
+  resize.
 
   Args:
     image: RGB PIL image.
     rng: numpy Generator.
     size: int, side of the result.
     min_area: float, 0.08 as released; scenes of a few small shapes want more.
+    interpolation: key of INTERPOLATIONS.
   Returns:
     [size, size, 3] uint8.
   References:
@@ -102,7 +110,7 @@ def train_crop(image, rng, *, size, min_area=0.08):
     and IMC; the random numbers are our own.
   """
   crop = image.crop(_random_box(image.width, image.height, rng, min_area)).resize(
-    (size, size), Image.Resampling.BILINEAR
+    (size, size), INTERPOLATIONS[interpolation]
   )
   if rng.random() < 0.5:
     crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -127,14 +135,17 @@ def _random_box(width, height, rng, min_area):
   return left, top, left + w, top + h
 
 
-def eval_crop(image, *, resize, size):
-  """Returns the centre of an image whose shorter side was brought to `resize`, antialiased
-  bilinear.
+def eval_crop(image, *, resize, size, fit="crop", interpolation="bilinear"):
+  """Returns an image as evaluation sees it, after an antialiased resize.
 
   Args:
     image: RGB PIL image.
     resize: int, pixels of the shorter side before the crop.
     size: int, side of the result, at most resize.
+    fit: "crop": the centre, as torchvision cuts it; "crop_floor": the centre as Hugging Face's
+      processors cut it, half a pixel to the left and to the top where the border is odd; "stretch":
+      the whole image, its sides brought to `size` each (SigLIP).
+    interpolation: key of INTERPOLATIONS.
   Returns:
     [size, size, 3] uint8.
   Raises:
@@ -142,17 +153,21 @@ def eval_crop(image, *, resize, size):
   References:
     torchvision Resize(256) and CenterCrop(224), as released by VSE++ and IMC.
   """
+  method = INTERPOLATIONS[interpolation]
+  if fit == "stretch":
+    return np.asarray(_resized(image, (size, size), method))
   if size > resize:
     raise UserError(
       f"config.data.image_size is {size}; expected at most config.data.resize, {resize}"
     )
-  image = shorter_side(image, resize)
-  left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+  image = shorter_side(image, resize, method)
+  centre = round if fit == "crop" else int
+  left, top = centre((image.width - size) / 2), centre((image.height - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def shorter_side(image, size):
-  """Returns a PIL image whose shorter side was brought to `size` pixels, antialiased bilinear; the
+def shorter_side(image, size, method=Image.Resampling.BILINEAR):
+  """Returns a PIL image whose shorter side was brought to `size` pixels, antialiased; the
   longer one is cut to whole pixels, as torchvision's Resize does.
   """
   short, long = min(image.size), max(image.size)
@@ -161,4 +176,13 @@ def shorter_side(image, size):
   # In whole numbers: size / short, rounded first, loses a pixel at some sizes.
   other = size * long // short
   shape = (size, other) if image.width <= image.height else (other, size)
-  return image.resize(shape, Image.Resampling.BILINEAR)
+  return _resized(image, shape, method)
+
+
+def _resized(image, shape, method):
+  """Returns a PIL image of another shape (width, height)."""
+  if method is Image.Resampling.BICUBIC:
+    # Rows before columns, as torchvision; Pillow takes the cheaper order first, and what the first
+    # pass overshoots is cut off: up to 5 of 255 apart.
+    image = image.resize((shape[0], image.height), method)
+  return image.resize(shape, method)

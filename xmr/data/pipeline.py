@@ -5,7 +5,6 @@ import mmap
 import numpy as np
 
 from xmr.data import images
-from xmr.data.text import encode_all
 from xmr.data.workers import iterate
 from xmr.errors import UserError
 
@@ -43,6 +42,7 @@ def train_batches(
   length=None,
   image_size=224,
   min_area=0.08,
+  interpolation="bilinear",
   one_caption_per_image=False,
   shard_index=0,
   shard_count=1,
@@ -65,6 +65,7 @@ def train_batches(
     length: int L, words per caption with <start> and <end>; None: the longest of the split.
     image_size: int S, pixels of a side.
     min_area: float, share of an image that a random crop covers at least.
+    interpolation: of the resize, see images.INTERPOLATIONS.
     one_caption_per_image: True: a batch holds an image once and an epoch one random caption of
       each.
     shard_index, shard_count: int, this process and their number; it gets its B / shard_count
@@ -90,7 +91,7 @@ def train_batches(
     batch_size=batch_size,
     seed=seed % (1 << 64),
     one_caption_per_image=one_caption_per_image,
-    pictures=_Images(split, image_size=image_size, min_area=min_area),
+    pictures=_Images(split, image_size=image_size, min_area=min_area, interpolation=interpolation),
     captions=_Captions(split, vocabulary, length),
   )
   return iterate(source, workers if split.image_features is None else 0, prefetch)
@@ -102,6 +103,8 @@ def image_batches(
   batch_size,
   image_size=224,
   resize=256,
+  fit="crop",
+  interpolation="bilinear",
   shard_index=0,
   shard_count=1,
   workers=0,
@@ -111,13 +114,15 @@ def image_batches(
   crops.
 
   Args:
-    As in train_batches; resize: int, shorter side before the crop.
+    As in train_batches; resize: int, shorter side before the crop; fit: see images.eval_crop.
   Returns:
     iterator of {"image", "image_mask" (regions with a mask only), "image_id", "row", "label" (where
     there are categories)}; row: [b] int32,
     row of the split. Every batch is full: the last repeats the last image with row -1.
   """
-  pictures = _Images(split, image_size=image_size, resize=resize)
+  pictures = _Images(
+    split, image_size=image_size, resize=resize, fit=fit, interpolation=interpolation
+  )
   source = _EvalBatches(
     _shard(batch_size, shard_index, shard_count), batch_size, len(split.image_id), pictures
   )
@@ -174,12 +179,13 @@ def _generator(seed, stream, *position):
 class _Images:
   """Images or their features by row of the split."""
 
-  def __init__(self, split, *, image_size, resize=None, min_area=None):
+  def __init__(self, split, *, image_size, interpolation, resize=None, fit="crop", min_area=None):
     if split.pixels is None and split.image_features is None:
       raise UserError(
         f"split {split.name} has no images: expected config.data.image to be pixels or features"
       )
-    if resize is not None and split.image_features is None and image_size > resize:
+    cropped = resize is not None and fit != "stretch"
+    if cropped and split.image_features is None and image_size > resize:
       raise UserError(
         f"config.data.image_size is {image_size}; expected at most config.data.resize, {resize}"
       )
@@ -191,6 +197,7 @@ class _Images:
       min_area,
     )
     self.image_id, self.label = split.image_id, split.label
+    self.fit, self.interpolation = fit, interpolation
 
   def __call__(self, rows, generator=None):
     """Returns the batch fields of some rows; generator(i) gives the random numbers of the crop of
@@ -208,10 +215,20 @@ class _Images:
     for index, row in enumerate(rows):
       image = images.decode(self.pixels[row], name=self.names[row])
       if generator is None:
-        batch["image"][index] = images.eval_crop(image, resize=self.resize, size=self.size)
+        batch["image"][index] = images.eval_crop(
+          image,
+          resize=self.resize,
+          size=self.size,
+          fit=self.fit,
+          interpolation=self.interpolation,
+        )
       else:
         batch["image"][index] = images.train_crop(
-          image, generator(index), size=self.size, min_area=self.min_area
+          image,
+          generator(index),
+          size=self.size,
+          min_area=self.min_area,
+          interpolation=self.interpolation,
         )
     return batch
 
@@ -235,9 +252,7 @@ class _Captions:
     if self.features is None:
       if vocabulary is None:
         raise ValueError(f"split {split.name} has captions as words; expected a vocabulary")
-      self.text, self.text_length = encode_all(
-        split.tokens, vocabulary, length=length or split.max_length()
-      )
+      self.text, self.text_length = vocabulary.encode_split(split, length=length)
 
   def __call__(self, rows):
     batch = {"text_id": self.text_id[rows], "image_id": self.image_id[self.image_of_text[rows]]}

@@ -191,6 +191,22 @@ class Vocabulary:
     """Returns the numbers of <start>, the tokens (<unk> for strangers) and <end>."""
     return [START, *(self._number.get(token, UNKNOWN) for token in tokens), END]
 
+  def encode_batch(self, texts):
+    """Returns (text, text_length) of texts that a user gives; UserError: one without a word."""
+    tokens = [tokenize(text) for text in texts]
+    for place, found in enumerate(tokens):
+      if not found:
+        raise UserError(f"text {place} is empty; expected words")
+    longest = max(map(len, tokens)) + 2
+    # Few different lengths, as each is compiled; what lies behind the end is masked.
+    return encode_all(tokens, self, length=longest + -longest % 16)
+
+  def encode_split(self, split, *, length=None):
+    """Returns (text, text_length) of the captions of a Split, see encode_all; length None is that
+    of its longest.
+    """
+    return encode_all(split.tokens, self, length=length or split.max_length())
+
   def __len__(self):
     return len(self.words)
 

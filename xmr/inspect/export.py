@@ -3,24 +3,59 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import safetensors.numpy
 
 from xmr import checkpoint
 from xmr import config as config_lib
 from xmr.checkpoint import digests
-from xmr.data import Vocabulary
+from xmr.data import vocabulary_from_json
 from xmr.errors import UserError
 from xmr.files import read_json, write_arrays
+from xmr.models import lora
 
 EXPORT = "model.safetensors"
 
 
+def merged(run):
+  """Returns (variables, flat config) of a run, its adapters added to the weights."""
+  flat, variables = config_lib.flat(run.config), run.variables
+  if lora.ADAPTERS not in variables["params"]:
+    return variables, flat
+  scale = flat["model.lora.alpha"] / flat["model.lora.rank"]
+  params = jax.tree.map(np.asarray, lora.merged(variables["params"], scale=scale))
+  return {**variables, "params": params}, flat | {"model.lora.rank": 0}
+
+
+def arrays_of(variables):
+  """Returns {name: array} as model.safetensors has it: "params.image_encoder.projection.kernel"."""
+  return {name: np.asarray(x, order="C") for name, x in checkpoint.flatten(variables).items()}
+
+
+def adapters(run, path):
+  """Writes the adapters of a run alone into a safetensors file, a few megabytes.
+
+  Raises:
+    UserError: the run has none.
+  """
+  found = run.variables["params"].get(lora.ADAPTERS)
+  if found is None:
+    raise UserError(f"{run.workdir} has no adapters; expected a run with config.model.lora.rank")
+  arrays = arrays_of(found)
+  config = run.config.model.lora
+  settings = {"rank": str(config.rank), "alpha": str(config.alpha), "init": run.config.init}
+  safetensors.numpy.save_file(arrays, path, metadata={"format": "xmr adapters", **settings})
+
+
 def write(run, folder):
-  """Writes model.safetensors, config.json, vocabulary.json and run.json; returns their folder."""
+  """Writes model.safetensors, config.json, vocabulary.json and run.json; returns their folder.
+  Adapters are merged.
+  """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  arrays = {name: np.asarray(x, order="C") for name, x in checkpoint.flatten(run.variables).items()}
+  variables, flat = merged(run)
+  arrays = arrays_of(variables)
   words = None if run.vocabulary is None else json.loads(run.vocabulary.to_json())
   safetensors.numpy.save_file(
     arrays,
@@ -37,7 +72,7 @@ def write(run, folder):
     for name, (steps, values) in run.metrics.items()
   }
   contents = {
-    "config.json": config_lib.flat(run.config),
+    "config.json": flat,
     "run.json": {"step": run.step, "metrics": curves},
   }
   if words is not None:
@@ -60,7 +95,10 @@ def read(folder):
   try:
     path = folder / "vocabulary.json"
     words = read_json(path) if path.exists() else None
-    vocabulary = None if words is None else Vocabulary.from_json(json.dumps(words))
+    flat = read_json(folder / "config.json")
+    vocabulary = None
+    if words is not None:
+      vocabulary = vocabulary_from_json(json.dumps(words), prompt=flat.get("data.prompt", ""))
     record = read_json(folder / "run.json")
     metrics = {
       name: (np.array(steps), np.array(values, float))
@@ -84,4 +122,4 @@ def read(folder):
   except Exception as error:  # Whatever a damaged file makes its reader raise.
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     raise UserError(f"{folder} is no export of a run: {reason}") from None
-  return step, checkpoint.nest(arrays), vocabulary, metrics, read_json(folder / "config.json")
+  return step, checkpoint.nest(arrays), vocabulary, metrics, flat

@@ -5,7 +5,7 @@ import pathlib
 
 from xmr import checkpoint, tasks
 from xmr import config as config_lib
-from xmr.data import Vocabulary
+from xmr.data import vocabulary_from_json
 from xmr.errors import UserError
 from xmr.inspect import export
 from xmr.inspect.kept import curves, inputs_of
@@ -21,7 +21,9 @@ def load(workdir, step="best"):
       raise UserError(f'step is {step!r}; expected "best", "latest" or a number')
     step, variables, record = checkpoint.load(folder, step)
     flat, words = record["config"], record["vocabulary"]
-    vocabulary = None if words is None else Vocabulary.from_json(json.dumps(words))
+    vocabulary = None
+    if words is not None:
+      vocabulary = vocabulary_from_json(json.dumps(words), prompt=flat.get("data.prompt", ""))
     metrics = curves(folder / "metrics.jsonl")
   config = config_lib.from_flat(flat, where=folder / "config.json")
   return tasks.module(config.task).Run(

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from xmr import checkpoint, encode, models, parallel
 from xmr import config as config_lib
 from xmr.data import features, images
-from xmr.data.text import encode_all, tokenize
-from xmr.errors import UserError
+from xmr.data.text import tokenize
+from xmr.errors import UserError, choice
 from xmr.eval import top_k
-from xmr.inspect import export, matches
+from xmr.inspect import export, matches, stablehlo
 from xmr.inspect.pictures import is_picture, opened
 from xmr.ops.alignment import NAMES
 
@@ -136,7 +136,13 @@ class Run:
         f"{self.workdir} was trained on image features, not on pictures; expected a run with "
         "data.image=pixels"
       )
-    return images.eval_crop(opened(picture), resize=data.resize, size=data.image_size)
+    return images.eval_crop(
+      opened(picture),
+      resize=data.resize,
+      size=data.image_size,
+      fit=data.fit,
+      interpolation=data.interpolation,
+    )
 
   def encode_crops(self, crops):
     """Encodes [N, S, S, 3] uint8 that `crop` made into [N, D] float32."""
@@ -155,13 +161,15 @@ class Run:
     seen = {
       k: v
       for k, v in flat.items()
-      if k in ("data.image_size", "data.resize") or k.startswith("model.")
+      if k in ("data.image_size", "data.resize", "data.fit", "data.interpolation")
+      or k.startswith("model.")
     }
     digest.update(json.dumps(seen, sort_keys=True).encode())
     return digest.hexdigest()
 
   def encode_text(self, texts, *, batch_size=None, progress=False):
-    """Encodes captions as evaluation does; words that the run has never seen are <unk>.
+    """Encodes captions as evaluation does; words that the run has never seen are <unk>, and texts
+    of more tokens than a tower reads lose their last words.
 
     Args:
       texts: list of T str, or one str; for a run on text features [T, F] float.
@@ -174,19 +182,14 @@ class Run:
     if self.vocabulary is None:
       x = self._features(texts, side="text")
       return self._encode(self._by("text", x, batch_size), len(x), side="text", progress=progress)
-    tokens = [tokenize(text) for text in self._texts(texts)]
-    for place, found in enumerate(tokens):
-      if not found:
-        raise UserError(f"text {place} is empty; expected words")
+    texts = self._texts(texts)
 
     def batches():
-      for part in self._parts(tokens, batch_size):
-        longest = max(map(len, part)) + 2
-        # Few different lengths, as each is compiled; what lies behind the end is masked.
-        text, length = encode_all(part, self.vocabulary, length=longest + -longest % 16)
+      for part in self._parts(texts, batch_size):
+        text, length = self.vocabulary.encode_batch(part)
         yield {"text": text, "text_length": length}
 
-    return self._encode(batches(), len(tokens), side="text", progress=progress)
+    return self._encode(batches(), len(texts), side="text", progress=progress)
 
   def _texts(self, texts):
     """Returns a list of str; UserError for an item that is none."""
@@ -246,13 +249,22 @@ class Run:
     """
     return matches.align(self, image, text, image_mask)
 
-  def export(self, folder):
-    """Writes model.safetensors ("params.image_encoder..." to array), config.json, vocabulary.json
-    and run.json.
+  def export(self, folder, *, format="safetensors"):
+    """Writes the run for others; adapters are merged. Returns the folder's path.
 
-    `load` reads the folder back; anything else can, as well. Returns its path.
+    Args:
+      folder: path.
+      format: "safetensors": model.safetensors ("params.image_encoder..." to array), config.json,
+        vocabulary.json and run.json, which `load` reads back and anything else can; "stablehlo":
+        the same, and image.stablehlo and text.stablehlo beside it, see export.stablehlo.
+    Raises:
+      UserError: an unknown format, or a tower that reads features and has no fixed input.
     """
-    return export.write(self, folder)
+    choice("format", format, ("safetensors", "stablehlo"))
+    export.write(self, folder)
+    if format == "stablehlo":
+      stablehlo.write(self, folder)
+    return pathlib.Path(folder)
 
   def _parts(self, items, size=None):
     size = self.config.eval_batch_size if size is None else size

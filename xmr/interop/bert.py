@@ -5,9 +5,10 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
+from xmr.data.subwords import Subwords
 from xmr.errors import UserError
 from xmr.interop.folders import read_json, read_weights
-from xmr.interop.subwords import Subwords, read_subwords
+from xmr.interop.subwords import read_subwords
 from xmr.interop.torch_files import compare, refuse, template
 from xmr.models.transformer import ACTIVATIONS, Architecture, Transformer
 
@@ -103,6 +104,31 @@ def read_architecture(folder):
     buckets=config.get("relative_attention_num_buckets", 32),
     pad=1 if kind == "mpnet" else config.get("pad_token_id") or 0,
     dropout=config.get("hidden_dropout_prob", 0.1),
+  )
+
+
+def settings(folder):
+  """The fields of a config that the folder's network needs: {"model.text.width": 384, ...}."""
+  net = read_architecture(folder)
+  gelu = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "relu"}
+  fields = {
+    "name": net.kind,
+    "width": net.hidden,
+    "layers": net.depth,
+    "heads": net.heads,
+    "mlp_width": net.intermediate,
+    "positions": net.positions,
+    "gelu": gelu[net.activation],
+    "epsilon": net.epsilon,
+    "pad": net.pad,
+    "types": net.types,
+    "buckets": net.buckets,
+    "dropout": net.dropout,
+  }
+  context = tokenizer(folder)["context"]
+  result = {f"model.text.{name}": value for name, value in fields.items()}
+  return {"data.text": "words", "data.max_length": context, "vocabulary.tokenizer": str(folder)} | (
+    result
   )
 
 

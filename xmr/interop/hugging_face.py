@@ -123,6 +123,8 @@ def image_fields(config, kind, *, where):
     "rest": found["image_size"] % found["patch_size"],
     "registers": found.get("num_register_tokens", 0),
     "antialias": found.get("model_type") == "dinov2_with_registers",
+    "project": kind == "clip",
+    "bias": False,
   }
 
 
@@ -134,6 +136,7 @@ def text_fields(config, kind, *, where):
     "mlp_width": found["intermediate_size"],
     "vocabulary_size": found["vocab_size"],
     "positions": found["max_position_embeddings"],
+    "bias": kind == "siglip",
   }
 
 
@@ -214,7 +217,6 @@ def load(folder):
   text = tokenizer = None
   if kind == "dinov2":
     dim = image["width"]
-    image["project"] = False
   else:
     words = config.get("text_config") or {}
     text = text_fields(words, kind, where=path)

@@ -12,7 +12,6 @@ from jax import lax
 from jaxtyping import Bool, Float, Int32, Integer
 
 from xmr import parallel
-from xmr.data.text import encode_all
 from xmr.eval.relevance import rouge_l_above
 from xmr.ops.arrays import Array
 from xmr.ops.similarity import PRECISION
@@ -272,9 +271,7 @@ def place(mesh, split, vocabulary, *, length, put=parallel):
     "text": {"x": text},
   }
   if text is None:
-    fields["text"]["x"], fields["text"]["length"] = encode_all(
-      split.tokens, vocabulary, length=length
-    )
+    fields["text"]["x"], fields["text"]["length"] = vocabulary.encode_split(split, length=length)
   fields["text"]["owner"] = split.image_of_text
   rows = {}
   for side, arrays in fields.items():

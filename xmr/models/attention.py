@@ -97,17 +97,21 @@ class Block(nn.Module):
     return x + scaled(y, "scale2")
 
 
-def blocks(x, *, layers, remat, mask=None, **fields):
+def blocks(x, *, layers, remat, mask=None, trained=-1, **fields):
   """Applies `layers` Blocks, layer0 and so on, of the calling module.
 
   Args:
     x: [B, T, W].  layers: their number.
     remat: recompute each block in the backward pass instead of keeping what it computes.
-    mask: see Attention.  fields: of Block.
+    mask: see Attention.
+    trained: no gradient reaches beyond the last so many blocks; -1 is all and what is before them.
+    fields: of Block.
   Returns:
     [B, T, W].
   """
   kind = nn.remat(Block) if remat else Block
   for i in range(layers):
+    if i == layers - trained:
+      x = jax.lax.stop_gradient(x)
     x = kind(**fields, name=f"layer{i}")(x, mask)
-  return x
+  return jax.lax.stop_gradient(x) if trained == 0 else x

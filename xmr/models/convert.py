@@ -4,9 +4,10 @@
   --output=resnet152.safetensors
 
 Input: torchvision or timm weights, `.safetensors` or what torch.save wrote (needs the extra
-`convert`); for bert and mpnet a Hugging Face folder with config.json, model.safetensors and
-tokenizer.json. The output names our variables, "params/..." and "batch_stats/...", and keeps the
-source's name and SHA-256 in its metadata. Nothing in a file is ever executed.
+`convert`); for towers (clip_vit, siglip_vit, dinov2, clip_text, siglip_text, bert, mpnet) a folder
+of Hugging Face or open_clip. The fields of a config that a tower needs are printed. The output
+names our variables, "params/..." and "batch_stats/...", and keeps the source's name and SHA-256 in
+its metadata. Nothing in a file is ever executed.
 """
 
 import dataclasses
@@ -21,6 +22,14 @@ EFFICIENTNETS = ("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l")
 TF_EFFICIENTNETS = ("tf_efficientnetv2_s", "tf_efficientnetv2_m", "tf_efficientnetv2_l")
 IMAGE_KINDS = (*RESNETS, "vgg19", *EFFICIENTNETS, *TF_EFFICIENTNETS)
 TEXT_KINDS = ("bert", "mpnet")
+TOWER_KINDS = {
+  "clip_vit": ("image", "clip"),
+  "siglip_vit": ("image", "siglip"),
+  "dinov2": ("image", "dinov2"),
+  "clip_text": ("text", "clip"),
+  "siglip_text": ("text", "siglip"),
+}
+KINDS = (*IMAGE_KINDS, *TOWER_KINDS, *TEXT_KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,7 @@ def kind(name):
       (partial(source, stages=stages),),
       ("classifier.",),
     )
-  raise UserError(f"--kind is {name!r}; expected one of {', '.join(IMAGE_KINDS + TEXT_KINDS)}")
+  raise UserError(f"--kind is {name!r}; expected one of {', '.join(KINDS)}")
 
 
 def shapes(name):
@@ -99,10 +108,11 @@ def convert(name, source, target):
   """Converts one file or folder and writes the result.
 
   Args:
-    name: one of IMAGE_KINDS and TEXT_KINDS.  source: path of the weights; a folder for TEXT_KINDS.
+    name: one of KINDS.  source: path of the weights; a folder for towers.
     target: path of the .safetensors file to write.
   Returns:
-    {"kind", "source", "sha256", "tensors"} as written into the metadata.
+    {"kind", "source", "sha256"} as written into the metadata, "tensors": their number, and
+    "settings": fields of a config that a tower needs.
   Raises:
     UserError: unknown kind, unreadable source, or tensors that do not fit; nothing is written.
   """
@@ -113,7 +123,10 @@ def convert(name, source, target):
     raise UserError(f"--output is {target}; expected a name that ends in .safetensors")
   if not target.parent.is_dir():
     raise UserError(f"--output is {target}; the folder {target.parent} does not exist")
-  if name in TEXT_KINDS:
+  settings = {}
+  if name in TOWER_KINDS:
+    variables, settings, file = tower(name, source)
+  elif name in TEXT_KINDS:
     from xmr.interop import bert
 
     found = bert.read_architecture(source).kind
@@ -121,18 +134,46 @@ def convert(name, source, target):
       raise UserError(f"{source}: holds {found}; --kind says {name}")
     bert.tokenizer(source)
     variables, file = bert.variables(source), source / "model.safetensors"
+    settings = bert.settings(source)
   else:
     kind(name)
     variables, file = image_variables(name, torch_files.read_tensors(source), source=source), source
   metadata = {"kind": name, "source": source.name, "sha256": torch_files.sha256(file)}
   weights.save(target, variables, metadata)
-  return metadata | {"tensors": sum(1 for _ in torch_files.paths(variables))}
+  tensors = sum(1 for _ in torch_files.paths(variables))
+  return metadata | {"tensors": tensors, "settings": settings}
+
+
+def tower(name, folder):
+  """One tower of a folder without its projection, which belongs to another joint space.
+
+  Args:
+    name: key of TOWER_KINDS.  folder: of Hugging Face or open_clip.
+  Returns:
+    ({"params": nested}, {"model.image.width": 768, ...}, path of the weights).
+  """
+  from xmr.interop import pretrained
+
+  side, kind = TOWER_KINDS[name]
+  towers = pretrained.load(folder)
+  if towers.kind != kind:
+    raise UserError(f"{folder}: holds {towers.kind}; --kind says {name}")
+  settings = pretrained.side_settings(towers, side)
+  for key in ("project", "bias"):
+    settings.pop(f"model.{side}.{key}", None)
+  params = towers.params[f"{side}_encoder"]["backbone"]
+  return {"params": params}, settings, towers.source
+
+
+def side_of(settings):
+  """ "image" or "text": the side of a config that settings are for."""
+  return "image" if "model.image.name" in settings else "text"
 
 
 def main(arguments=None):
   """The command; prints what was converted."""
   parser = command_line.parser("xmr.models.convert", __doc__)
-  parser.add_argument("--kind", help=", ".join(IMAGE_KINDS + TEXT_KINDS))
+  parser.add_argument("--kind", help=", ".join(KINDS))
   parser.add_argument(
     "--input", help=".safetensors, .pth or .pt file; a Hugging Face folder for text"
   )
@@ -147,6 +188,9 @@ def main(arguments=None):
       f"{options.output}: {done['kind']}, {done['tensors']} tensors from {done['source']}, "
       f"sha256 {done['sha256']}"
     )
+    if done["settings"]:
+      fields = done["settings"] | {f"model.{side_of(done['settings'])}.weights": options.output}
+      print("config: " + " ".join(f"--config.{key}={value!r}" for key, value in fields.items()))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from xmr.errors import UserError, choice
 from xmr.fields import field, resolve
 from xmr.models import table
+from xmr.models.lora import Adapted
 from xmr.models.normalize import KINDS, normalize
 from xmr.models.tokens import Layers
 from xmr.ops.alignment import Tokens, mean
@@ -132,7 +133,7 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
     word_vectors: [vocabulary_size, word_dim] float32, their initial embedding; None is the
       encoder's own.
   Returns:
-    DualEncoder.
+    DualEncoder, or lora.Adapted where config_model.lora.rank is set.
   Raises:
     UserError: an unknown name (the known ones are listed), or a field out of range.
   """
@@ -145,11 +146,15 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
     "dtype": DTYPES[config_model.dtype],
   }
   words = {"vocabulary_size": vocabulary_size, "word_vectors": word_vectors}
-  return DualEncoder(
+  model = DualEncoder(
     image_encoder=_encoder("image", config_model.image, shared),
     text_encoder=_encoder("text", config_model.text, shared | words),
     shared=_shared(config_model),
   )
+  adapters = config_model.get("lora")
+  if not adapters or not adapters.rank:
+    return model
+  return Adapted(model, adapters.rank, adapters.alpha, adapters.kernels)
 
 
 def _shared(config_model):
@@ -172,7 +177,9 @@ def _encoder(side, section, shared):
   row = table.row(side, section.name)
   encoder = resolve(row.path)
   known = set(inspect.signature(encoder).parameters) - {"name", "parent"} - set(row.fixed)
-  fields = {key: value for key, value in {**section, **shared}.items() if key in known}
+  defaults = {key: declared.default for key, declared in row.fields.items()}
+  given = {**defaults, **section, **shared}
+  fields = {key: value for key, value in given.items() if key in known}
   for key, declared in row.fields.items():
     if key in fields:
       declared.check(f"config.model.{side}.{key}", fields[key])

@@ -79,8 +79,31 @@ FIELDS = {
   ),
 }
 
+TOWER_SIZE = {"at_least": 1, "at_most": 65536}
+# Of vision and text transformers.
+FIELDS |= {
+  "width": field(about="of a token", **TOWER_SIZE),
+  "mlp_width": field(about="units of each feed-forward", **TOWER_SIZE),
+  "patch": field(about="pixels of a patch's side", at_least=1, at_most=1024),
+  "grid": field(about="patches of a side that there are position embeddings for", **TOWER_SIZE),
+  "rest": field(about="pixels of a side beyond the patches in training", at_least=0, at_most=1024),
+  "registers": field(about="tokens beside the class token", at_least=0, at_most=1024),
+  "positions": field(about="most tokens of a text", **TOWER_SIZE),
+  "gelu": field(about="form of the activation", choices="xmr.models.attention.GELU"),
+  "epsilon": field(about="of the norms", above=0, below=1),
+  "antialias": field(about="of position embeddings for other image sizes"),
+  "mean": field(about="per channel, of pixels in [0, 1]", at_least=-10, at_most=10),
+  "std": field(about="per channel, of pixels in [0, 1]", above=0, at_most=10),
+  "project": field(about="False: the pooled vector is the embedding, as wide as the tower"),
+  "train_blocks": field(about="the last so many are trained; -1: all", at_least=-1, at_most=1024),
+  "pad": field(about="id of padding", at_least=0, at_most=2**31 - 1),
+  "types": field(about="bert: kinds of segment", **TOWER_SIZE),
+  "buckets": field(about="mpnet: of distances", at_least=4, at_most=65536),
+}
+
 LINEAR, MLP = "xmr.models.features.Linear", "xmr.models.features.MLP"
 RECURRENT = "xmr.models.text.Recurrent"
+HALVES = (0.5, 0.5, 0.5)
 BACKBONES = (
   *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg19"),
   *("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"),
@@ -95,6 +118,20 @@ IMAGE = {
     for name in BACKBONES
   },
   "regions": Encoder("xmr.models.tokens.Regions", "regions", tokens=True),
+  "clip_vit": Encoder("xmr.models.vit.ImageTower", "pixels", {"kind": "clip"}),
+  "siglip_vit": Encoder(
+    "xmr.models.vit.ImageTower",
+    "pixels",
+    {"kind": "siglip"},
+    {"gelu": "tanh", "epsilon": 1e-6, "mean": HALVES, "std": HALVES, "project": False},
+  ),
+  "dinov2": Encoder(
+    "xmr.models.vit.ImageTower",
+    "pixels",
+    {"kind": "dinov2"},
+    {"patch": 14, "grid": 37, "gelu": "exact", "epsilon": 1e-6}
+    | {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+  ),
 }
 TEXT = {
   "linear": Encoder(LINEAR, "features"),
@@ -104,6 +141,18 @@ TEXT = {
   "gru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": False}, tokens=True),
   "bigru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": True}, tokens=True),
   "transformer": Encoder("xmr.models.tokens.Words", "words", tokens=True),
+  "clip_text": Encoder("xmr.models.text_tower.TextTower", "words", {"kind": "clip"}),
+  "siglip_text": Encoder(
+    "xmr.models.text_tower.TextTower",
+    "words",
+    {"kind": "siglip"},
+    {"width": 768, "heads": 12, "mlp_width": 3072, "positions": 64}
+    | {"gelu": "tanh", "epsilon": 1e-6, "bias": True},
+  ),
+  "bert": Encoder("xmr.models.transformer.SentenceTower", "words", {"kind": "bert"}),
+  "mpnet": Encoder(
+    "xmr.models.transformer.SentenceTower", "words", {"kind": "mpnet"}, {"pad": 1, "width": 768}
+  ),
 }
 TOKENS = fields.constant("xmr.ops.alignment.NAMES")
 SIDES = {"image": IMAGE, "text": TEXT}
@@ -113,7 +162,10 @@ SHARED = {
     "weights": field("", "safetensors of the backbone, from python -m xmr.models.convert"),
     "trainable": field(True, FIELDS["trainable"].about),
   },
-  "text": {},
+  "text": {
+    "weights": field("", "safetensors of the backbone, from python -m xmr.models.convert"),
+    "trainable": field(True, FIELDS["trainable"].about),
+  },
 }
 
 

@@ -13,8 +13,8 @@ from xmr.models.normalize import normalize
 # clip: a token sees those before it, the text is its end-of-text token. siglip: a token sees all,
 # padding too, as it was trained; the text is the last token, whatever it is.
 KINDS = {
-  "clip": {"causal": True, "pool": "end", "gelu": "quick", "epsilon": 1e-5, "bias": False},
-  "siglip": {"causal": False, "pool": "last", "gelu": "tanh", "epsilon": 1e-6, "bias": True},
+  "clip": {"causal": True, "pool": "end"},
+  "siglip": {"causal": False, "pool": "last"},
 }
 
 
@@ -24,7 +24,8 @@ class TextTransformer(nn.Module):
   Attributes:
     kind: a key of KINDS.  vocabulary_size: ids.
     width, layers, heads, mlp_width: sizes in units.  positions: most tokens of a text.
-    gelu, epsilon: of KINDS where None.
+    gelu: a key of attention.GELU.  epsilon: of the norms.
+    train_blocks: the last so many blocks are trained, and what is behind them; -1 is all.
     remat: recompute blocks in the backward pass.  dtype: of the computation.
   Call:
     text: [B, L] int32, with special tokens; L at most `positions`, for siglip exactly that.
@@ -44,8 +45,9 @@ class TextTransformer(nn.Module):
   heads: int = 8
   mlp_width: int = 2048
   positions: int = 77
-  gelu: str | None = None
-  epsilon: float | None = None
+  gelu: str = "quick"
+  epsilon: float = 1e-5
+  train_blocks: int = -1
   remat: bool = False
   dtype: Any = jnp.float32
 
@@ -60,7 +62,6 @@ class TextTransformer(nn.Module):
     if length > self.positions or (kind["pool"] == "last" and length != self.positions):
       most = "exactly" if kind["pool"] == "last" else "at most"
       raise ValueError(f"text has {length} tokens; expected {most} {self.positions}")
-    epsilon = kind["epsilon"] if self.epsilon is None else self.epsilon
     words = nn.Embed(
       self.vocabulary_size, self.width, dtype=self.dtype, embedding_init=NORMAL, name="words"
     )
@@ -70,14 +71,15 @@ class TextTransformer(nn.Module):
       x,
       layers=self.layers,
       remat=self.remat,
+      trained=self.train_blocks,
       mask=jnp.tril(jnp.ones((length, length), bool)) if kind["causal"] else None,
       heads=self.heads,
       hidden=self.mlp_width,
-      gelu=self.gelu or kind["gelu"],
-      epsilon=epsilon,
+      gelu=self.gelu,
+      epsilon=self.epsilon,
       dtype=self.dtype,
     )
-    tokens = nn.LayerNorm(epsilon=epsilon, dtype=self.dtype, name="norm")(x)
+    tokens = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
     if kind["pool"] == "last":
       return tokens[:, -1], tokens
     return jnp.take_along_axis(tokens, text_length[:, None, None] - 1, axis=1)[:, 0], tokens
@@ -90,7 +92,7 @@ class TextTower(nn.Module):
 
   Attributes:
     dim: width D of the joint space.  kind ... epsilon, remat, dtype: see TextTransformer.
-    bias: of the projection; None takes the kind's own.  normalize: "l2", "abs" or "none".
+    bias: of the projection.  normalize: "l2", "abs" or "none".
     trainable: False stops the gradient at the transformer's output.
   """
 
@@ -102,19 +104,19 @@ class TextTower(nn.Module):
   heads: int = 8
   mlp_width: int = 2048
   positions: int = 77
-  gelu: str | None = None
-  epsilon: float | None = None
-  bias: bool | None = None
+  gelu: str = "quick"
+  epsilon: float = 1e-5
+  bias: bool = False
   normalize: str = "l2"
   trainable: bool = True
+  train_blocks: int = -1
   remat: bool = False
   dtype: Any = jnp.float32
 
   def setup(self):
     names = TextTransformer.__dataclass_fields__.keys() - {"parent", "name"}
     self.backbone = TextTransformer(**{name: getattr(self, name) for name in names})
-    bias = KINDS[self.kind]["bias"] if self.bias is None else self.bias
-    self.projection = dense(self.dim, bias=bias, dtype=self.dtype)
+    self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype)
 
   def tokens(self, text, text_length, *, train=False):
     """Encodes text into its parts.

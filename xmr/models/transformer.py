@@ -192,6 +192,8 @@ class SentenceTower(nn.Module):
   gelu: str = "exact"
   epsilon: float = 1e-12
   pad: int = 0
+  types: int = 2
+  buckets: int = 32
   dropout: float = 0.1
   project: bool = True
   bias: bool = True
@@ -212,6 +214,8 @@ class SentenceTower(nn.Module):
         epsilon=self.epsilon,
         activation={"exact": "gelu", "tanh": "gelu_pytorch_tanh", "relu": "relu"}[self.gelu],
         pad=self.pad,
+        types=self.types,
+        buckets=self.buckets,
         dropout=self.dropout,
       ),
       dtype=self.dtype,

@@ -1,6 +1,6 @@
 """Image towers: the vision transformers of CLIP, SigLIP (and SigLIP 2 of a fixed size) and DINOv2.
 
-They differ in what config.json of their release says, and in five choices that `KINDS` holds.
+They differ in what config.json of their release says, and in the choices that `KINDS` holds.
 """
 
 from typing import Any
@@ -14,46 +14,12 @@ from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.positions import resized
 
+# What no size says: whether there are a class token, a norm before the first block, a bias of the
+# patches and learned factors of the branches, and how tokens are pooled.
 KINDS = {
-  "clip": {
-    "class_token": True,
-    "pre_norm": True,
-    "patch_bias": False,
-    "scale": False,
-    "pool": "class",
-    "gelu": "quick",
-    "epsilon": 1e-5,
-    "antialias": False,
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-    "project": True,
-  },
-  "siglip": {
-    "class_token": False,
-    "pre_norm": False,
-    "patch_bias": True,
-    "scale": False,
-    "pool": "attention",
-    "gelu": "tanh",
-    "epsilon": 1e-6,
-    "antialias": False,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "project": False,
-  },
-  "dinov2": {
-    "class_token": True,
-    "pre_norm": False,
-    "patch_bias": True,
-    "scale": True,
-    "pool": "class",
-    "gelu": "exact",
-    "epsilon": 1e-6,
-    "antialias": False,
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "project": True,
-  },
+  "clip": {"class_token": True, "pre_norm": True, "patch_bias": False, "scale": False},
+  "siglip": {"class_token": False, "pre_norm": False, "patch_bias": True, "scale": False},
+  "dinov2": {"class_token": True, "pre_norm": False, "patch_bias": True, "scale": True},
 }
 
 
@@ -73,7 +39,7 @@ class AttentionPool(nn.Module):
   def __call__(self, tokens):
     width = tokens.shape[-1]
     probe = self.param("probe", NORMAL, (1, 1, width)).astype(self.dtype)
-    probe = jnp.broadcast_to(probe, (len(tokens), 1, width))
+    probe = jnp.broadcast_to(probe, (tokens.shape[0], 1, width))
     y = Attention(self.heads, self.dtype, name="attention")(probe, tokens)
     z = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(y)
     return (y + FeedForward(self.hidden, self.gelu, self.dtype, name="mlp")(z))[:, 0]
@@ -88,7 +54,9 @@ class ViT(nn.Module):
       position embeddings; other image sizes interpolate them.
     rest: pixels of a side that training's images had beyond the patches, and that are not seen.
     registers: tokens beside the class token (DINOv2 with registers).
-    gelu, epsilon, antialias: of KINDS where None.
+    gelu: a key of attention.GELU.  epsilon: of the norms.
+    antialias: of interpolated position embeddings, see positions.cubic_matrix.
+    train_blocks: the last so many blocks are trained, and what is behind them; -1 is all.
     remat: recompute blocks in the backward pass.  dtype: of the computation.
   Call:
     image: [B, H, W, 3] float, standardised; the patch divides H and W.
@@ -111,20 +79,16 @@ class ViT(nn.Module):
   grid: int = 14
   rest: int = 0
   registers: int = 0
-  gelu: str | None = None
-  epsilon: float | None = None
-  antialias: bool | None = None
+  gelu: str = "quick"
+  epsilon: float = 1e-5
+  antialias: bool = False
+  train_blocks: int = -1
   remat: bool = False
   dtype: Any = jnp.float32
 
-  def choice(self, name):
-    """The attribute, or the kind's own."""
-    value = getattr(self, name)
-    return KINDS[self.kind][name] if value is None else value
-
   @nn.compact
   def __call__(self, image):
-    kind, batch = KINDS[self.kind], len(image)
+    kind, batch = KINDS[self.kind], image.shape[0]
     height, width = image.shape[1] // self.patch, image.shape[2] // self.patch
     trained = self.grid * self.patch + self.rest
     whole = (height * self.patch, width * self.patch)
@@ -136,13 +100,13 @@ class ViT(nn.Module):
     fields = {
       "heads": self.heads,
       "hidden": self.mlp_width,
-      "gelu": self.choice("gelu"),
-      "epsilon": self.choice("epsilon"),
+      "gelu": self.gelu,
+      "epsilon": self.epsilon,
       "dtype": self.dtype,
     }
 
     def norm(name):
-      return nn.LayerNorm(epsilon=self.choice("epsilon"), dtype=self.dtype, name=name)
+      return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
 
     x = nn.Conv(
       self.width,
@@ -158,7 +122,7 @@ class ViT(nn.Module):
     )
     front = int(kind["class_token"])
     table = self.param("positions", NORMAL, (front + self.grid**2, self.width))
-    places = resized(table[front:], height, width, antialias=self.choice("antialias"))
+    places = resized(table[front:], height, width, antialias=self.antialias)
     x = x + places.astype(self.dtype)
     if front:
       special = [self.param("class_token", NORMAL, (1, self.width)) + table[:1]]
@@ -168,9 +132,16 @@ class ViT(nn.Module):
       x = jnp.concatenate([jnp.broadcast_to(special, (batch, *special.shape)), x], axis=1)
     if kind["pre_norm"]:
       x = norm("pre_norm")(x)
-    x = blocks(x, layers=self.layers, remat=self.remat, scale=kind["scale"], **fields)
+    x = blocks(
+      x,
+      layers=self.layers,
+      remat=self.remat,
+      trained=self.train_blocks,
+      scale=kind["scale"],
+      **fields,
+    )
     tokens = norm("norm")(x)
-    if kind["pool"] == "class":
+    if front:
       return tokens[:, 0], tokens
     return AttentionPool(**fields, name="pool")(tokens), tokens
 
@@ -182,10 +153,10 @@ class ImageTower(nn.Module):
 
   Attributes:
     dim: width D of the joint space.  kind ... epsilon, remat, dtype: see ViT.
-    project: None takes the kind's own: SigLIP has no projection, and D is its width.
+    project: False where the pooled vector is the embedding (SigLIP), and D is its width.
     bias: of the projection.  normalize: "l2", "abs" or "none".
     trainable: False stops the gradient at the transformer's output (LiT).
-    mean, std: per channel on pixels in [0, 1], three numbers; None takes the kind's own.
+    mean, std: per channel on pixels in [0, 1], three numbers each.
   """
 
   dim: int
@@ -198,24 +169,24 @@ class ImageTower(nn.Module):
   grid: int = 14
   rest: int = 0
   registers: int = 0
-  gelu: str | None = None
-  epsilon: float | None = None
-  antialias: bool | None = None
-  mean: tuple | None = None
-  std: tuple | None = None
-  project: bool | None = None
+  gelu: str = "quick"
+  epsilon: float = 1e-5
+  antialias: bool = False
+  mean: tuple = (0.48145466, 0.4578275, 0.40821073)
+  std: tuple = (0.26862954, 0.26130258, 0.27577711)
+  project: bool = True
   bias: bool = False
   normalize: str = "l2"
   trainable: bool = True
+  train_blocks: int = -1
   remat: bool = False
   dtype: Any = jnp.float32
 
   def setup(self):
     names = ViT.__dataclass_fields__.keys() - {"parent", "name"}
     self.backbone = ViT(**{name: getattr(self, name) for name in names})
-    project = KINDS[self.kind]["project"] if self.project is None else self.project
-    self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype) if project else None
-    if not project and self.dim != self.width:
+    self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype) if self.project else None
+    if not self.project and self.dim != self.width:
       raise ValueError(
         f"config.model.dim is {self.dim}; expected {self.width}, the width of a tower without "
         "projection"
@@ -253,8 +224,5 @@ class ImageTower(nn.Module):
         f"image has shape {tuple(image.shape)} and type {image.dtype}; expected [B, H, W, 3] uint8 "
         "pixels"
       )
-    mean, std = (
-      jnp.asarray(KINDS[self.kind][name] if getattr(self, name) is None else getattr(self, name))
-      for name in ("mean", "std")
-    )
+    mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
     return (image.astype(jnp.float32) / 255 - mean) / std

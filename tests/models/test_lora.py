@@ -1,0 +1,103 @@
+"""Low-rank adapters: they start at nothing, only they learn, and merged they are the adapted
+model.
+"""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from xmr import checkpoint
+from xmr.errors import UserError
+from xmr.models import lora
+from xmr.models.dual_encoder import DualEncoder
+from xmr.models.features import MLP, Linear
+
+
+@pytest.fixture(scope="module")
+def batch():
+  generator = np.random.default_rng(0)
+  return {side: generator.normal(size=(6, 12)).astype(np.float32) for side in ("image", "text")}
+
+
+@pytest.fixture(scope="module")
+def adapted():
+  model = DualEncoder(MLP(8, hidden=10, depth=1), Linear(8))
+  return lora.Adapted(model, rank=2, alpha=4.0, kernels="image_encoder/.*/kernel")
+
+
+@pytest.fixture(scope="module")
+def variables(adapted, batch):
+  return adapted.init(jax.random.key(0), batch)
+
+
+def test_fresh_adapters_change_nothing(adapted, variables, batch):
+  base = {"params": {k: v for k, v in variables["params"].items() if k != "lora"}}
+  want = adapted.model.apply(base, batch)
+  jax.tree.map(np.testing.assert_array_equal, adapted.apply(variables, batch), want)
+
+
+def test_only_adapters_have_a_gradient(adapted, variables, batch):
+  gradient = jax.grad(lambda params: adapted.apply({"params": params}, batch)[0].sum())(
+    variables["params"]
+  )
+  moved = {
+    name for name, tree in gradient.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+  }
+  assert moved == {"lora"}
+  adapters = flatten_dict(gradient["lora"], sep="/")
+  assert all(np.any(x) for name, x in adapters.items() if name.endswith("/b"))
+
+
+def test_merged_equals_adapted(adapted, variables, batch):
+  params = dict(variables["params"])
+  params["lora"] = jax.tree.map(lambda x: x + 0.1, params["lora"])
+  merged = lora.merged(params, scale=adapted.scale)
+  assert merged.keys() == {"image_encoder", "text_encoder"}
+  found = adapted.apply({"params": params}, batch)
+  jax.tree.map(np.testing.assert_array_equal, found, adapted.model.apply({"params": merged}, batch))
+  plain = adapted.model.apply({"params": {k: params[k] for k in merged}}, batch)
+  assert np.abs(found[0] - plain[0]).max() > 0.01
+  np.testing.assert_array_equal(found[1], plain[1])
+
+
+def test_an_adapter_is_alpha_over_rank_times_a_b(adapted, variables):
+  params = dict(variables["params"])
+  params["lora"] = jax.tree.map(lambda x: x + 0.1, params["lora"])
+  flat = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
+  merged = flatten_dict(lora.merged(params, scale=adapted.scale), sep="/")
+  name = next(name for name in flat if name.startswith("lora/")).removesuffix("/a")
+  kernel = name.removeprefix("lora/")
+  want = flat[kernel] + 4.0 / 2 * flat[f"{name}/a"] @ flat[f"{name}/b"]
+  np.testing.assert_allclose(merged[kernel], want, rtol=1e-6)
+
+
+def test_the_number_of_an_adapter_depends_on_seed_and_path_alone(variables):
+  one = lora.start(variables["params"], rank=2, pattern="kernel", seed=3)
+  few = lora.start(variables["params"], rank=2, pattern="image_encoder/.*/kernel", seed=3)
+  few, one = (flatten_dict(tree, sep="/") for tree in (few, one))
+  assert few.keys() < one.keys()
+  jax.tree.map(np.testing.assert_array_equal, few, {name: one[name] for name in few})
+
+
+def test_an_adapter_without_its_kernel_is_refused(variables):
+  params = {**variables["params"], "lora": {"text_encoder": {"gone": {"kernel": {"a": 1, "b": 1}}}}}
+  with pytest.raises(ValueError, match="an adapter of text_encoder/gone/kernel, but no such"):
+    lora.merged(params, scale=1.0)
+
+
+def test_adapters_come_back_from_a_file_of_flat_names(adapted, variables, batch):
+  params = {
+    **variables["params"],
+    "lora": jax.tree.map(lambda x: x + 0.1, variables["params"]["lora"]),
+  }
+  read = checkpoint.nest(checkpoint.flatten({"params": jax.device_get(params)}))
+  found = adapted.apply(read, batch)
+  jax.tree.map(np.testing.assert_array_equal, found, adapted.apply({"params": params}, batch))
+
+
+def test_kernels_that_match_nothing_are_named(adapted, variables):
+  with pytest.raises(UserError, match="'attention/query', which no kernel has: .*/kernel"):
+    lora.start(variables["params"], rank=2, pattern="attention/query", seed=0)
+  with pytest.raises(UserError, match="config.model.lora.kernels is '\\('"):
+    lora.start(variables["params"], rank=2, pattern="(", seed=0)

@@ -1,0 +1,93 @@
+"""The values that a run starts from: fresh ones, another run's, or pretrained weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmr import checkpoint
+from xmr.data import pipeline
+from xmr.errors import UserError
+from xmr.interop import weights
+from xmr.models import lora
+
+
+def starting_values(config, model, split, vocabulary, *, length=4, shapes_only=False):
+  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbones'
+  weights filled in. Adapters are fresh where the other run has none.
+  """
+  example = next(
+    pipeline.train_batches(
+      split,
+      batch_size=1,
+      seed=0,
+      vocabulary=vocabulary,
+      length=length,
+      image_size=config.data.image_size,
+    )
+  )
+  inputs = jax.random.key(config.seed), {k: jnp.asarray(v) for k, v in example.items()}
+  if shapes_only or config.init:
+    variables = jax.eval_shape(model.init, *inputs)
+    if shapes_only:
+      return variables
+    _, other, run = checkpoint.load(config.init)
+    other = adapted(model, other, run["config"])
+    if config.vocabulary.extend:
+      fresh = jax.device_get(jax.jit(model.init)(*inputs))
+      other = with_new_rows(other, fresh)
+    return replace(variables, other, where=config.init)
+  variables = jax.device_get(jax.jit(model.init)(*inputs))
+  for side in ("image", "text"):
+    path = config.model[side].weights
+    if path:
+      variables = weights.load_backbone(path, variables, encoder=f"{side}_encoder")
+  return variables
+
+
+def adapted(model, other, config):
+  """Returns another run's variables with fresh adapters where this model has some and it has none,
+  and with its own merged where this model has none.
+
+  Args:
+    model: of this run.  other: variables of the other one.  config: of the other one, flat.
+  """
+  if isinstance(model, lora.Adapted):
+    return other if lora.ADAPTERS in other["params"] else model.with_adapters(other)
+  if lora.ADAPTERS not in other["params"]:
+    return other
+  scale = config["model.lora.alpha"] / config["model.lora.rank"]
+  return {**other, "params": lora.merged(other["params"], scale=scale)}
+
+
+def with_new_rows(other, fresh):
+  """Returns another run's values whose word embedding has fresh rows after its own, as many as an
+  extended vocabulary needs.
+  """
+  theirs, mine = checkpoint.flatten(other), checkpoint.flatten(fresh)
+  for name, rows in mine.items():
+    old = theirs.get(name)
+    if name.endswith("text_encoder.embedding") and old is not None:
+      if old.shape[1:] == rows.shape[1:] and len(old) < len(rows):
+        theirs[name] = np.concatenate([old, rows[len(old) :]])
+  return checkpoint.unflatten(theirs, fresh)
+
+
+def replace(variables, other, *, where):
+  """Returns the variables with another run's values, of which every one must be there in the same
+  shape.
+
+  Raises:
+    UserError: a parameter is missing or has another shape.
+  """
+  mine, theirs = checkpoint.flatten(variables), checkpoint.flatten(other)
+  wrong = [
+    f"{name} is {np.shape(theirs[name]) if name in theirs else 'missing'}, expected "
+    f"{np.shape(value)}"
+    for name, value in mine.items()
+    if np.shape(theirs.get(name)) != np.shape(value) or name not in theirs
+  ]
+  if wrong:
+    raise UserError(
+      f"config.init: the run {where} does not fit this model: {'; '.join(wrong[:10])}"
+    )
+  return checkpoint.unflatten(theirs, variables)

@@ -119,9 +119,9 @@ def test_features_are_the_same_after_kills(tmp_path):
     "config.data.cache_dir": tmp_path / "cache",
     "config.data.image_size": SIZE,
     "config.data.resize": SIZE,
-    "config.data.scenes.n_train": 700,
-    "config.data.scenes.n_val": 30,
-    "config.data.scenes.n_test": 30,
+    "config.data.scenes.n_train": 300,
+    "config.data.scenes.n_val": 10,
+    "config.data.scenes.n_test": 10,
     "backbone": "resnet18",
     "weights": tmp_path / "resnet18.safetensors",
   }
@@ -132,13 +132,9 @@ def test_features_are_the_same_after_kills(tmp_path):
 
   small_run.run(command(tmp_path / "whole"))
   out = tmp_path / "out"
-  for blocks in (1, 2):
-    assert killed(
-      command(out),
-      tmp_path / "log",
-      lambda blocks=blocks: len(list(out.glob("blocks/*.npy"))) >= blocks,
-    )
-    assert not (out / "features.npy").exists()
+  # When the first of its two blocks is done.
+  assert killed(command(out), tmp_path / "log", lambda: any(out.glob("blocks/*.npy")))
+  assert not (out / "features.npy").exists()
   small_run.run(command(out))
   np.testing.assert_array_equal(
     np.load(out / "features.npy"), np.load(tmp_path / "whole" / "features.npy")

@@ -199,15 +199,16 @@ def shortlist(image, text, image_of_text, *, k, form, padding="ignored"):
   image, text = sides(image, text, names=("image", "text"), padding=padding)
   owner = protocol.checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   found = {}
-  for task, side, other in (
-    ("i2t", (image, text), means),
-    ("t2i", (text, image), means[::-1]),
+  for task, first, second, other in (
+    ("i2t", image, text, means),
+    ("t2i", text, image, means[::-1]),
   ):
-    items = np.asarray(vector_top_k(*other, min(k, len(side[1])))[1])
+    items = np.asarray(vector_top_k(*other, min(k, len(second)))[1])
     queries = np.arange(len(items))[:, None]
     right = owner[items] == queries if task == "i2t" else items == owner[:, None]
     i = np.broadcast_to(queries, items.shape).reshape(-1)
-    score = pair_scores(*side, i, items.reshape(-1), form=form_of(form, task)).reshape(items.shape)
+    score = pair_scores(first, second, i, items.reshape(-1), form=form_of(form, task))
+    score = score.reshape(items.shape)
     best = np.max(score, axis=1, where=right, initial=-np.inf)
     rank = np.count_nonzero(~right & (score >= best[:, None]), axis=1)
     hit = right.any(axis=1)

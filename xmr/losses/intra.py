@@ -47,9 +47,8 @@ def imc(
       constraint is divided by B in either case.
     inter: "max_of_hinges" (paper) or "sum_of_hinges" (for a warm-up).
   Returns:
-    loss: [] float.  terms: those of `inter` ("i2t", "t2i", "active", ...), "inter": [] their sum,
-      "intra_image": [],
-    "intra_text": [] before the weight.
+    (loss, terms): terms are those of `inter` ("i2t", "t2i", "active", ...), "inter": [] their sum,
+      "intra_image", "intra_text": [] before the weight.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown distance, form, reduce or inter; bad
       bounds.
@@ -78,27 +77,22 @@ def intra_modal_constraint(
 ) -> Float[jax.Array, ""]:
   """Mean over items of the summed distances to those others that are neither very near nor far.
 
-  released, l1 l2 msd: with Dh_nm = D_nm / max(|D_n:|_2, 1e-12), r = Dh_0: sorted ascending, a =
-  r[round(lower B)] and
-    b = r[round(upper B)] (halves round to even, positions at most B - 1):  1/B sum_{n, m} Dh_nm [a
-    < Dh_nm < b]. A step downhill PULLS mid-near items together; thresholds of row 0 (of the global
-    batch) serve all rows.
-  released, cosine: with C_nm = x_n.x_m:  1/B sum_{n != m} C_nm [upper < C_nm < 1 - lower].  PUSHES
-  them apart.
-  paper: 1/B sum_{n != m} D_nm [lower < D_nm < upper], D as below, absolute thresholds.  PULLS. (The
-  printed eq. 4 has no
-    1/B; here it keeps `weight` comparable with the released form.)
+  released, l1 l2 msd: 1/B sum_{n, m} Dh_nm [a < Dh_nm < b], Dh_nm = D_nm / max(|D_n:|_2, 1e-12).
+    a = r[round(lower B)] and b = r[round(upper B)] of r, row 0 of Dh in ascending order (halves
+    round to even; indices are at most B - 1). Row 0 of the global batch sets the thresholds of all
+    rows. A step downhill PULLS mid-near items together.
+  released, cosine: 1/B sum_{n != m} C_nm [upper < C_nm < 1 - lower] with C_nm = x_n.x_m. PUSHES.
+  paper: 1/B sum_{n != m} D_nm [lower < D_nm < upper]. PULLS. (The printed eq. 4 has no 1/B; here it
+    keeps `weight` comparable with the released form.)
   D is l1: sum_d |x_nd - x_md|; msd: sum_d (x_nd - x_md)^2; l2: its root (eq. 8 as printed equals
   l1); cosine: 1 - C. Bands and thresholds carry no gradient; that of a zero distance is 0.
 
   Args:
-    x: [B, D] float, one modality, unit rows (not normalised again).
+    x: one modality, unit rows (not normalised again).
     distance: "l1", "l2", "msd" or "cosine".
     lower, upper: mu_down and mu_up of the paper, 0 <= lower <= upper; shares of the batch for the
       released quantiles, units of the distance otherwise.
     form: "released" (the numbers of the paper) or "paper" (the equation).
-  Returns:
-    [] float.
   Raises:
     ValueError: x is not [B, D].  UserError: unknown distance or form, bounds out of order.
   References:

@@ -1,6 +1,4 @@
-"""What every loss checks and prepares before its arithmetic: shapes, dtype, the match mask, the
-reduction.
-"""
+"""What every loss checks and prepares before its arithmetic: shapes, type, masks, reduction."""
 
 import jax
 import jax.numpy as jnp

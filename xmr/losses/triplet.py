@@ -78,12 +78,11 @@ def max_of_hinges(
       image and text.
   Returns:
     (loss, terms): {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B
-      queries with a
-    positive hinge, "same_hardest": [] share of queries whose hardest negative is the one most
-      common item, the larger
-    of the two directions; near 1 when the embeddings have collapsed}.
-    Of equally hard negatives the one of lowest index is taken and gets the whole gradient; the
-    gradient of a hinge at exactly 0 is 0.
+      queries with a hinge above 0, "same_hardest": [] share of queries that have the most common
+      hardest negative, the larger of the two directions; near 1 when the embeddings have
+      collapsed}.
+    Ties go to the negative of lowest index, which gets the whole gradient. The gradient of a hinge
+    at exactly 0 is 0.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
   References:

@@ -61,7 +61,7 @@ def all_distances(measure, x, after=None, diagonal=None):
 
 
 def prepared(measure, x, mean):
-  """Rows as `distances` wants them and their squared lengths; l2 and msd are centred.
+  """Returns rows for `distances` and their squared lengths; l2 and msd are centred.
 
   Centred, the rounding of the Gram matrix is relative to the spread of the batch, not to the length
   of its rows.
@@ -132,8 +132,7 @@ def row_scale(squares):
 def quantile_bounds(setting, first_row):
   """Thresholds from row 0 of the normalised distances, [B] -> Bounds.
 
-  Positions are Python's round (halves to even) of lower B and upper B in ascending order, at most B
-  - 1.
+  Their indices in ascending order are lower B and upper B, rounded (halves to even), at most B - 1.
   """
   batch = first_row.shape[0]
   low, high = (min(round(share * batch), batch - 1) for share in (setting.lower, setting.upper))

@@ -18,9 +18,7 @@ from xmr.ops.memory import zeros_after
 
 
 class Term(NamedTuple):
-  """A function f of the difference u = x - y, w f'(u) as a function of (w, x, y), and the name of u
-  -> f(-u).
-  """
+  """A function f of u = x - y; (w, x, y) -> w f'(u); and the name of the term of f(-u)."""
 
   value: Callable
   weighted_slope: Callable

@@ -10,7 +10,7 @@ import pytest
 
 from xmr.config import base_config
 from xmr.errors import UserError
-from xmr.models import IMAGE_ENCODERS, TEXT_ENCODERS, DualEncoder, build
+from xmr.models import IMAGE_ENCODERS, TEXT_ENCODERS, DualEncoder, build, table
 from xmr.models.features import MLP, Linear
 
 WORDS = sorted(set(TEXT_ENCODERS) - {"linear", "mlp"})
@@ -153,3 +153,14 @@ def test_words_need_a_vocabulary():
 def test_a_wrong_field_is_named_with_what_is_expected(fields, message):
   with pytest.raises(UserError, match=f"config.*{message}"):
     build(config(**fields))
+
+
+@pytest.mark.parametrize(
+  "side, name", [(side, name) for side, rows in table.SIDES.items() for name in rows]
+)
+def test_a_row_describes_every_field_of_its_encoder(side, name):
+  for key, declared in table.SIDES[side][name].fields.items():
+    declared.check(key, declared.default)
+    assert declared.about, f"{side} {name}: {key} says nothing of itself"
+    number = isinstance(declared.default, int | float) and not isinstance(declared.default, bool)
+    assert declared.allowed or not number, f"{side} {name}: {key} is a number without a range"

@@ -45,7 +45,7 @@ def usage():
     "  --config.KEY=VALUE  Any field of xmr/config.py: --config.epochs=10, "
     "--config.loss.margin=0.3."
   )
-  return "\n".join([__doc__, *lines])
+  return "\n".join([__doc__ or "", *lines])
 
 
 def read(argv):

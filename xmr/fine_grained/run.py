@@ -43,7 +43,7 @@ class Run(runs.Run):
     kept = self.inputs
     words = kept["words"].tolist() if "words" in kept else []
     return text_graph.TextGraph(
-      words, kept["values"], kept["columns"], kept["starts"], kept.get("idf"), {}
+      words, kept["values"], kept["columns"], kept["starts"], kept.get("idf", np.zeros(0)), {}
     )
 
   @functools.cached_property

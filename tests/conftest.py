@@ -13,14 +13,10 @@ os.environ["XLA_FLAGS"] = (
 
 import pytest
 import typecheck
+from paths import GOLDEN, SHARED
 
 # Before anything of xmr is imported.
 typecheck.install()
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
-# Photographs, captions and features belong to their owners and are not part of the repository:
-# docs/contributing.md tells where each comes from and how the folder is laid out.
-SHARED = pathlib.Path(os.environ.get("XMR_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

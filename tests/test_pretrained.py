@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from configs import pretrained_flickr
 from xmr import checkpoint, import_run, inspect, train

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from xmr.data.subwords import Subwords
 from xmr.errors import UserError

@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from xmr.errors import UserError
 from xmr.interop import hugging_face, open_clip

@@ -177,7 +177,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clip, cache, tuned, tmp_path):
 
   class StopAtStep4(Stop):
     def wanted(self, step):
-      self.reason = "test"
       return step == 4
 
   for name in ("all", "lora"):

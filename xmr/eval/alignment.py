@@ -203,7 +203,7 @@ def shortlist(image, text, image_of_text, *, k, form, padding="ignored"):
     ("i2t", image, text, means),
     ("t2i", text, image, means[::-1]),
   ):
-    items = np.asarray(vector_top_k(*other, min(k, len(second)))[1])
+    items = np.asarray(vector_top_k(other[0], other[1], min(k, len(second)))[1])
     queries = np.arange(len(items))[:, None]
     right = owner[items] == queries if task == "i2t" else items == owner[:, None]
     i = np.broadcast_to(queries, items.shape).reshape(-1)

@@ -77,8 +77,7 @@ def train_batches(
       bool (regions with a mask only), "text": [b, L] int32 or [b, F]
       float32, "text_length": [b]
     int32 (words only), "image_id", "text_id": [b] int32, "label": [b] int32 (where there are
-      categories)} with
-    b = B / shard_count.
+      categories)} with b = B / shard_count.
   Raises:
     UserError: a batch that is larger than the data or does not divide among the processes; while
       iterating, an image that cannot be decoded.

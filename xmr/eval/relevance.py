@@ -224,8 +224,7 @@ def _by_level(image_of_text, n_images):
 
   Returns:
     order: [T] rows of captions; images: [N] in descending number of captions; levels: list of
-      slices of order, where
-    entry m of each slice belongs to images[m].
+      slices of order, where entry m of each slice belongs to images[m].
   """
   count = np.bincount(image_of_text, minlength=n_images)
   images = np.argsort(-count, kind="stable")

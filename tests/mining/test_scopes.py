@@ -15,6 +15,12 @@ from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval.relevance import rouge_l, rouge_l_above
 from xmr.mining import pool as pool_lib
+from xmr.mining import scopes
+from xmr.models.dual_encoder import DualEncoder
+from xmr.models.features import Linear
+from xmr.models.tokens import Regions
+from xmr.ops.alignment import Tokens
+from xmr.ops.similarity import similarity
 
 N, B, WORDS = 90, 16, ["a", "dog", "cat", "runs", "sits", "on", "grass", "snow", "red"]
 
@@ -49,8 +55,7 @@ def make_config(**changes):
   for side in ("image", "text"):
     config.model[side].bias = config.model[side].input_norm = False
   for key, value in changes.items():
-    section, name = key.split("__")
-    config[section][name] = value
+    config.update_from_flattened_dict({key.replace("__", "."): value})
   return config
 
 
@@ -486,6 +491,51 @@ def test_relevant_pairs_are_those_of_the_full_matrix(tmp_path):
 def test_what_has_no_meaning_is_one_clear_error(change, message):
   with pytest.raises(UserError, match=message):
     mining.make(make_experiment(make_split(), make_config(**change)))
+
+
+def test_regions_are_mined_with_their_masks():
+  rng = np.random.default_rng(0)
+  split = make_split()
+  split = dataclasses.replace(
+    split,
+    image_features=rng.normal(size=(N, 3, 5)).astype(np.float16),
+    image_mask=np.arange(3) < rng.integers(1, 4, (N, 1)),
+  )
+  model = DualEncoder(Regions(6), Linear(6))
+  x, mask = jnp.asarray(split.image_features, jnp.float32), jnp.asarray(split.image_mask)
+  variables = model.init(jax.random.key(0), {"image": x, "image_mask": mask, "text": x[:, 0]})
+  mesh = parallel.mesh(jax.devices()[:2])
+  options = pool_lib.Options(model, mesh, {}, {}, {}, block=7)
+  rows = pool_lib.place(mesh, split, None, length=None)["image"]
+  wanted = model.apply(variables, x, mask, method="encode_image")
+  assert np.abs(wanted - model.apply(variables, x, method="encode_image")).max() > 0.1
+  found = pool_lib.embedded(variables, "image", rows, options)[:N]
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+  index = jnp.array([80, 3, 44])
+  again = pool_lib.encode(variables, "image", pool_lib.rows_at(rows, index, options), options)
+  np.testing.assert_allclose(again, wanted[index], atol=1e-6)
+
+
+def test_adapted_kernels_are_not_scored_in_the_space_of_features():
+  split = make_split(width=(8, 8))
+  assert pool_lib.folds(make_config(), split, "image")
+  assert not pool_lib.folds(make_config(**{"model__lora.rank": 2}), split, "image")
+
+
+def test_copies_of_the_positive_are_no_semi_hard_negatives_among_tokens():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(6, 4, 5)).astype(np.float32)
+  image, text = (Tokens(jnp.asarray(a), jnp.ones((6, 4), bool)) for a in (x, x[::-1]))
+  # Image 1 has the tokens of image 0 in another order: its score differs by rounding alone.
+  image = Tokens(image.x.at[1].set(image.x[0, ::-1]), image.mask)
+  batch = {"image_id": jnp.arange(6), "text_id": jnp.arange(6)}
+  options = pool_lib.Options(None, None, {}, {}, {}, semi_hard=True, kind="symmetric_mean")
+  tensors = {"image": image, "text": text, "match": None}
+  negatives, _ = scopes.in_batch(None, batch, tensors, {}, None, step=0, key=None, options=options)
+  scores = np.asarray(similarity(image, text, kind="symmetric_mean"))
+  for n in np.flatnonzero(negatives["image_found"]):
+    mined = np.flatnonzero((image.x == negatives["image_negative"].x[n]).all(axis=(1, 2)))
+    assert scores[mined, n] < scores[n, n] and not {int(mined[0]), int(n)} <= {0, 1}
 
 
 def test_pixels_are_mined_in_the_batch_alone():

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int32, Integer
 
 from xmr import parallel
 from xmr.eval.relevance import rouge_l_above
+from xmr.ops.alignment import Tokens
 from xmr.ops.arrays import Array
 from xmr.ops.similarity import PRECISION
 from xmr.ops.tiles import largest
@@ -101,14 +102,20 @@ def hardest(side, scores, rows, batch, queries, pool, options):
 
 
 def below(
-  positive: Float[Array, " B"], image: Float[Array, "B D"], text: Float[Array, "B D"]
+  positive: Float[Array, " B"],
+  image: Float[Array, "B D"] | Tokens,
+  text: Float[Array, "B D"] | Tokens,
 ) -> Float[jax.Array, " B"]:
   """Returns the score under which a row is no copy of the positive, whatever is rounded.
 
   Args:
-    positive: scores of the pairs.  image, text: their embeddings.
+    positive: scores of the pairs.  image, text: their embeddings, or tokens.
   """
-  largest = jnp.linalg.norm(image, axis=1) * jnp.linalg.norm(text, axis=1)
+  if isinstance(image, Tokens):
+    a, b = (jnp.where(x.mask, jnp.linalg.norm(x.x, axis=2), 0) for x in (image, text))
+    largest = jnp.sum(a, axis=1) * jnp.max(b, axis=1) + jnp.max(a, axis=1) * jnp.sum(b, axis=1)
+  else:
+    largest = jnp.linalg.norm(image, axis=1) * jnp.linalg.norm(text, axis=1)
   return positive - ULPS * jnp.finfo(positive.dtype).eps * largest
 
 
@@ -185,13 +192,14 @@ def scorer(variables, side, query, options):
 
 
 def folds(config, split, side):
-  """Returns True where scoring in the space of features costs less: bias-free linear projections to
-  at least F units.
+  """Returns True where scoring in the space of features costs less: bias-free linear projections,
+  without adapters, to at least F units.
   """
   section, features = config.model[side], getattr(split, f"{side}_features")
   return (
     section.name == "linear"
     and not section.bias
+    and not config.model.lora.rank
     and config.model.normalize == "l2"
     and config.model.dtype == "float32"
     and features is not None
@@ -214,10 +222,10 @@ def encode(variables, side, rows, options, **arguments):
   """Encodes rows of the pool into [n, D]; arguments: of the model's apply, such as train and
   rngs.
   """
-  x, length = rows["x"], (rows["length"],) if "length" in rows else ()
-  if not length:
+  x, more = rows["x"], [rows[name] for name in ("length", "mask") if name in rows]
+  if "length" not in rows:
     x = x.astype(jnp.float32)
-  return options.model.apply(variables, x, *length, method=f"encode_{side}", **arguments)
+  return options.model.apply(variables, x, *more, method=f"encode_{side}", **arguments)
 
 
 def embedded(variables, side, rows, options):
@@ -251,25 +259,28 @@ def rows_at(rows, index, options):
     here = (row >= 0) & (row < len(rows["owner"]))
     pick = jnp.clip(row, 0, len(rows["owner"]) - 1)
     return jax.tree.map(
-      lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[pick], 0), rows
+      lambda x: jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[pick], jnp.zeros((), x.dtype)),
+      rows,
     )
 
   # One device has the row, the others zeros.
   return jax.tree.map(
-    lambda x: jnp.sum(x, axis=0, dtype=x.dtype),
+    lambda x: jnp.any(x, axis=0) if x.dtype == bool else jnp.sum(x, axis=0, dtype=x.dtype),
     parallel.per_device(options.mesh, local, rows, index),
   )
 
 
 def place(mesh, split, vocabulary, *, length, put=parallel):
-  """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" for
-  words}}, rows split over them.
+  """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" of words,
+  "mask" of regions that have one}}, rows split over them.
   """
   text = split.text_features
   fields = {
     "image": {"x": split.image_features, "owner": np.arange(len(split.image_id))},
     "text": {"x": text},
   }
+  if split.image_mask is not None:
+    fields["image"]["mask"] = split.image_mask
   if text is None:
     fields["text"]["x"], fields["text"]["length"] = vocabulary.encode_split(split, length=length)
   fields["text"]["owner"] = split.image_of_text

@@ -55,7 +55,7 @@ def frozen(config_model, params):
     list of str.
   """
   if config_model.lora.rank:
-    return ["^image_encoder/", "^text_encoder/"]
+    return ["^image_encoder/", "^text_encoder/", "^shared/"]
   names = jax.tree.leaves(
     jax.tree_util.tree_map_with_path(
       lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params

@@ -13,7 +13,7 @@ from xmr.models import lora
 
 def starting_values(config, model, split, vocabulary, *, length=4, shapes_only=False):
   """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbones'
-  weights filled in. Adapters are fresh where the other run has none.
+  weights filled in. Adapters are as `adapted` says.
   """
   example = next(
     pipeline.train_batches(
@@ -45,18 +45,19 @@ def starting_values(config, model, split, vocabulary, *, length=4, shapes_only=F
 
 
 def adapted(model, other, config):
-  """Returns another run's variables with fresh adapters where this model has some and it has none,
-  and with its own merged where this model has none.
+  """Returns another run's variables for this model: adapters of the same rank, alpha and kernels
+  stay; others are merged into the kernels, and this model's are fresh.
 
   Args:
     model: of this run.  other: variables of the other one.  config: of the other one, flat.
   """
-  if isinstance(model, lora.Adapted):
-    return other if lora.ADAPTERS in other["params"] else model.with_adapters(other)
-  if lora.ADAPTERS not in other["params"]:
-    return other
-  scale = config["model.lora.alpha"] / config["model.lora.rank"]
-  return {**other, "params": lora.merged(other["params"], scale=scale)}
+  mine = isinstance(model, lora.Adapted)
+  if lora.ADAPTERS in other["params"]:
+    rank, alpha, kernels = (config[f"model.lora.{name}"] for name in ("rank", "alpha", "kernels"))
+    if mine and (rank, alpha, kernels) == (model.rank, model.alpha, model.kernels):
+      return other
+    other = {**other, "params": lora.merged(other["params"], scale=alpha / rank)}
+  return model.with_adapters(other) if mine else other
 
 
 def with_new_rows(other, fresh):

@@ -2,12 +2,16 @@
 model.
 """
 
+import dataclasses
+import re
+
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from xmr import checkpoint
+from xmr import checkpoint, finetune, starting
 from xmr.errors import UserError
 from xmr.models import lora
 from xmr.models.dual_encoder import DualEncoder
@@ -101,3 +105,24 @@ def test_kernels_that_match_nothing_are_named(adapted, variables):
     lora.start(variables["params"], rank=2, pattern="attention/query", seed=0)
   with pytest.raises(UserError, match="config.model.lora.kernels is '\\('"):
     lora.start(variables["params"], rank=2, pattern="(", seed=0)
+
+
+@pytest.mark.parametrize("change", [{}, {"alpha": 8.0}, {"kernels": "image_encoder/projection"}])
+def test_a_run_that_starts_from_another_starts_as_that_one_whatever_its_adapters(
+  adapted, variables, batch, change
+):
+  params = dict(variables["params"])
+  params["lora"] = jax.tree.map(lambda x: np.asarray(x) + 0.1, params["lora"])
+  config = {"model.lora.rank": 2, "model.lora.alpha": 4.0, "model.lora.kernels": adapted.kernels}
+  mine = dataclasses.replace(adapted, **change)
+  started = starting.adapted(mine, {"params": params}, config)
+  found, wanted = mine.apply(started, batch)[0], adapted.apply({"params": params}, batch)[0]
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_adapters_freeze_all_else_of_the_model():
+  section = ml_collections.ConfigDict({"lora": {"rank": 2}})
+  patterns = finetune.frozen(section, {})
+  paths = ("image_encoder/a/kernel", "text_encoder/b", "shared/c", "lora/image_encoder/a", "loss/x")
+  found = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
+  assert found == [True, True, True, False, False]

@@ -12,6 +12,7 @@ from configs import teran_flickr
 from xmr import checkpoint, data, encode, inspect, train
 from xmr.config import validate
 from xmr.errors import UserError
+from xmr.eval import alignment
 from xmr.experiment import prepare
 from xmr.inspect import matches, report
 from xmr.ops.alignment import Tokens
@@ -234,6 +235,14 @@ def test_search_and_pictures_of_matches(folder, run):
   assert scores.shape == found.shape == (2, 3) and (np.diff(scores, axis=1) <= 0).all()
   with pytest.raises(UserError, match=r"compares tokens; expected the floats \[N, R, F\]"):
     loaded.search(["a dog"], np.ones((3, 8), np.float32))
+  with loaded.config.unlocked():
+    loaded.config.similarity = "MrSw"
+  # One-sided kinds sum over the query's tokens, as in evaluation.
+  for items, task in ((regions, "i2i"), (["a red house", "a dog", "a cat and a tree"], "t2t")):
+    embedded = matches.tokens(loaded, items)[0]
+    wanted = alignment.top_k(embedded, embedded, 3, form="MrSw", task=task)
+    for found, expected in zip(loaded.search(items, items, k=3), wanted, strict=True):
+      np.testing.assert_array_equal(found, expected)
   split = data.load(loaded.config)["test"]
   rank, first = np.array([0, 5, 2, 0]), np.array([[0], [3], [2], [1]])
   hits, misses = matches.hits_and_misses(rank, np.array([0, 0, 1, 1]), first, n=2)

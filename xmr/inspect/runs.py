@@ -20,7 +20,7 @@ from xmr.errors import UserError, choice
 from xmr.eval import top_k
 from xmr.inspect import export, matches, stablehlo
 from xmr.inspect.pictures import is_picture, opened
-from xmr.ops.alignment import NAMES
+from xmr.ops.alignment import NAMES, WITHIN
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 
@@ -155,7 +155,8 @@ class Run:
     """
     digest = hashlib.sha256()
     for name, x in sorted(checkpoint.flatten(self.variables).items()):
-      if ".image_encoder." in name:
+      # Layers that both sides share are the encoder's, too.
+      if ".image_encoder." in name or ".shared." in name:
         digest.update(f"{name} {x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes())
     flat = config_lib.flat(self.config)
     seen = {
@@ -233,7 +234,7 @@ class Run:
       if task
       else [None, None]
     )
-    (query, query_side), (gallery, _) = (
+    (query, query_side), (gallery, gallery_side) = (
       self._embedded(x, side, name)
       for x, side, name in zip((query, gallery), sides, ("query", "gallery"), strict=True)
     )
@@ -241,7 +242,11 @@ class Run:
       raise UserError(
         "order embeddings are not symmetric: say which task it is, task='t2i' and the like"
       )
-    return top_k(query, gallery, k, kind=self.config.similarity, text_query=query_side == "text")
+    kind, text_query = self.config.similarity, query_side == "text"
+    if kind in NAMES and query_side == gallery_side:
+      # As evaluation ranks i2i and t2t: one-sided kinds sum over the query's tokens.
+      kind, text_query = WITHIN[kind], False
+    return top_k(query, gallery, k, kind=kind, text_query=text_query)
 
   def align(self, image, text, image_mask=None):
     """Similarity of every region [R, F] of an image with every word of a caption: [R, W] float32;

@@ -334,6 +334,8 @@ def test_random_scores_give_the_share_of_relevant_items():
     ("pairs.head_start", 0.0, "config.pairs.head_start is 0.0; expected more than 0"),
     ("pairs.unit_dropout", 1.0, "config.pairs.unit_dropout is 1.0; expected from 0 to below 1"),
     ("graph.dropout", -0.1, "config.graph.dropout is -0.1; expected from 0 to below 1"),
+    ("evaluate.ema", 0.9, "config.evaluate.ema is 0.9, which config.task=fine_grained does not"),
+    ("init", "runs/a", "config.init is .*runs/a', which config.task=fine_grained does not know"),
   ],
 )
 def test_a_wrong_field_is_named_before_the_run_folder_exists(

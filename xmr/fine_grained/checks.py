@@ -7,6 +7,9 @@ from xmr import home, losses
 from xmr.errors import UserError
 from xmr.fine_grained.config import BASE, CROSS_ENTROPY, FINE_GRAINED
 
+# Fields that change what retrieval trains and that the two stages do not read.
+UNREAD = ("init", "batch_chunks", "evaluate.ema", "model.lora.rank", "model.shared_layers")
+
 
 def validate(config):
   """Raises UserError for a config that the two stages cannot run."""
@@ -14,6 +17,15 @@ def validate(config):
   config_lib.validate(config)
   if jax.process_count() > 1:
     raise UserError(f"config.task=fine_grained runs in one process; found {jax.process_count()}")
+  for name in UNREAD:
+    section, default = config, config_lib.FIELDS[name].default
+    for part in name.split("."):
+      section = section[part]
+    if section != default:
+      raise UserError(
+        f"config.{name} is {section!r}, which config.task=fine_grained does not know; expected "
+        f"{default!r}"
+      )
   loss_of(config)
 
 

@@ -94,6 +94,10 @@ def test_every_field_says_what_it_means_and_every_number_what_it_may_be(task):
   config = config_lib.base_config(task)
   described = {name: rest for name, *rest in config_lib.described(config)}
   assert set(described) == set(config_lib.flat(config))
+  # Whole numbers have no ".0", whichever type the limit has.
+  assert described["epochs"][1] == "from 0 to 1,000,000"
+  assert described["optimizer.eps"][1] == "more than 0, at most 1"
+  assert described["data.min_area"][1] == "more than 0, at most 1"
   for name, (default, allowed, about, _) in described.items():
     assert about, f"config.{name} says nothing of itself"
     number = isinstance(default, int | float) and not isinstance(default, bool)

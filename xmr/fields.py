@@ -38,12 +38,12 @@ class Field:
     """What the field may be, in words: "one of a, b", "from 0 to below 1"; "" for anything."""
     if self.choices:
       return "one of " + ", ".join(map(str, self.known))
-    high = "" if self.at_most is None else f"{self.at_most:,}"
-    high = high if self.below is None else f"below {self.below}"
-    if self.at_least is not None:
-      return f"from {self.at_least} to {high}" if high else f"{self.at_least} or more"
-    if self.above is not None:
-      return f"more than {self.above}" + (f", at most {high}" if high else "")
+    low, above, high, below = map(shown, (self.at_least, self.above, self.at_most, self.below))
+    high = f"below {below}" if below else high
+    if low:
+      return f"from {low} to {high}" if high else f"{low} or more"
+    if above:
+      return f"more than {above}" + (f", at most {high}" if high else "")
     return f"at most {high}" if high else ""
 
   def check(self, name, value):
@@ -76,6 +76,14 @@ def field(default=None, about="", **limits):
       between two starts of a run, as it moves no parameter of the steps already done.
   """
   return Field(default, about, **limits)
+
+
+def shown(number):
+  """Returns a limit in words: "10,000" for 1e4, "0.01", "1e+38"; "" for None."""
+  if number is None:
+    return ""
+  whole = isinstance(number, float) and number.is_integer() and abs(number) < 1e15
+  return f"{int(number) if whole else number:,}"
 
 
 def resolve(path):

@@ -156,3 +156,19 @@ def test_times_of_a_bench_become_rows(root):
   )
   with pytest.raises(UserError, match="no record c.json of a bench"):
     render.table({"benches": ["c"]}, {}, {"b": bench})
+
+
+def test_plans_become_rows():
+  step = {
+    "rows": 1024,
+    "memory": {"peak": 2**30},
+    "moved": [{"sent": 2**20}, {"sent": 2**20}],
+    "seconds": {"compute": 0.001, "interconnect": 0.002},
+    "binds": "interconnect",
+  }
+  plan = {"plan": "v5e:2x4", "chip": {"memory": 2**34}, "programs": [step]}
+  text = render.table({"plans": [["MH", "p"]]}, {}, {"p": plan})
+  shown = "| MH, 1,024 pairs | v5e:2x4 | 1,024 MiB | 6.2% | 2.0 MiB | 2.00 ms | interconnect |"
+  assert text.splitlines()[-1] == shown
+  with pytest.raises(UserError, match="no record q.json of a plan"):
+    render.table({"plans": [["MH", "q"]]}, {}, {"p": plan})

@@ -4,7 +4,7 @@ A run's record: {"row": the table row that it belongs to, "config": {field: valu
 from the defaults, "seed", "metrics": {name: number}, "versions", "commit", "machine", "seconds",
 "date", "command"}. A summary of runs whose own records were not kept has "seeds" (their number),
 "mean" and "deviation" in place of "seed" and "metrics". A bench's record is what
-`python -m xmr.bench NAME --json=FILE` writes.
+`python -m xmr.bench NAME --json=FILE` writes, a plan's what `python -m xmr.plan --json=FILE` does.
 """
 
 import json
@@ -18,7 +18,7 @@ SUMMARY = ("row", "seeds", "mean", "deviation", "commit", "command")
 
 
 def read(folder):
-  """Returns ({row: [record, ...]} of runs and summaries, {file name: record} of benches).
+  """Returns ({row: [record, ...]} of runs and summaries, {file name: record} of benches and plans).
 
   Args:
     folder: of JSON files.
@@ -31,7 +31,7 @@ def read(folder):
       record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
       raise UserError(f"{path} is not JSON: {error}") from None
-    if "bench" in record:
+    if "bench" in record or "plan" in record:
       benches[path.stem] = record
       continue
     missing = [key for key in (SUMMARY if "mean" in record else RUN) if key not in record]

@@ -74,6 +74,8 @@ def table(of, rows, benches):
   """
   if "benches" in of:
     return grid(*_times(of, benches))
+  if "plans" in of:
+    return grid(*_plans(of, benches))
   heads = ["", "seeds", *(heading for heading, _, _ in of["columns"]), "code"]
   lines = []
   for label, row in of["rows"]:
@@ -107,6 +109,37 @@ def _times(of, benches):
             bench["versions"].get("xmr") or "-",
           ]
         )
+  return heads, lines
+
+
+def _plans(of, plans):
+  heads = [
+    "config",
+    "slice",
+    "peak per device",
+    "of its memory",
+    "sent per step",
+    "at least",
+    "binds",
+  ]
+  lines = []
+  for label, name in of["plans"]:
+    if name not in plans:
+      raise UserError(f"no record {name}.json of a plan; python -m xmr.plan --json makes it")
+    plan = plans[name]
+    step = plan["programs"][0]
+    peak, sent = step["memory"]["peak"], sum(moved["sent"] for moved in step["moved"])
+    lines.append(
+      [
+        f"{label}, {step['rows']:,} pairs",
+        plan["plan"],
+        f"{peak / 2**20:,.0f} MiB",
+        f"{peak / plan['chip']['memory']:.1%}",
+        f"{sent / 2**20:,.1f} MiB",
+        f"{1e3 * step['seconds'][step['binds']]:.2f} ms",
+        step["binds"],
+      ]
+    )
   return heads, lines
 
 

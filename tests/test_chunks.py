@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmr import chunks, losses, parallel
+from xmr import losses, parallel
 from xmr.models.dual_encoder import DualEncoder
 from xmr.models.features import MLP, Linear
+from xmr.training import chunks
 
 ROWS, WIDTH = 32, 12
 

@@ -9,9 +9,10 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from xmr import command_line, home
+from xmr import command_line
 from xmr.config import base_config
 from xmr.errors import UserError
+from xmr.terminal import home
 
 # ml_collections loads a config by a method that Python 3.12 no longer has a use for.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from xmr import interrupts
 from xmr.errors import UserError, reported
 from xmr.preemption import Stop
+from xmr.terminal import interrupts
 
 
 @pytest.mark.parametrize("lines, unbuffered", [(1, ""), (100_000, ""), (1, "1")])

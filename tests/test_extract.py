@@ -16,11 +16,12 @@ from PIL import Image
 from variables import random_variables
 
 from xmr import config as config_lib
-from xmr import data, extract, files
+from xmr import data, extract
 from xmr.data import images
 from xmr.errors import UserError
 from xmr.interop import weights
 from xmr.models import convert, image, resnet
+from xmr.storage import files
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE, RESIZE = 40, 48

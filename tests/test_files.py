@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from xmr import files
+from xmr.storage import files
 
 
 def names(folder):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from configs import vsepp_flickr
-from xmr import losses, models, optim, parallel, train
+from xmr import losses, models, parallel, train
 from xmr.models import image
 from xmr.models.resnet import ResNet
+from xmr.training import optim
 
 B = 8  # one phase of the recurrent layer, which compiles fastest
 STEPS = 4

@@ -10,7 +10,7 @@ import small_run
 
 from xmr import checkpoint, data, encode, experiment, inspect, main, parallel, search, train
 from xmr.errors import UserError
-from xmr.files import read_json
+from xmr.storage.files import read_json
 from xmr.tracking import journal
 
 

@@ -101,7 +101,7 @@ def test_an_import_that_is_killed_leaves_no_run_and_the_same_command_works(
     if place == "rename":
       patched.setattr(pathlib.Path, "rename", die)
     else:
-      patched.setattr("xmr.files.write_json", die)
+      patched.setattr("xmr.storage.files.write_json", die)
     patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # Nothing is cleaned up after kill -9.
     with pytest.raises(Killed):
       import_run.import_run(base(), workdir=tmp_path / "runs" / "a", **files)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmr import optim
 from xmr.config import base_config
 from xmr.errors import UserError
+from xmr.training import optim
 
 PARAMS = {
   "image_encoder": {

@@ -13,8 +13,8 @@ from xmr.config import base_config
 from xmr.data import Vocabulary
 from xmr.data.text import SPECIAL
 from xmr.errors import UserError
-from xmr.locks import locked
 from xmr.run_folder import held
+from xmr.storage.locks import locked
 
 
 def contents(folder):

@@ -11,8 +11,8 @@ import traceback
 
 from absl import flags
 
-from xmr import home
 from xmr.errors import UserError
+from xmr.terminal import home
 
 
 def asks_for_help(argv):

@@ -4,7 +4,7 @@ import re
 
 import ml_collections
 
-from xmr import fields, home, recipe, tasks
+from xmr import fields, recipe, tasks
 from xmr.errors import UserError
 from xmr.eval.table import options as evaluations
 from xmr.fields import field
@@ -12,6 +12,7 @@ from xmr.losses import table as losses
 from xmr.mining import table as mining
 from xmr.models import table as models
 from xmr.models.fields import TOWERS
+from xmr.terminal import home
 
 BIG = 2**31 - 1  # more steps, rows or batches than anybody has
 ON = {"resumable": True}  # may change between two starts of a run

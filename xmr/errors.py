@@ -6,7 +6,7 @@ import re
 import select
 import sys
 
-from xmr import interrupts, terminal
+from xmr.terminal import interrupts, output
 
 FULL = re.compile(
   "No space left on device|Disk quota exceeded|File too large|Read-only file system"
@@ -63,7 +63,7 @@ def reported():
 
   This is the border to the terminal: all that is printed inside is made printable.
   """
-  with interrupts.heard(), terminal.plain():
+  with interrupts.heard(), output.plain():
     try:
       yield
       sys.stdout.flush()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from xmr import checkpoint, data, finetune, home, losses, models, optim, parallel, recipe
+from xmr import checkpoint, data, losses, models, parallel, recipe
 from xmr import config as config_lib
 from xmr.data import pipeline
 from xmr.data import text as words
@@ -21,7 +21,9 @@ from xmr.errors import UserError
 from xmr.interop import subwords
 from xmr.ops.alignment import Tokens
 from xmr.run_folder import begun, check_data, check_folder, check_length, imported
-from xmr.starting import starting_values
+from xmr.terminal import home
+from xmr.training import finetune, optim
+from xmr.training.starting import starting_values
 
 
 @dataclasses.dataclass

@@ -158,7 +158,7 @@ def claim(out, manifest):
   Raises:
     UserError: it holds other work; every field that differs is named.
   """
-  from xmr.files import read_json, write_json
+  from xmr.storage.files import read_json, write_json
 
   path = pathlib.Path(out) / "manifest.json"
   if path.exists():
@@ -237,8 +237,8 @@ def extract(
 
   from xmr import parallel
   from xmr.data import images
-  from xmr.files import write_array, write_json
   from xmr.models import convert
+  from xmr.storage.files import write_array, write_json
 
   if backbone not in convert.IMAGE_KINDS:
     raise UserError(f"--backbone is {backbone!r}; expected one of {', '.join(convert.IMAGE_KINDS)}")

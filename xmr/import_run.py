@@ -40,7 +40,7 @@ def write_run(config, workdir, *, variables, vocabulary, settings, source, step=
 
   from xmr import checkpoint as checkpoints_lib
   from xmr import config as config_lib
-  from xmr.files import new_folder, write_json
+  from xmr.storage.files import new_folder, write_json
 
   config.update_from_flattened_dict(settings)
   config_lib.validate(config)

@@ -12,8 +12,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from xmr import command_line, interrupts
+from xmr import command_line
 from xmr.errors import UserError, reported
+from xmr.terminal import interrupts
 
 USAGE = "python -m xmr.main --config=FILE[:variant] --workdir=DIR"
 
@@ -70,9 +71,9 @@ def read(argv):
 
 def config_of_run(workdir):
   """Returns the config that a run folder keeps; UserError where there is none."""
-  from xmr import home
   from xmr.config import from_flat
-  from xmr.files import read_json
+  from xmr.storage.files import read_json
+  from xmr.terminal import home
 
   path = pathlib.Path(home.expanded(workdir)) / "config.json"
   if not path.is_file():

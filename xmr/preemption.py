@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from xmr import interrupts
+from xmr.terminal import interrupts
 
 
 class Stop:

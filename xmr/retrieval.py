@@ -11,10 +11,10 @@ from xmr.errors import UserError
 from xmr.eval import protocol
 from xmr.eval import results as results_lib
 from xmr.experiment import prepare
-from xmr.files import write_arrays
 from xmr.inspect import plots
 from xmr.inspect.runs import Run
 from xmr.run_folder import begun, held, imported
+from xmr.storage.files import write_arrays
 
 __all__ = ["Run", "base_config", "score", "stage", "train_and_evaluate", "validate"]
 

@@ -8,11 +8,12 @@ import sys
 
 import jax
 
-from xmr import checkpoint, home
+from xmr import checkpoint
 from xmr import config as config_lib
 from xmr.errors import UserError
-from xmr.files import read_json, write_arrays, write_json
-from xmr.locks import locked
+from xmr.storage.files import read_json, write_arrays, write_json
+from xmr.storage.locks import locked
+from xmr.terminal import home
 
 
 def begun(workdir):

@@ -15,13 +15,13 @@ import numpy as np
 import optax
 
 from xmr import checkpoint, parallel, tasks
-from xmr.chunks import encoded
 from xmr.errors import UserError
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
 from xmr.tracking.progress import compiling
 from xmr.tracking.writer import Writer
+from xmr.training.chunks import encoded
 
 
 @flax.struct.dataclass

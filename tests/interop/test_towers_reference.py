@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch_reference as reference
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from xmr.data.subwords import Subwords
 from xmr.interop import hugging_face

@@ -82,8 +82,8 @@ def test_the_temperature_of_clip_stays_above_a_hundredth():
 
 
 def test_a_step_moves_the_scalar_by_its_own_rate():
-  from xmr import optim
   from xmr.config import base_config
+  from xmr.training import optim
 
   config = base_config()
   config.optimizer.multipliers = (("^loss/", 10.0),)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.common import flickr
-from xmr import checkpoint, losses, mining, models, optim, parallel, train
+from xmr import checkpoint, losses, mining, models, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval.relevance import rouge_l, rouge_l_above
@@ -21,6 +21,7 @@ from xmr.models.features import Linear
 from xmr.models.tokens import Regions
 from xmr.ops.alignment import Tokens
 from xmr.ops.similarity import similarity
+from xmr.training import optim
 
 N, B, WORDS = 90, 16, ["a", "dog", "cat", "runs", "sits", "on", "grass", "snow", "red"]
 

@@ -94,8 +94,9 @@ def first_step(folder, batch, words, dim):
   import jax
   import numpy as np
 
-  from xmr import losses, models, optim, parallel, train
+  from xmr import losses, models, parallel, train
   from xmr.config import base_config
+  from xmr.training import optim
 
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -60,8 +60,9 @@ def built(rows, kernels, dim):
 
   import jax
 
-  from xmr import losses, models, optim, parallel, train
+  from xmr import losses, models, parallel, train
   from xmr.config import base_config
+  from xmr.training import optim
 
   config = base_config().unlock()
   config.model.dim = dim

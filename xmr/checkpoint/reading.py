@@ -16,7 +16,7 @@ from xmr.checkpoint import digests
 from xmr.checkpoint.threads import last_words
 from xmr.checkpoint.trees import nest
 from xmr.errors import UserError
-from xmr.files import read_json
+from xmr.storage.files import read_json
 
 # The system takes 4,096 bytes; orbax's names below the folder of a run take up to 150.
 LONGEST_PATH = 3800

@@ -14,7 +14,7 @@ from xmr.checkpoint import digests, reading
 from xmr.checkpoint.threads import last_words
 from xmr.checkpoint.trees import flatten, targets, unflatten
 from xmr.errors import UserError, disk_full
-from xmr.files import read_json
+from xmr.storage.files import read_json
 
 managers = ocp.checkpoint_managers
 

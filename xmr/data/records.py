@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 from xmr.errors import UserError
-from xmr.locks import locked
+from xmr.storage.locks import locked
 
 
 def image_files(root, names):

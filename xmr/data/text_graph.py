@@ -12,10 +12,10 @@ import zipfile
 
 import numpy as np
 
-from xmr import files
 from xmr.data.text import SPECIAL, Vocabulary, load_glove
 from xmr.errors import UserError
 from xmr.ops.unit import unit
+from xmr.storage import files
 
 BLOCK = 1024  # words whose similarities to all are held at a time
 SIGNALS = ("count", "log", "tfidf")

@@ -128,7 +128,7 @@ def check_out(out):
 
 def write(out, found):
   """Writes results.json into a folder; UserError where the folder takes nothing."""
-  from xmr import files
+  from xmr.storage import files
 
   folder = pathlib.Path(out)
   try:

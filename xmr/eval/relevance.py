@@ -10,11 +10,11 @@ from jaxtyping import Float, Float32, Int32, Integer, Shaped
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from xmr import files
 from xmr.errors import UserError
 from xmr.eval.graded import checked_relevance
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.readers import open_npy
+from xmr.storage import files
 
 BLOCK_PAIRS = 1 << 22  # caption pairs whose common subsequences are held at a time
 

@@ -12,10 +12,11 @@ import sys
 import jax
 import numpy as np
 
-from xmr import __version__, files
+from xmr import __version__
 from xmr.eval import metrics, table
 from xmr.eval.protocol import checked_image_of_text
 from xmr.eval.truth import of_split
+from xmr.storage import files
 
 TIE_RULE = "pessimistic: every non-positive that scores as the best positive stands before it"
 NAMES = {"i2t": "image to text", "t2i": "text to image"}

@@ -3,9 +3,10 @@
 import jax
 
 from xmr import config as config_lib
-from xmr import home, losses
+from xmr import losses
 from xmr.errors import UserError
 from xmr.fine_grained.config import BASE, CROSS_ENTROPY, FINE_GRAINED
+from xmr.terminal import home
 
 # Fields that change what retrieval trains and that the two stages do not read.
 UNREAD = ("init", "batch_chunks", "evaluate.ema", "model.lora.rank", "model.shared_layers")

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from xmr import config as config_lib
-from xmr import optim, train
+from xmr import train
 from xmr.run_folder import check_data, check_length
+from xmr.training import optim
 
 
 def score_and_compare(params, state, batch, arrays, *, scores, loss):

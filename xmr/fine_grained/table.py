@@ -17,12 +17,12 @@ from xmr.eval.significance import (
   paired_permutation,
   seed_difference,
 )
-from xmr.files import read_json, write_json
 from xmr.fine_grained import checks, report, two_stage
 from xmr.fine_grained.config import VARIANTS, labelled
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
 from xmr.run_folder import check_data, check_folder, held
+from xmr.storage.files import read_json, write_json
 
 FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {

@@ -18,7 +18,6 @@ from xmr import checkpoint, losses, train
 from xmr import config as config_lib
 from xmr.data.pairs import Pairs
 from xmr.errors import UserError
-from xmr.files import write_arrays, write_json
 from xmr.fine_grained import report
 from xmr.fine_grained.checks import loss_of
 from xmr.fine_grained.config import BASE, labelled
@@ -28,6 +27,7 @@ from xmr.fine_grained.stage import stage_of
 from xmr.models.graph import GraphEncoder
 from xmr.models.siamese import PairScore, Siamese
 from xmr.run_folder import begun, check_folder, held
+from xmr.storage.files import write_arrays, write_json
 
 
 def hardness(similarity, batch):

@@ -12,8 +12,8 @@ from xmr import config as config_lib
 from xmr.checkpoint import digests
 from xmr.data import vocabulary_from_json
 from xmr.errors import UserError
-from xmr.files import read_json, write_arrays
 from xmr.models import lora
+from xmr.storage.files import read_json, write_arrays
 
 EXPORT = "model.safetensors"
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from xmr import files
 from xmr.errors import UserError
 from xmr.eval import similarity
 from xmr.inspect.pictures import IMAGE_ENDINGS
 from xmr.ops.unit import unit
+from xmr.storage import files
 
 BLOCK = 256  # pictures encoded, and saved, at a time
 ROUNDING = (

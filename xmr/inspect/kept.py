@@ -3,7 +3,7 @@
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.files import json_lines
+from xmr.storage.files import json_lines
 
 
 def inputs_of(folder):

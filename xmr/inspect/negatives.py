@@ -138,7 +138,7 @@ def negatives(workdir, *, step="best", split="train", queries=1000, seed=0):
     UserError: no run, no checkpoints, missing data, a folder that cannot be written.
   """
   from xmr import data, inspect
-  from xmr.files import write_json
+  from xmr.storage.files import write_json
 
   run = inspect.load(workdir, step)
   rows = data.load(run.config)[split]

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmr import config as config_lib
-from xmr import encode, experiment, mining, models, optim, parallel, train
+from xmr import encode, experiment, mining, models, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval import blocks
 from xmr.eval.ranks import tile_counts
 from xmr.plan import bound, shapes
+from xmr.training import optim
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,8 +42,8 @@ def main(argv):
 
 def add(root, workdir, row):
   """Writes the record of a finished run; returns its path."""
-  from xmr.files import write_json
   from xmr.results import records
+  from xmr.storage.files import write_json
 
   record = records.of_run(workdir, row)
   path = root / "docs" / "results" / "records" / f"{row}_seed{record['seed']}.json"

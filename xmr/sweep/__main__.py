@@ -25,11 +25,12 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from xmr import command_line, home, interrupts, recipe
+from xmr import command_line, recipe
 from xmr.config import same_results
 from xmr.errors import UserError, reported
 from xmr.fields import Section
-from xmr.files import read_json
+from xmr.storage.files import read_json
+from xmr.terminal import home, interrupts
 
 # A time or a large seed in place of a number of seeds would plan runs until the memory is full.
 MOST_SEEDS = 1000

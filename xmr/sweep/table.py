@@ -9,8 +9,8 @@ import pathlib
 import numpy as np
 
 from xmr.eval import significance
-from xmr.files import read_json
 from xmr.inspect import influence
+from xmr.storage.files import read_json
 
 LEVEL = 0.05
 # Shown in the table, where the runs have them. Those of one query are compared over queries too:

@@ -7,8 +7,8 @@ import pathlib
 import threading
 import time
 
-from xmr import files
 from xmr.errors import UserError
+from xmr.storage import files
 
 WIDTH = 79
 SECONDS = "compile_seconds.json"  # {digest of what was compiled: seconds}, in a cache

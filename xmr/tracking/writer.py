@@ -8,7 +8,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from xmr import files
+from xmr.storage import files
 
 
 def kept_lines(path, last_step):

@@ -7,8 +7,8 @@ import re
 import jax
 import optax
 
-from xmr import finetune
 from xmr.errors import UserError
+from xmr.training import finetune
 
 
 def schedule(optimizer, *, steps_per_epoch, total_steps):

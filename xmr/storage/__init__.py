@@ -1,0 +1,1 @@
+"""What is written is whole or not there, and a folder belongs to one process."""

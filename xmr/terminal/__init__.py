@@ -1,0 +1,1 @@
+"""Between a command and its user: plain output, the home folder, interrupts."""

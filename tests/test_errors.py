@@ -145,7 +145,7 @@ def test_a_file_that_is_none_is_one_line_with_its_name(tmp_path, capsys, kind):
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_run_that_another_command_started_stops_with_it(asked):
   code = (
-    "import time\nfrom xmr import interrupts\ninterrupts.end_with_parent()\n"
+    "import time\nfrom xmr.terminal import interrupts\ninterrupts.end_with_parent()\n"
     "print('ready', flush=True)\ntime.sleep(0.5 if not " + str(asked) + " else 60)"
   )
   process = subprocess.Popen(

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from xmr import checkpoint, finetune, starting
+from xmr import checkpoint
 from xmr.errors import UserError
 from xmr.models import lora
 from xmr.models.dual_encoder import DualEncoder
 from xmr.models.features import MLP, Linear
+from xmr.training import finetune, starting
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ categories.
   python -m xmr.main --config=configs/fgcmir_wiki.py --config.data.dir=data/wikipedia
   --workdir=runs/fgcmir
 
+Word vectors need gensim: pip install -e '.[graph]'.
+
 One run of the base loss, seed 0, with --config.graph.min_count=30 --config.model.dim=64 (MAP, test
 against test):
 

@@ -166,6 +166,13 @@ def test_what_is_given_stays_and_devices_divide_the_batch():
   assert recipe.by_size(config, 5000).warmup.steps == 3 * (5000 // 24) // 4
 
 
+def test_the_line_of_the_recipe_counts_one_and_many():
+  config = own.get_config()
+  config.epochs, config.evaluate.steps = 1.0, 1
+  found = recipe.line(recipe.by_size(config, 200), 200)
+  assert "1 epoch, " in found and "after 1 step of" in found and found.endswith("every 1 step")
+
+
 def test_a_batch_that_is_too_large_says_the_number(first, tmp_path):
   folder, _ = first
   with pytest.raises(

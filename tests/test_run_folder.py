@@ -66,6 +66,29 @@ def test_the_run_that_began_while_this_one_was_prepared_is_not_taken_over(tmp_pa
       pass
 
 
+def test_of_many_differing_fields_the_first_eight_are_named(tmp_path):
+  config = base_config()
+  with held(config, tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  for field in ("n_train", "n_val", "n_test"):
+    config.data.scenes[field] += 1
+  config.seed, config.batch_size, config.model.dim = 3, 7, 9
+  config.optimizer.learning_rate, config.optimizer.weight_decay = 0.5, 0.5
+  config.loss.margin, config.data.image_size = 0.5, 32
+  with pytest.raises(UserError, match=r"config(.*; ){8}and 2 more\); give another --workdir"):  # noqa: SIM117
+    with held(config, tmp_path):
+      pass
+
+
+def test_a_folder_of_pictures_is_not_passed_over_for_scenes(tmp_path):
+  config = base_config()
+  config.data.dir = "pictures"
+  with pytest.raises(
+    UserError, match="config.data.dir=pictures: config.data.name is scenes, which"
+  ):
+    experiment.loaded(config, tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot write the run folder .*file/run: Not a directory"):  # noqa: SIM117

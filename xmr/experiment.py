@@ -205,6 +205,15 @@ def loaded(config, workdir):
     UserError: the data is wrong, lacks a split that the run needs, or is not what the run in
       workdir was trained on; names what to do.
   """
+  beside = (config.data.image_features, config.data.text_features, config.vocabulary.glove)
+  beside += tuple(config.evaluate.get(name) for name in ("spice", "positives", "sts"))
+  if config.data.name == "scenes" and config.data.dir and not any(beside):
+    # Whoever names a folder would read the results of the scenes as those of the folder.
+    raise UserError(
+      f"config.data.dir={config.data.dir}: config.data.name is scenes, which are rendered and read "
+      "from no folder; expected a config of your data, such as configs/own.py, or "
+      "configs/pretrained_flickr.py:own for imported towers"
+    )
   splits = data.load(config)
   for line in getattr(splits, "lines", ()):
     say(line)

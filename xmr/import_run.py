@@ -16,7 +16,7 @@ import json
 import pathlib
 import sys
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from xmr import command_line
@@ -150,6 +150,7 @@ def main(argv):
     )
     command_line.read_flags(argv, needed=("workdir",), usage=usage)
     values = flags.FLAGS
+    logging.set_verbosity(logging.ERROR)
     if values.pretrained:
       for name in ("checkpoint", "vocabulary"):
         if values[name].value:
@@ -160,8 +161,11 @@ def main(argv):
         config.value or base_config(), folder=values.pretrained, workdir=values.workdir
       )
       print(f"{values.workdir}: {made.kind} of {made.source}")
-      command = f"--config=configs/pretrained_flickr.py --workdir={values.workdir} --eval_only"
-      print(f"score it: python -m xmr.main {command} --config.data.dir=DIR")
+      command = f"--workdir={values.workdir} --eval_only --config.data.dir=DIR"
+      for variant, what in (("", "Flickr30K"), (":own", "your pictures")):
+        print(
+          f"on {what}: python -m xmr.main --config=configs/pretrained_flickr.py{variant} {command}"
+        )
       return
     for name in ("checkpoint", "vocabulary", "config"):
       if values[name].value in (None, ""):

@@ -72,16 +72,25 @@ def by_size(config, captions, *, devices=1):
 
 def line(config, captions):
   """Returns what was chosen as one line."""
-  length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
+  length = _steps(config.steps) if config.steps else _epochs(config.epochs)
   return (
     f"for {captions:,} training captions: batch_size={config.batch_size}, {length}, "
-    f"learning_rate={config.optimizer.learning_rate:g} after {config.optimizer.warmup_steps} steps "
-    f"of warm-up, a validation every {_every(config.evaluate)}"
+    f"learning_rate={config.optimizer.learning_rate:g} after "
+    f"{_steps(config.optimizer.warmup_steps)} of warm-up, a validation every "
+    f"{_every(config.evaluate)}"
   )
 
 
 def _every(section):
-  return f"{section.steps:,} steps" if section.steps else f"{section.epochs:g} epochs"
+  return _steps(section.steps) if section.steps else _epochs(section.epochs)
+
+
+def _epochs(count):
+  return f"{count:g} epoch{'s' * (count != 1)}"
+
+
+def _steps(count):
+  return f"{count:,} step{'s' * (count != 1)}"
 
 
 def imported(config, folder):

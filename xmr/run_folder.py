@@ -15,6 +15,8 @@ from xmr.storage.files import read_json, write_arrays, write_json
 from xmr.storage.locks import locked
 from xmr.terminal import home
 
+SHOWN = 8  # fields in an error: two architectures differ in dozens
+
 
 def begun(workdir):
   """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or
@@ -30,8 +32,8 @@ def imported(workdir):
 
 
 def check_folder(config, workdir):
-  """Raises UserError where the folder holds a run of another config; every differing field is
-  named.
+  """Raises UserError where the folder holds a run of another config; it names the fields that
+  differ, the first eight of many.
   """
   if not begun(workdir):
     return
@@ -45,8 +47,10 @@ def check_folder(config, workdir):
     # Nothing was trained here: any data may be scored, by the model that the values are of.
     different = [line for line in different if line.startswith(("config.model.", "config.simil"))]
   if different:
+    rest = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
     raise UserError(
-      f"{workdir} holds a run of another config ({'; '.join(different)}); give another --workdir"
+      f"{workdir} holds a run of another config ({'; '.join(different[:SHOWN])}{rest}); "
+      "give another --workdir"
     )
 
 

@@ -73,9 +73,11 @@ def test_the_progress_line_has_epoch_loss_rsum_best_rate_and_time_left(tmp_path)
     journal.flush()
   writer.close()
   first, second, third = lines
-  assert re.fullmatch(r"25%  epoch 0.5  loss 3  [\d,]+ captions/s", first)
-  assert re.fullmatch(r"50%  epoch 1.0  loss 3  best 210  [\d,]+ captions/s  \d+s left", second)
-  assert "rsum 200  best 210" in third
+  assert re.fullmatch(r"25%  epoch 0.5  loss 3\.000  [\d,]+ captions/s", first)
+  assert re.fullmatch(
+    r"50%  epoch 1.0  loss 3\.000  best 210\.0  [\d,]+ captions/s  \d+s left", second
+  )
+  assert "rsum 200.0  best 210.0" in third
   # Terms of the loss are in metrics.jsonl, where no other i2t has their name.
   assert "train/i2t" in (tmp_path / "metrics.jsonl").read_text()
 

@@ -339,7 +339,7 @@ def train_all(todo, jobs, say=print):
         left = f"about {seconds / done * (len(todo) - done) / 60:.0f} min left"
         if outcome == "done":
           metrics = read_json(cell.folder / "results.json").get("metrics", {})
-          shown = [f"{name} {metrics[name]:.4g}" for name in ("rsum", "map") if name in metrics]
+          shown = [f"{name} {metrics[name]:#.4g}" for name in ("rsum", "map") if name in metrics]
           outcome = " ".join(shown) or "done"
         else:
           failed[cell.name] = outcome

@@ -23,14 +23,19 @@ def progress_line(*, step, total, epoch, loss, scores, rate, left, width=WIDTH):
     rate: captions a second.  left: seconds to the end, or None.
     width: columns; spaces and words give way first, no number is ever cut.
   """
-  parts = [f"{100 * step // max(1, total):.0f}%", f"epoch {epoch:.1f}", f"loss {loss:.4g}"]
-  parts += [f"{name} {value:.4g}" for name, value in scores.items()]
+  parts = [f"{100 * step // max(1, total):.0f}%", f"epoch {epoch:.1f}", f"loss {_four(loss)}"]
+  parts += [f"{name} {_four(value)}" for name, value in scores.items()]
   ends = [] if left is None else [f"{duration(left)} left"]
   for gap, unit in (("  ", " captions/s"), (" ", " captions/s"), (" ", "/s")):
     line = gap.join([*parts, f"{rate:,.0f}{unit}", *ends])
     if len(line) <= width:
       break
   return line
+
+
+def _four(value):
+  """Four digits, zeros at the end too, so that the line does not jump."""
+  return f"{value:#.4g}".rstrip(".")
 
 
 def duration(seconds):

@@ -9,15 +9,19 @@ take features of a pretrained network, or another run of yours with --config.ini
 
 Variants:
   features    image features that python -m xmr.extract wrote into FOLDER/features, and words
+  clip        CLIP or SigLIP that python -m xmr.import_run made a run of: --config.init=runs/clip
 """
 
+from configs import pretrained_flickr
 from xmr.config import base_config
 from xmr.errors import choice
 
 
 def get_config(variant=""):
-  """Returns the config of a variant: "" or "features"."""
-  choice("variant", variant, ("", "features"))
+  """Returns the config of a variant: "", "features" or "clip"."""
+  choice("variant", variant, ("", "features", "clip"))
+  if variant == "clip":
+    return pretrained_flickr.get_config("own")
   config = base_config()
   config.recipe = "by_size"
   config.batch_size = 0

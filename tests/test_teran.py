@@ -19,6 +19,7 @@ from xmr.ops.alignment import Tokens
 
 N, REGIONS, F = 48, 4, 6
 MLP = {"model.text.name": "mlp", "model.text.word_dim": None}
+ALL = {"evaluate.graded": True, "evaluate.shortlist": 4}
 WORDS = "red green blue dog cat house tree car".split()
 
 
@@ -98,9 +99,8 @@ def folder(tmp_path_factory):
 def run(folder):
   """A run that trained three steps, went on to six, and was scored in every way."""
   workdir = folder / "run"
-  options = {"evaluate.graded": True, "evaluate.shortlist": 4}
-  train.train_and_evaluate(small(folder, steps=3, **options), workdir)
-  results = train.train_and_evaluate(small(folder, **options), workdir)
+  train.train_and_evaluate(small(folder, steps=3, **ALL), workdir)
+  results = train.train_and_evaluate(small(folder, **ALL), workdir)
   return workdir, results
 
 
@@ -112,7 +112,7 @@ def test_a_run_resumes_and_is_scored_by_alignments(folder, run):
   assert results["similarity"] == "symmetric_mean"
   assert {"i2t/r1", "shortlist/t2i/r1_lost", "shortlist/i2t/missed", "rsum"} <= set(metrics)
   assert {f"{task}/self_information" for task in ("i2t", "t2i", "i2i", "t2t")} <= set(metrics)
-  again = train.train_and_evaluate(small(folder), workdir, eval_only=True)
+  again = train.train_and_evaluate(small(folder, **ALL), workdir, eval_only=True)
   assert again["metrics"]["rsum"] == metrics["rsum"]
 
 

@@ -111,12 +111,12 @@ def below(
   Args:
     positive: scores of the pairs.  image, text: their embeddings, or tokens.
   """
-  if isinstance(image, Tokens):
+  if isinstance(image, Tokens) and isinstance(text, Tokens):
     a, b = (jnp.where(x.mask, jnp.linalg.norm(x.x, axis=2), 0) for x in (image, text))
     largest = jnp.sum(a, axis=1) * jnp.max(b, axis=1) + jnp.max(a, axis=1) * jnp.sum(b, axis=1)
   else:
     largest = jnp.linalg.norm(image, axis=1) * jnp.linalg.norm(text, axis=1)
-  return positive - ULPS * jnp.finfo(positive.dtype).eps * largest
+  return jnp.subtract(positive, ULPS * jnp.finfo(positive.dtype).eps * largest)
 
 
 def merged(best: Best, value: Float[Array, "n B"], row: Integer[Array, " n"]) -> Best:

@@ -1,5 +1,7 @@
 """Ranks, recall, lists by alignments against all scores at once, for every size of block."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from xmr import eval as evaluation
 from xmr.errors import UserError
 from xmr.eval import alignment, metrics
 from xmr.eval.graded import ranked_lists
+from xmr.eval.ranks import outcomes
+from xmr.eval.shortlist import shortlist
 from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
 from xmr.ops.alignment import FORMS, Tokens, aligned
 
@@ -143,11 +147,11 @@ def test_folds_are_scored_on_their_own():
 def test_a_shortlist_of_everything_loses_nothing_and_a_short_one_what_it_misses():
   image, text = tokens(7, 4, seed=11), tokens(11, 6, seed=12)
   whole = alignment.recall(image, text, OWNER, form="MrSw")
-  found = alignment.shortlist(image, text, OWNER, k=11, form="MrSw")
+  found = shortlist(image, text, OWNER, k=11, form="MrSw")
   assert found["i2t/missed"] == found["t2i/missed"] == 0
   for name in ("i2t/r1", "i2t/r5", "t2i/r1", "t2i/r5"):
     assert found[name] == whole[name]
-  short = alignment.shortlist(image, text, OWNER, k=1, form="MrSw")
+  short = shortlist(image, text, OWNER, k=1, form="MrSw")
   pooled = [alignment.pooled(x, name="side").astype(float) for x in (image, text)]
   scores = pooled[0] @ pooled[1].T / np.linalg.norm(pooled[1], axis=1)
   right = OWNER[None, :] == np.arange(7)[:, None]
@@ -158,27 +162,47 @@ def test_a_shortlist_of_everything_loses_nothing_and_a_short_one_what_it_misses(
 
 
 def test_the_public_functions_of_vectors_take_tokens_too():
+  image, text, kind = tokens(7, 4, seed=15), tokens(11, 6, seed=16), "MrSw"
+  found = evaluation.recall(image, text, OWNER, kind=kind)
+  assert found == alignment.recall(image, text, OWNER, form=kind)
+  np.testing.assert_array_equal(
+    evaluation.ranks(text, image, OWNER, kind=kind, text_query=True),
+    alignment.ranks(text, image, OWNER, form=kind, task="t2i"),
+  )
+  for a, b in zip(
+    evaluation.top_k(image, text, 4, kind=kind),
+    alignment.top_k(image, text, 4, form=kind, task="i2t"),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  lists = ranked_lists(image, text, k=3, kind=kind)
+  for task in alignment.TASKS:
+    query, gallery = ({"i": image, "t": text}[letter] for letter in (task[0], task[2]))
+    found = alignment.top_k(query, gallery, 3, form=kind, task=task)[1]
+    np.testing.assert_array_equal(lists[task], found)
+  of_image, of_text = outcomes(image, text, (OWNER, np.arange(11)), kind=kind)
+  np.testing.assert_array_equal(
+    of_text["rank"], evaluation.ranks(text, image, OWNER, kind=kind, text_query=True)
+  )
+  assert of_image["rank"].shape == (7,)
+
+
+def test_pooled_tokens_are_ranked_as_their_means():
   image, text = tokens(7, 4, seed=15), tokens(11, 6, seed=16)
-  for kind in ("MrSw", "pooled"):
-    assert evaluation.recall(image, text, OWNER, kind=kind) == alignment.recall(
-      image, text, OWNER, form=kind
+  means = alignment.pooled(image, name="image"), alignment.pooled(text, name="text")
+  pairs = OWNER, np.arange(11)
+  for function, query, gallery, more in (
+    (evaluation.recall, *(0, 1), (OWNER,)),
+    (evaluation.ranks, *(1, 0), (OWNER,)),
+    (evaluation.top_k, *(0, 1), (4,)),
+    (outcomes, *(0, 1), (pairs,)),
+    (functools.partial(ranked_lists, k=3), *(0, 1), ()),
+  ):
+    sides = (image, text)[query], (image, text)[gallery]
+    vectors = means[query], means[gallery]
+    np.testing.assert_equal(
+      function(*sides, *more, kind="pooled"), function(*vectors, *more, kind="cosine")
     )
-    positives = OWNER
-    np.testing.assert_array_equal(
-      evaluation.ranks(text, image, positives, kind=kind, text_query=True),
-      alignment.ranks(text, image, positives, form=kind, task="t2i"),
-    )
-    for a, b in zip(
-      evaluation.top_k(image, text, 4, kind=kind),
-      alignment.top_k(image, text, 4, form=kind, task="i2t"),
-      strict=True,
-    ):
-      np.testing.assert_array_equal(a, b)
-    lists = ranked_lists(image, text, k=3, kind=kind)
-    for task in alignment.TASKS:
-      query, gallery = ({"i": image, "t": text}[letter] for letter in (task[0], task[2]))
-      found = alignment.top_k(query, gallery, 3, form=kind, task=task)[1]
-      np.testing.assert_array_equal(lists[task], found)
 
 
 def test_pooled_is_the_cosine_of_the_means():

@@ -1,15 +1,14 @@
-"""Ranks, recall and lists by alignments of regions with words, exact for every size of block."""
+"""Ranks, recall and lists by alignments of regions with words, exact for every size of block. The
+functions of `ranks`, `top_k`, `protocol` and `graded` come here with Tokens.
+"""
 
 import numpy as np
 
 from xmr.errors import UserError, choice
-from xmr.eval import exact, metrics, protocol
-from xmr.eval import ranks as vector_ranks
-from xmr.eval import top_k as vector_top_k
-from xmr.eval.ranks import count as vector_count
-from xmr.eval.ranks import pairs_of
+from xmr.eval import metrics
+from xmr.eval.positives import checked_image_of_text, pairs_of
 from xmr.eval.token_scores import blocks, pair_scores, sides, slack_of
-from xmr.ops.alignment import MIRROR, NAMES, WITHIN
+from xmr.ops.alignment import FORMS, MIRROR, WITHIN
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 
@@ -18,7 +17,7 @@ def form_of(form, task):
   """The form of a task whose query comes first; one-sided forms sum over the query's tokens in i2i
   and t2t.
   """
-  choice("form", form, NAMES)
+  choice("form", form, tuple(FORMS))
   choice("task", task, TASKS)
   return {"i2t": form, "t2i": MIRROR[form]}.get(task, WITHIN[form])
 
@@ -34,6 +33,16 @@ def pooled(tokens, *, name):
     )
   count = mask.sum(axis=1, keepdims=True).astype(np.float32)
   return np.einsum("nrd,nr->nd", np.asarray(tokens.x, np.float32), mask / count)
+
+
+def means(first, second, *, kind, names):
+  """Returns (first, second, kind): Tokens that "pooled" compares as their means and "cosine", all
+  else as it is.
+  """
+  if kind != "pooled":
+    return first, second, kind
+  first, second = (pooled(x, name=name) for x, name in zip((first, second), names, strict=True))
+  return first, second, "cosine"
 
 
 def ranks(query, gallery, positives, *, form, task, padding="ignored", block=None, progress=False):
@@ -52,9 +61,6 @@ def ranks(query, gallery, positives, *, form, task, padding="ignored", block=Non
       a query without a positive.
   """
   form = form_of(form, task)
-  if form == "pooled":
-    query, gallery = pooled(query, name="query"), pooled(gallery, name="gallery")
-    return vector_ranks(query, gallery, positives)
   first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
   pairs = pairs_of(positives, n_queries=len(first), n_gallery=len(second))
   return count(first, second, pairs, form=form, block=block, progress=progress, both=False)[0][
@@ -76,12 +82,9 @@ def counted(
     image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text, folds: as `protocol.recall`.
     form, padding, block, progress: as `ranks`.
   """
-  choice("form", form, NAMES)
-  if form == "pooled":
-    image, text = pooled(image, name="image"), pooled(text, name="text")
-    return protocol.counted(image, text, image_of_text, folds=folds)
+  choice("form", form, tuple(FORMS))
   image, text = sides(image, text, names=("image", "text"), padding=padding)
-  owner = protocol.checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
+  owner = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   fold = metrics.fold_of(owner, n_images=len(image), folds=folds)
   size, scores = len(image) // folds, []
   ranks = [np.empty(len(side), np.int32) for side in (image, text)]
@@ -103,15 +106,6 @@ def counted(
   return metrics.mean_of_folds(scores), of_query
 
 
-def outcomes(image, text, pairs, *, form):
-  """Ranks and ties of both directions as `count`, of Tokens; pairs: ([M], [M]) int."""
-  if form == "pooled":
-    means = [pooled(side, name=name) for side, name in ((image, "image"), (text, "text"))]
-    rows = exact.sides(*means, kind="cosine", names=("image", "text"))
-    return vector_count(*rows, pairs, kind="cosine")
-  return count(*sides(image, text, names=("image", "text"), padding="ignored"), pairs, form=form)
-
-
 def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progress=False):
   """The k best gallery items of each query by alignment; of equal scores the lowest index.
 
@@ -124,10 +118,6 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
     UserError: as `ranks`; k out of range.
   """
   form = form_of(form, task)
-  if form == "pooled":
-    query, gallery = pooled(query, name="query"), pooled(gallery, name="gallery")
-    scores, indices = vector_top_k(query, gallery, k)
-    return np.asarray(scores), np.asarray(indices)
   first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
   if not 1 <= k <= len(second):
     raise UserError(f"k is {k}; expected 1 to {len(second)}, the size of the gallery")
@@ -179,44 +169,6 @@ def ranked_lists(image, text, *, k=25, form, include_self=True, padding="ignored
       found = found[~own].reshape(len(found), k)
     lists[task] = found
   return lists
-
-
-def shortlist(image, text, image_of_text, *, k, form, padding="ignored"):
-  """Recall of ranking in two stages: the k best by the tokens' means, ordered by alignment.
-
-  Args:
-    image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text: [T] int.
-    k: items of a list.  form, padding: as `ranks`.
-  Returns:
-    {"i2t/r1", ... of the recalls at 1, 5, 10 that k allows, "i2t/missed", "t2i/...": percent};
-    missed: queries none of whose positives is in the list, which no alignment can bring back.
-  Raises:
-    UserError: as `recall`; k below 1.
-  """
-  if k < 1:
-    raise UserError(f"k is {k}; expected 1 or more")
-  means = pooled(image, name="image"), pooled(text, name="text")
-  image, text = sides(image, text, names=("image", "text"), padding=padding)
-  owner = protocol.checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
-  found = {}
-  for task, first, second, other in (
-    ("i2t", image, text, means),
-    ("t2i", text, image, means[::-1]),
-  ):
-    items = np.asarray(vector_top_k(other[0], other[1], min(k, len(second)))[1])
-    queries = np.arange(len(items))[:, None]
-    right = owner[items] == queries if task == "i2t" else items == owner[:, None]
-    i = np.broadcast_to(queries, items.shape).reshape(-1)
-    score = pair_scores(first, second, i, items.reshape(-1), form=form_of(form, task))
-    score = score.reshape(items.shape)
-    best = np.max(score, axis=1, where=right, initial=-np.inf)
-    rank = np.count_nonzero(~right & (score >= best[:, None]), axis=1)
-    hit = right.any(axis=1)
-    for at in metrics.AT:
-      if at <= k:
-        found[f"{task}/r{at}"] = 100.0 * int(np.count_nonzero(hit & (rank < at))) / len(hit)
-    found[f"{task}/missed"] = 100.0 * int(np.count_nonzero(~hit)) / len(hit)
-  return found
 
 
 def count(first, second, pairs, *, form, block=None, progress=False, both=True):

@@ -8,7 +8,7 @@ import numpy as np
 
 from xmr.errors import UserError
 from xmr.eval import baselines, results, table, truth
-from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.positives import checked_image_of_text
 from xmr.eval.readers import load_array, load_captions
 
 

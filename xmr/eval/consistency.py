@@ -5,7 +5,7 @@ from jaxtyping import Integer, Real
 
 from xmr.errors import UserError
 from xmr.eval import exact
-from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.positives import checked_image_of_text
 from xmr.eval.top_k import top_k
 from xmr.ops.arrays import Array
 from xmr.ops.unit import unit

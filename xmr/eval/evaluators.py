@@ -6,9 +6,10 @@ All are f(image [N, D], text [T, D], truth, *, kind, **options) -> {name: value}
 
 import numpy as np
 
-from xmr.eval import alignment, average_precision, exact, metrics, protocol
+from xmr.eval import average_precision, exact, metrics, protocol
 from xmr.eval import consistency as order
 from xmr.eval import eccv_caption as extra
+from xmr.eval import shortlist as two_stages
 from xmr.eval import sts as judgements
 from xmr.eval.graded import TASKS, check_k, checked_relevance, scored_by
 from xmr.eval.readers import load_array
@@ -31,11 +32,11 @@ def check_recall(truth, *, kind, folds):
 
 
 def shortlist(image, text, truth, *, kind, shortlist):
-  """Recall in two stages (`alignment.shortlist`), and "shortlist/i2t/r1_lost" and so on: by how
+  """Recall in two stages (`shortlist.shortlist`), and "shortlist/i2t/r1_lost" and so on: by how
   many points it is below the recall of the whole.
   """
   whole = protocol.recall(image, text, truth.image_of_text, kind=kind)
-  found = alignment.shortlist(image, text, truth.image_of_text, k=shortlist, form=kind)
+  found = two_stages.shortlist(image, text, truth.image_of_text, k=shortlist, form=kind)
   lost = {f"{name}_lost": whole[name] - value for name, value in found.items() if name in whole}
   return {f"shortlist/{name}": value for name, value in {**found, **lost}.items()}
 

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float, Integer, Real, Shaped
 
 from xmr.errors import UserError, choice
+from xmr.eval import alignment
 from xmr.eval.lists import list_metrics
-from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.positives import checked_image_of_text
 from xmr.eval.top_k import top_k_of_both
 from xmr.ops.alignment import NAMES, Tokens
 from xmr.ops.arrays import Array
@@ -184,14 +185,19 @@ def ranked_lists(
   Raises:
     UserError: k is below 1 or exceeds a gallery; the embeddings differ in width.
   """
+  image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
   if kind in NAMES:
     check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
-    from xmr.eval import alignment
-
     return alignment.ranked_lists(
       image, text, k=k, form=kind, include_self=include_self, progress=True
     )
-  if len(image.shape) != 2 or len(text.shape) != 2 or image.shape[1] != text.shape[1]:
+  if (
+    isinstance(image, Tokens)
+    or isinstance(text, Tokens)
+    or len(image.shape) != 2
+    or len(text.shape) != 2
+    or image.shape[1] != text.shape[1]
+  ):
     raise UserError(
       f"image has shape {image.shape} and text {text.shape}; expected [N, D] and [T, D]"
     )

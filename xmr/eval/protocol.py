@@ -1,13 +1,11 @@
 """Recall of both directions, whole or in folds, with ties counted against the query."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from jaxtyping import Int32, Int64, Integer, Real
+from jaxtyping import Int32, Integer, Real
 
-from xmr.errors import UserError
-from xmr.eval import exact, metrics
+from xmr.eval import alignment, exact, metrics
 from xmr.eval.blocks import BLOCK, placement_of
+from xmr.eval.positives import checked_image_of_text
 from xmr.eval.ranks import count
 from xmr.ops.alignment import NAMES, Tokens
 from xmr.ops.arrays import Array
@@ -33,7 +31,8 @@ def recall(
     text: in any order, any number (at least 1) per image.
     image_of_text: row of the image that each text describes.
     folds: parts, a divisor of N; 5 is COCO's 1K protocol.
-    kind: "cosine", "dot" or "order".  block: images at a time.
+    kind: of `similarity`; those of tokens take Tokens for image and text.
+    block: images at a time.
   Returns:
     {"i2t/r1", "i2t/r5", "i2t/r10", "i2t/medr", "i2t/meanr", "t2i/...", "rsum"}: recalls in percent,
     ranks from 1; {"i2t/ties", "t2i/ties"}: queries whose best positive is not alone at its score,
@@ -60,9 +59,8 @@ def counted(
   """Returns (metrics as of `recall`, {"i2t/rank": [N], "t2i/rank": [T] int32, from 0, within the
   fold}).
   """
+  image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
   if kind in NAMES:
-    from xmr.eval import alignment
-
     return alignment.counted(image, text, image_of_text, form=kind, folds=folds, progress=True)
   placement = placement_of(image)
   images, texts = exact.sides(image, text, kind=kind, names=("image", "text"))
@@ -88,31 +86,6 @@ def counted(
     scores.append({**metrics.both_directions(*(side["rank"] for side in sides)), **ties})
   of_query = {f"{name}/rank": of for name, of in zip(metrics.DIRECTIONS, ranks, strict=True)}
   return metrics.mean_of_folds(scores), of_query
-
-
-def checked_image_of_text(
-  image_of_text: Integer[Array, " T"] | Sequence[int], *, n_texts: int, n_images: int
-) -> Int64[np.ndarray, " T"]:
-  """Returns the assignment; UserError where it has another shape, or where an image does not exist
-  or has no text.
-  """
-  index = np.asarray(image_of_text)
-  if index.shape != (n_texts,) or index.dtype.kind not in "iu":
-    raise UserError(
-      f"image_of_text is {index.dtype} of shape {index.shape}; expected integers of shape "
-      f"({n_texts},)"
-    )
-  outside = np.flatnonzero((index < 0) | (index >= n_images))
-  if len(outside):
-    raise UserError(
-      f"image_of_text[{outside[0]}] is {index[outside[0]]}; expected 0 to {n_images - 1}"
-    )
-  bare = np.flatnonzero(np.bincount(index, minlength=n_images) == 0)
-  if len(bare):
-    raise UserError(
-      f"image {bare[0]} has no text ({len(bare)} of {n_images} have none); expected at least one"
-    )
-  return index.astype(np.int64)
 
 
 def score(

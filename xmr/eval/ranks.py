@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32, Integer, Real
 
-from xmr.errors import UserError
-from xmr.eval import exact
+from xmr.eval import alignment, exact
 from xmr.eval.blocks import (
   BLOCK,
   COLUMN_UNIT,
@@ -21,6 +20,8 @@ from xmr.eval.blocks import (
   score_factor,
   steps_of,
 )
+from xmr.eval.positives import pairs_of
+from xmr.eval.token_scores import sides
 from xmr.ops.alignment import NAMES, Tokens
 from xmr.ops.arrays import Array
 from xmr.ops.similarity import similarity
@@ -61,15 +62,24 @@ def ranks(
     UserError: shapes, NaN (names the array and the row), an unknown kind, a query without a
       positive, or one outside the gallery.
   """
+  query, gallery, kind = alignment.means(query, gallery, kind=kind, names=("query", "gallery"))
   if kind in NAMES:
-    from xmr.eval import alignment
-
     task = "t2i" if text_query else "i2t"
     return alignment.ranks(query, gallery, positives, form=kind, task=task)
   rows = exact.sides(query, gallery, kind=kind, text_query=text_query)
   pairs = pairs_of(positives, n_queries=len(rows[0]), n_gallery=len(rows[1]))
   placement = placement_of(query)
   return count(*rows, pairs, kind=kind, block=block, placement=placement, both=False)[0]["rank"]
+
+
+def outcomes(image, text, pairs, *, kind):
+  """Ranks and ties of both directions, [images, texts] as `count`; pairs: ([M], [M]) int."""
+  image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
+  if kind in NAMES:
+    rows = sides(image, text, names=("image", "text"), padding="ignored")
+    return alignment.count(*rows, pairs, form=kind)
+  rows = exact.sides(image, text, kind=kind, names=("image", "text"))
+  return count(*rows, pairs, kind=kind)
 
 
 def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True):
@@ -245,30 +255,3 @@ class _Count:
     code = i.astype(np.int64) * len(self.gallery) + j
     at = np.minimum(np.searchsorted(self.positive, code), len(self.positive) - 1)
     return self.positive[at] == code
-
-
-def pairs_of(positives, *, n_queries, n_gallery):
-  """Returns ([M], [M]) of positives [Q] or [Q, P] padded with -1."""
-  positives = np.asarray(positives)
-  if (
-    positives.dtype.kind not in "iu" or positives.ndim not in (1, 2) or len(positives) != n_queries
-  ):
-    raise UserError(
-      f"positives is {positives.dtype} of shape {positives.shape}; expected integers "
-      f"[{n_queries}] or [{n_queries}, P]"
-    )
-  positives = positives.reshape(n_queries, -1)
-  if positives.size and not (-1 <= positives.min() and positives.max() < n_gallery):
-    bad = np.argwhere((positives < -1) | (positives >= n_gallery))[0]
-    raise UserError(
-      f"positives[{bad[0]}] holds {positives[tuple(bad)]}; expected 0 to {n_gallery - 1}, or -1 "
-      "for none"
-    )
-  i, at = np.nonzero(positives >= 0)
-  lonely = np.setdiff1d(np.arange(n_queries), i)
-  if len(lonely):
-    raise UserError(
-      f"query {lonely[0]} has no positive ({len(lonely)} of {n_queries} have none); expected at "
-      "least one"
-    )
-  return i, positives[i, at].astype(np.int64)

@@ -12,7 +12,7 @@ from rapidfuzz.distance import LCSseq
 
 from xmr.errors import UserError
 from xmr.eval.graded import checked_relevance
-from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.positives import checked_image_of_text
 from xmr.eval.readers import open_npy
 from xmr.storage import files
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xmr import __version__
 from xmr.eval import metrics, table
-from xmr.eval.protocol import checked_image_of_text
+from xmr.eval.positives import checked_image_of_text
 from xmr.eval.truth import of_split
 from xmr.storage import files
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Real
 
 from xmr.errors import UserError
-from xmr.eval import candidates, exact
+from xmr.eval import alignment, candidates, exact
 from xmr.eval.blocks import (
   BLOCK,
   ROW_UNIT,
@@ -52,9 +52,8 @@ def top_k(
   Raises:
     UserError: shapes, NaN (names the array and the row), an unknown kind, k outside 1 to G.
   """
+  query, gallery, kind = alignment.means(query, gallery, kind=kind, names=("query", "gallery"))
   if kind in NAMES:
-    from xmr.eval import alignment
-
     task = "t2i" if text_query else "i2t"
     return alignment.top_k(query, gallery, k, form=kind, task=task)
   placement = placement_of(query)
@@ -86,8 +85,8 @@ def top_k(
 
 
 def top_k_of_both(
-  first: Real[Array, "N D"] | Tokens,
-  second: Real[Array, "M D"] | Tokens | None,
+  first: Real[Array, "N D"],
+  second: Real[Array, "M D"] | None,
   k: int,
   *,
   kind: str = "cosine",

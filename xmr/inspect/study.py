@@ -3,8 +3,8 @@
 import numpy as np
 
 from xmr.errors import UserError
-from xmr.eval import alignment, exact, top_k
-from xmr.eval.ranks import count
+from xmr.eval import top_k
+from xmr.eval.ranks import outcomes as of_pairs
 from xmr.eval.relevance import load_spice, rouge_l
 from xmr.ops.alignment import NAMES, WITHIN
 
@@ -18,10 +18,7 @@ def outcomes(image, text, image_of_text, *, kind):
   same.
   """
   pairs = image_of_text, np.arange(len(text))
-  if kind in NAMES:
-    found = alignment.outcomes(image, text, pairs, form=kind)
-  else:
-    found = count(*exact.sides(image, text, kind=kind, names=("image", "text")), pairs, kind=kind)
+  found = of_pairs(image, text, pairs, kind=kind)
   return dict(zip(DIRECTIONS, found, strict=True))
 
 

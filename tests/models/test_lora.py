@@ -54,6 +54,12 @@ def test_only_adapters_have_a_gradient(adapted, variables, batch):
   assert all(np.any(x) for name, x in adapters.items() if name.endswith("/b"))
 
 
+def test_an_adapted_model_shows_its_encoders(adapted):
+  # Whoever looks inside a run asks whether they give tokens.
+  assert adapted.image_encoder is adapted.model.image_encoder
+  assert adapted.text_encoder is adapted.model.text_encoder
+
+
 def test_merged_equals_adapted(adapted, variables, batch):
   params = dict(variables["params"])
   params["lora"] = jax.tree.map(lambda x: x + 0.1, params["lora"])

@@ -93,6 +93,14 @@ class Adapted:
   seed: int = 0
 
   @property
+  def image_encoder(self):
+    return self.model.image_encoder
+
+  @property
+  def text_encoder(self):
+    return self.model.text_encoder
+
+  @property
   def scale(self):
     return self.alpha / self.rank
 

@@ -73,7 +73,7 @@ def results(config, problem, embeddings, *, step, baselines=True, seconds=None):
 
 
 def matching(problem):
-  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: figures of the baseline on
+  """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: metrics of the baseline on
   the set's own text features (LDA), where it has them, and on the words that the graph encoder
   reads."""
   label = problem.label["test"]

@@ -78,7 +78,7 @@ class _Scored:
     )
 
   def _written(self):
-    """Returns figures of results.json that are not computed here, such as graded ones, where it is
+    """Returns metrics of results.json that are not computed here, such as graded ones, where it is
     of this step.
     """
     try:

@@ -26,13 +26,12 @@ def info_nce(
     image, text: unit rows; text i describes image i.
     match: True where text j describes image i (never a negative); None is the identity.
     temperature: above 0; it may be learned.
-    bias: added to every score; it cancels here, and lets one pair of learned
-      scalars serve `sigmoid` too.
+    bias: added to every score; it cancels here, and lets one pair of learned scalars serve
+      `sigmoid` too.
     kind: as in `sum_of_hinges`.
   Returns:
-    (loss in nats, terms): {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2
-      B queries whose
-    positive is not above every negative}.
+    (loss in nats, terms): {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2 B
+      queries whose positive is not above every negative}.
   Raises:
     ValueError: shapes differ; names both.
   References:
@@ -75,10 +74,9 @@ def sigmoid(
     bias: it may be learned; the paper starts at -10.
     kind: as in `sum_of_hinges`.
   Returns:
-    (loss in nats per positive, terms): {"positive": [], "negative": [] their parts of the
-      loss, "i2t": [], "t2i":
-    [] half the loss each (the loss is symmetric), "active": [] share of the pairs on the wrong side
-    of 0}.
+    (loss in nats per positive, terms): {"positive": [], "negative": [] their parts of the loss,
+      "i2t": [], "t2i": [] half the loss each (the loss is symmetric), "active": [] share of the
+      pairs on the wrong side of 0}.
   Raises:
     ValueError: shapes differ; names both.
   References:

@@ -198,16 +198,6 @@ def ring_imc(
   return loss + weight * sum(parts.values()), terms | {"inter": loss} | parts
 
 
-def ring_intra_modal_constraint(
-  x, *, axis_name, distance="l1", lower=0.05, upper=0.5, form="released", gather=False
-):
-  """`intra_modal_constraint` over several devices; x [b, D] are this device's rows. Thresholds come
-  from global row 0.
-  """
-  (x,) = shapes.matrices(x=x)
-  return _intra(setting(distance, lower, upper, form), axis_name, x, gather)
-
-
 def _intra(band, axis_name, x, gather, whole=None):
   if gather and whole is None:
     # Its gradient comes from this device's own rows alone.

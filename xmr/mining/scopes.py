@@ -52,10 +52,8 @@ def make(experiment, put=parallel):
     return None, None, None
   scope = SCOPES[mining.scope]
   count = {"image": len(split.image_id), "text": len(split.text_id)}
-  pool, skip_width = (
-    {side: pool_lib.ids(mesh, getattr(split, f"{side}_id"), put) for side in OTHER},
-    {},
-  )
+  pool = {side: pool_lib.ids(mesh, getattr(split, f"{side}_id"), put) for side in OTHER}
+  skip_width = {}
   if mining.skip_relevance:
     pool["skip"], skip_width = pool_lib.relevant(
       mesh, split, above=mining.skip_relevance, cache_dir=config.data.cache_dir

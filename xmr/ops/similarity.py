@@ -33,9 +33,8 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
   """Similarity of every query with every gallery item.
 
   cosine: q.g / (|q| |g|), 0 where a row is all zeros.   dot: q.g.
-  order: -|max(0, text - image)|_2, 0 where the image entails the text; not symmetric, so it must
-  know which side is the
-  image: the query, unless `text_query`.
+  order: -|max(0, text - image)|_2, 0 where the image entails the text; it is not symmetric: the
+  query is the image, unless `text_query`.
   MrSw and the others of `ops.alignment.aligned`: between Tokens.
 
   Args:

@@ -133,6 +133,8 @@ def test_the_table_has_chance_beside_each_recall_in_80_columns(tmp_path):
   assert lines[5].startswith("folds/") and max(map(len, lines[1:])) <= 80
   assert any("tied queries" in line for line in lines)
   assert "noise of chance" not in "".join(lines)
+  assert lines[0].endswith(", step 5")
+  assert results.shown(found | {"step": None}).splitlines()[0].endswith("dot similarity")
 
 
 def test_a_result_within_noise_of_chance_says_so_and_what_helps(tmp_path):

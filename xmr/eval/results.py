@@ -231,9 +231,10 @@ def shown(results):
     Text of several lines, at most 80 columns but for the first.
   """
   found, chance = results["metrics"], results["chance"]
+  step = "" if results["step"] is None else f", step {results['step']}"
   out = [
     f"{results['dataset']} {results['split']}, {results['protocol']}, {results['similarity']} "
-    f"similarity, step {results['step']}"
+    f"similarity{step}"
   ]
   known = set()
   for prefix in ("", "folds/"):

@@ -146,3 +146,13 @@ def test_two_rows_cannot_give_one_name(closeness, monkeypatch):
   values = {name: option.default for name, option in table.options().items()}
   with pytest.raises(ValueError, match="evaluator again returns i2t/meanr once more"):
     table.evaluate(rows, rows, GroundTruth(np.arange(3)), values, kind="dot")
+
+
+def test_a_shortlist_of_pooled_tokens_is_refused_before_training():
+  from xmr.eval.truth import GroundTruth
+
+  values = {name: each.default for name, each in table.options().items()} | {"shortlist": 5}
+  truth = GroundTruth(np.arange(20))
+  table.check(truth, values, kind="MrSw")
+  with pytest.raises(UserError, match="evaluate.shortlist knows MrSw.* similarity; found pooled"):
+    table.check(truth, values, kind="pooled")

@@ -76,7 +76,8 @@ EVALUATORS = {
       ),
     },
     needs={"shortlist": ()},
-    kinds=TOKENS,
+    # With pooled tokens alone there is no second stage.
+    kinds=tuple(kind for kind in TOKENS if kind != "pooled"),
   ),
   # nDCG, alpha-nDCG, novelty, coverage and diversity in i2t, t2i, i2i and t2t.
   "graded": Evaluator(

@@ -6,8 +6,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from xmr import parallel
+from xmr.config import base_config
 from xmr.errors import UserError
-from xmr.plan import chips, operations, topology, traffic
+from xmr.plan import chips, operations, programs, topology, traffic
 
 
 def counted(function, *shapes):
@@ -105,3 +106,28 @@ def test_slices_have_sizes_and_gpus_a_description():
   for name in chips.GPUS:
     text = chips.gpu_target(name)
     assert text.count("{") == text.count("}") and chips.CHIPS[name].platform == "cuda"
+
+
+def test_a_plan_knows_averages_parts_and_adapters():
+  config = base_config()
+  config.update_from_flattened_dict(
+    {"model.dim": 8, "data.image_size": 32, "batch_size": 8, "model.text.word_dim": 8}
+  )
+  sizes = programs.Sizes(images=40, captions=40, words=6, vocabulary=20)
+  mesh = parallel.mesh(jax.devices()[:1])
+
+  def state_of(**changes):
+    with config.unlocked():
+      config.update_from_flattened_dict({key.replace("__", "."): x for key, x in changes.items()})
+    _, _, trace = next(programs.programs(config, mesh, sizes))
+    return trace().args_info[0][0]
+
+  def moments(state):
+    return len(jax.tree.leaves(state.opt_state))
+
+  plain = state_of()
+  assert plain.average is None
+  averaged = state_of(evaluate__ema=0.9, batch_chunks=2)
+  assert len(jax.tree.leaves(averaged.average)) == len(jax.tree.leaves(averaged.params))
+  adapted = state_of(model__lora__rank=2, model__lora__kernels="kernel")
+  assert moments(adapted) < moments(plain)

@@ -15,7 +15,7 @@ from xmr.errors import UserError
 from xmr.eval import blocks
 from xmr.eval.ranks import tile_counts
 from xmr.plan import bound, shapes
-from xmr.training import optim
+from xmr.training import finetune, optim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,7 @@ def programs(config, mesh, sizes):
     batch_stats=shapes.replicate(mesh, variables.get("batch_stats", {})),
     opt_state=shapes.replicate(mesh, jax.eval_shape(transform.init, variables["params"])),
     bank=bank,
+    average=params if config.evaluate.ema else None,
   )
   step = train.compiled(
     transform=transform,
@@ -89,6 +90,8 @@ def programs(config, mesh, sizes):
     miner=miner,
     match=config.match,
     seed=config.seed,
+    chunks=config.batch_chunks,
+    ema=config.evaluate.ema,
   )
   batch = shapes.shard(mesh, example)
   yield "training step", config.batch_size, lambda: step.trace(state, batch, pool)
@@ -123,7 +126,7 @@ def parts(config, mesh, sizes):
     params,
     steps_per_epoch=steps,
     total_steps=config_lib.in_steps(config, steps, name="config."),
-    frozen=() if config.model.image.get("trainable", True) else ("^image_encoder/backbone/",),
+    frozen=finetune.frozen(config.model, params),
   )
   return plan, transform
 

@@ -370,3 +370,9 @@ def test_help_imports_no_jax(command):
     "not in sys.modules"
   )
   command("-c", code)
+
+
+def test_a_run_scored_by_map_has_its_curves():
+  steps = np.array([20, 40])
+  metrics = {f"val/{name}": (steps, np.array([0.18, 0.2])) for name in ("map", "i2t/map")}
+  assert [title for title, _ in charts.charts([("fgcmir", metrics)])] == ["Validation MAP"]

@@ -21,6 +21,11 @@ LOGARITHMIC = ("Training loss", "Gradient norm")
 CHARTS = {
   "Training loss": (("train/loss", "loss"),),
   "Validation rsum": (("val/rsum", "rsum"),),
+  "Validation MAP": (
+    ("val/map", "mean"),
+    ("val/i2t/map", "image to text"),
+    ("val/t2i/map", "text to image"),
+  ),
   "Image to text, validation recall (%)": (
     ("val/i2t/r1", "R@1"),
     ("val/i2t/r5", "R@5"),

@@ -201,7 +201,7 @@ def test_a_folder_of_another_config_is_refused_with_what_differs(command, undist
     ("--config.loss.temperature=0.1", "loss imc has no parameter temperature"),
     ("--config.data.name=flickr9k", "config.data.name is 'flickr9k'"),
     ("--config.batch_size=1000", "1000"),
-    ("--config.model.text.name=bert", "config.model.text.name is 'bert'"),
+    ("--config.model.text.name=elmo", "config.model.text.name is 'elmo'"),
     ("--config.steps=nine", "steps"),
     ("--confg=x", "confg"),
     ("stray", "unexpected arguments stray"),

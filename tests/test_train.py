@@ -123,11 +123,6 @@ def test_randomness_is_a_function_of_seed_and_step(model, batch):
       "pairwise_similarity",
       "loss pairwise_similarity takes scores, positive, which a dual encoder",
     ),
-    (
-      "loss.name",
-      "aligned_full_hard_negative",
-      "aligned_full_hard_negative takes image_tokens, text_tokens, image_mask, text_mask, which",
-    ),
     ("warmup.loss", "triplet", "config.warmup.loss is 'triplet'; expected one of"),
   ],
 )

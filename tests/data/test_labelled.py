@@ -226,7 +226,7 @@ def test_chinese_is_cut_into_words():
 
 def test_chinese_without_jieba_says_what_to_install(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "jieba", None)
-  with pytest.raises(UserError, match='pip install "jieba>=0.42"'):
+  with pytest.raises(UserError, match=r"pip install -e '.\[chinese\]'"):
     labelled.segmenter()
 
 

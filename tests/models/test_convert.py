@@ -327,7 +327,7 @@ def test_help_needs_no_torch():
 def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   (tmp_path / "a.pth").write_bytes(b"PK\3\4")
-  with pytest.raises(UserError, match=r"needs torch: pip install xmr\[convert\]"):
+  with pytest.raises(UserError, match=r"needs torch: pip install -e '.\[convert\]'"):
     torch_files.read_tensors(tmp_path / "a.pth")
 
 

@@ -3,6 +3,7 @@ known differences.
 """
 
 import csv
+import io
 import json
 import pathlib
 import re
@@ -199,7 +200,9 @@ def test_a_run_that_the_signal_ends_before_it_can_save_is_no_failure(
 ):
   def start(command, *, stdout, **_):
     stdout.write("Killed early\n")
-    return types.SimpleNamespace(wait=lambda: -signal.SIGTERM, terminate=lambda: None)
+    return types.SimpleNamespace(
+      wait=lambda: -signal.SIGTERM, terminate=lambda: None, stdin=io.BytesIO()
+    )
 
   monkeypatch.setattr(sweep.subprocess, "Popen", start)
   cell = types.SimpleNamespace(folder=tmp_path, source="configs/imc_scenes.py", changes={})

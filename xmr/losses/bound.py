@@ -57,7 +57,7 @@ class Bound:
   def scalars(self, stored):
     """Returns {parameter: [] float32}, the values of what is stored: exp(x) where positive."""
     return {
-      name: jnp.exp(stored[name]) if how.positive else stored[name]
+      name: jnp.exp(stored[name]) if how.positive else jnp.asarray(stored[name])
       for name, how in self.learned.items()
       if name in stored
     }

@@ -74,7 +74,11 @@ def write_data(folder, *, n_images=60, captions=2, dim=24):
 
 def arguments(data, workdir, **changes):
   """Returns the flags of a run; changes as {"batch_size": 8} over SMALL."""
-  fields = SMALL | {"data.dir": data, "data.cache_dir": pathlib.Path(data) / "cache"} | changes
+  kept = SMALL
+  if "model.image.name" in changes:
+    # Fields of the encoder that is not taken.
+    kept = {key: value for key, value in SMALL.items() if not key.startswith("model.image.")}
+  fields = kept | {"data.dir": data, "data.cache_dir": pathlib.Path(data) / "cache"} | changes
   flags = [f"--config.{key}={value}" for key, value in fields.items()]
   return ["--config=configs/imc_flickr.py:flickr8k_features", f"--workdir={workdir}", *flags]
 

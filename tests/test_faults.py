@@ -163,7 +163,6 @@ def test_another_number_of_data_workers_changes_no_bit(data, tmp_path):
     "vocabulary.glove": "",
     "model.image.name": "convnet",
     "model.text.name": "gru",
-    "model.text.input_norm": False,
     "model.text.word_dim": 8,
     "batch_size": 8,
     "steps": 8,

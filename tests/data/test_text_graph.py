@@ -136,5 +136,5 @@ def test_word2vec_gives_one_graph_for_one_seed():
 def test_without_gensim_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "gensim", None)
   monkeypatch.setitem(__import__("sys").modules, "gensim.models", None)
-  with pytest.raises(UserError, match='pip install "gensim>=4.4"'):
+  with pytest.raises(UserError, match=r"pip install -e '.\[graph\]'"):
     text_graph.build(TEXTS, min_count=1, neighbours=2)

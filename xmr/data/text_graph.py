@@ -232,8 +232,7 @@ def _vectors(token_lists, words, counts, *, vectors, dim, epochs, seed):
     from gensim.models import Word2Vec
   except ImportError:
     raise UserError(
-      'config.graph.vectors=word2vec needs gensim: pip install "gensim>=4.4" (the extra '
-      '"graph"); or name a GloVe file'
+      "config.graph.vectors=word2vec needs gensim: pip install -e '.[graph]'; or name a GloVe file"
     ) from None
   # Hashes of strings differ from process to process; gensim seeds with them unless told otherwise.
   model = Word2Vec(

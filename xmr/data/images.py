@@ -1,5 +1,6 @@
 """Encoded images to uint8 crops, as torchvision makes them from PIL images."""
 
+import contextlib
 import io
 import math
 import warnings
@@ -23,20 +24,9 @@ def decode(content, *, name):
     UserError: not an image, truncated, or of more than MAX_PIXELS pixels.
   """
   image = _open(content, name)
-  try:
+  with _whole(name):
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
-  except (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    MemoryError,
-    Image.DecompressionBombError,
-  ) as error:
-    raise UserError(
-      f"image {name} is truncated or damaged: {error}; expected a whole image"
-    ) from None
 
 
 def verify(content, *, name):
@@ -45,8 +35,15 @@ def verify(content, *, name):
   """
   image = _open(content, name)
   image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-  try:
+  with _whole(name):
     image.load()
+
+
+@contextlib.contextmanager
+def _whole(name):
+  """Turns what Pillow raises of damaged bytes into a UserError."""
+  try:
+    yield
   except (
     OSError,
     ValueError,

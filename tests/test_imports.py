@@ -64,6 +64,7 @@ ALLOWED = {
   },
   "experiment": {
     "errors",
+    "fields",
     "training",
     "config",
     "recipe",

@@ -1,38 +1,33 @@
-"""The checker of annotations: right calls pass, wrong ones are refused or found out."""
+"""What tests/typecheck.py puts around the project's functions does refuse."""
 
-import importlib
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import typecheck
-from jaxtyping import Float, TypeCheckError
+from jaxtyping import TypeCheckError
 
-import xmr.eval
-
-
-@typecheck.checked
-def product(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "N M"]:
-  if x.shape[1] != y.shape[1]:
-    raise ValueError("two widths")
-  return (x @ y.T)[:, : 3 if len(y) == 4 else None]
+from xmr.data.split import Split
+from xmr.models.features import Linear
+from xmr.models.normalize import normalize
 
 
-def test_what_fits_passes_and_what_the_function_refuses_keeps_its_error():
-  assert product(np.ones((2, 3)), np.ones((5, 3))).shape == (2, 5)
-  with pytest.raises(ValueError, match="two widths"):
-    product(np.ones((2, 3)), np.ones((5, 2)))
+def split(**changed):
+  rows = {name: np.arange(2, dtype=np.int32) for name in ("image_id", "text_id", "image_of_text")}
+  return Split(**{"name": "train", **rows, "image_names": [], "texts": [], "tokens": []} | changed)
 
 
-def test_what_breaks_the_types_and_passes_is_found_out():
-  with pytest.raises(TypeCheckError, match="parameter 'x'"):
-    product(np.ones((2, 3), int), np.ones((5, 3)))
-  with pytest.raises(TypeCheckError, match="return value"):
-    product(np.ones((2, 3)), np.ones((4, 3)))
+def test_a_split_of_other_shapes_or_types_is_refused():
+  split(label=np.zeros(2, np.int32))
+  for wrong in ({"label": np.zeros(3, np.int32)}, {"text_id": np.arange(2, dtype=np.int64)}):
+    with pytest.raises(TypeCheckError):
+      split(**wrong)
 
 
-def test_the_functions_of_the_listed_packages_are_wrapped():
-  for name in ("graded", "ranks", "recall", "top_k", "mean_average_precision"):
-    function = getattr(xmr.eval, name)
-    assert function.__wrapped__.__module__.startswith("xmr.eval.")
-  unit = importlib.import_module("xmr.ops.unit").unit
-  assert unit.__wrapped__.__name__ == "unit"
+def test_functions_and_encoders_are_checked():
+  with pytest.raises(TypeCheckError):
+    normalize(jnp.ones((2, 3), jnp.int32), "l2")
+  encoder = Linear(dim=4)
+  variables = encoder.init(jax.random.key(0), jnp.ones((2, 3)))
+  assert encoder.apply(variables, jnp.ones((2, 3))).shape == (2, 4)
+  with pytest.raises(TypeCheckError):
+    encoder.apply(variables, jnp.ones((2, 3)), train="yes")

@@ -1,8 +1,9 @@
 """The annotations of the project's own packages are checked while its tests run.
 
-Every annotated function of a module under PACKAGES is wrapped when the module is imported: beartype
-checks types, jaxtyping the shapes that the arguments and the result have in common. What a function
-refuses by an error of its own may break its types; what breaks them and passes is an error here.
+Every annotated function of a module under PACKAGES is wrapped when the module is imported, and
+every annotated method of its classes: beartype checks types, jaxtyping the shapes that the
+arguments and the result have in common, and those of a dataclass's fields. What a function refuses
+by an error of its own may break its types; what breaks them and passes is an error here.
 """
 
 import functools
@@ -15,7 +16,20 @@ import types
 from beartype import BeartypeConf, beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
-PACKAGES = ("xmr.eval", "xmr.losses", "xmr.mining", "xmr.ops")
+PACKAGES = (
+  "xmr.checkpoint",
+  "xmr.data.pipeline",
+  "xmr.data.split",
+  "xmr.eval",
+  "xmr.losses",
+  "xmr.mining",
+  "xmr.models",
+  "xmr.ops",
+)
+# Dataclasses whose fields are checked when one is made.
+SHAPED = ("Split",)
+# Methods that others made out of the annotations of a class.
+MADE = ("__init__", "__post_init__", "__replace__", "__annotate_func__")
 # An int is a float, as for every type checker.
 NUMBERS = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
@@ -36,6 +50,15 @@ def checked(function):
   return call
 
 
+def annotated(value):
+  """Says whether a value is a function with types, which its call ends."""
+  return (
+    isinstance(value, types.FunctionType)
+    and bool(value.__annotations__)
+    and not inspect.isgeneratorfunction(value)
+  )
+
+
 class _Loader(importlib.abc.Loader):
   """A loader that wraps what a module defines, once the module is there."""
 
@@ -51,13 +74,16 @@ class _Loader(importlib.abc.Loader):
   def exec_module(self, module):
     self.loader.exec_module(module)
     for name, value in list(vars(module).items()):
-      if (
-        isinstance(value, types.FunctionType)
-        and value.__module__ == module.__name__
-        and value.__annotations__
-        and not inspect.isgeneratorfunction(value)
-      ):
+      if getattr(value, "__module__", None) != module.__name__:
+        continue
+      if annotated(value):
         setattr(module, name, checked(value))
+      elif inspect.isclass(value):
+        for method, function in list(vars(value).items()):
+          if method not in MADE and annotated(function):
+            setattr(value, method, checked(function))
+        if name in SHAPED:
+          jaxtyped(value, typechecker=NUMBERS)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -69,7 +69,8 @@ def mistakes():
     field = re.search(r"\w[\w.]*", str(error.args[0]).replace("\\n", " "))
     near = re.search(r'Did you mean "(\w+)"', str(error))
     raise UserError(
-      f"config has no field {field[0]}" + (f"; did you mean {near[1]}?" if near else "")
+      f"config has no field {field[0] if field else error}"
+      + (f"; did you mean {near[1]}?" if near else "")
     ) from None
   except (flags.Error, TypeError, ValueError, OSError) as error:
     # A config's own complaint comes wrapped in the traceback of the flag that loads it.
@@ -92,7 +93,8 @@ def load_config(path, variant=""):
   try:
     # By name, as its suffix need not be .py.
     loader = importlib.machinery.SourceFileLoader(name, path)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=path)
+    module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     config = module.get_config(variant) if variant else module.get_config()
   except UserError:

@@ -1,13 +1,12 @@
 """Every field of a run with its default and what it may be, and the checks that need no more."""
 
 import re
-
-import ml_collections
+from typing import Any
 
 from xmr import fields, recipe, tasks
 from xmr.errors import UserError
 from xmr.eval.table import options as evaluations
-from xmr.fields import field
+from xmr.fields import Config, field
 from xmr.losses import table as losses
 from xmr.mining import table as mining
 from xmr.models import table as models
@@ -207,22 +206,21 @@ def fields_of(task):
   return FIELDS | metrics | fields.resolve(tasks.FIELDS.get(task, {}))
 
 
-def base_config(task="retrieval"):
+def base_config(task: str = "retrieval") -> Config:
   """Returns the locked config that every file in configs/ starts from: all fields, with their
   defaults.
 
   Args:
     task: key of xmr.tasks.TASKS.
   """
-  config = ml_collections.ConfigDict()
+  tree: dict[str, Any] = {}
   for name, declared in fields_of(task).items():
     *sections, last = name.split(".")
-    section = config
+    section = tree
     for part in sections:
-      if part not in section:
-        section[part] = ml_collections.ConfigDict()
-      section = section[part]
+      section = section.setdefault(part, {})
     section[last] = declared.default
+  config = Config(tree)
   config.task = task
   config.model.image, config.model.text = models.Image(), models.Text()
   config.loss = losses.Section()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
   else:
     batches = pipeline.text_batches(split, batch_size=size, vocabulary=vocabulary, **shard)
     count = len(split.text_id)
-  result = None
+  result: Any = None
   for batch in batches:
     batch = parallel.shard(mesh, batch)
     found = encode_batch(variables, batch, model=model, side=side, tokens=tokens)

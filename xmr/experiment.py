@@ -10,7 +10,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from xmr import checkpoint, data, losses, models, parallel, recipe
@@ -18,7 +17,9 @@ from xmr import config as config_lib
 from xmr.data import pipeline
 from xmr.data import text as words
 from xmr.errors import UserError
+from xmr.fields import Config
 from xmr.interop import subwords
+from xmr.models.lora import Adapted
 from xmr.ops.alignment import Tokens
 from xmr.run_folder import begun, check_data, check_folder, check_length, imported
 from xmr.terminal import home
@@ -30,14 +31,14 @@ from xmr.training.starting import starting_values
 class Experiment:
   """The parts of a run."""
 
-  config: ml_collections.ConfigDict
+  config: Config
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   splits: dict[str, data.Split]
   digests: dict[str, str]  # of the splits
-  vocabulary: data.Vocabulary | None  # None for text features
+  vocabulary: data.Vocabulary | data.Subwords | None  # None for text features
   length: int | None  # words per caption in training batches
-  model: models.DualEncoder
+  model: models.DualEncoder | Adapted
   variables: dict  # starting values, NumPy; shapes alone where nothing is trained
   loss: losses.Bound
   warmup_loss: losses.Bound
@@ -140,7 +141,7 @@ def prepare(config, workdir, *, eval_only=False):
     model,
     splits["train"],
     vocabulary,
-    length=length if isinstance(vocabulary, data.Subwords) else 4,
+    length=length if length and isinstance(vocabulary, data.Subwords) else 4,
     shapes_only=eval_only,
   )
   if loss.learned:
@@ -273,7 +274,7 @@ def tensors(tokens):
   """What a training step has for a loss, as four rows of shapes; tokens: Tokens of three each."""
   rows = jax.ShapeDtypeStruct((4, 8), jnp.float32)
   if tokens:
-    rows = Tokens(jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), jax.ShapeDtypeStruct((4, 3), bool))
+    rows = jax.eval_shape(lambda: Tokens(jnp.zeros((4, 3, 8)), jnp.zeros((4, 3), bool)))
   return {
     **dict.fromkeys(("image", "text", "image_negative", "text_negative"), rows),
     **dict.fromkeys(("image_mask", "text_mask"), jax.ShapeDtypeStruct((4, 3), bool)),

@@ -353,7 +353,7 @@ def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
   holder = define_flags()
   if command_line.asks_for_help(argv):
-    print(__doc__ + "\n" + flags.FLAGS.get_help(include_special_flags=False))
+    print(f"{__doc__}\n" + flags.FLAGS.get_help(include_special_flags=False))
     return
   with reported():
     command_line.read_flags(

@@ -8,11 +8,25 @@ import importlib.util
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import ml_collections
 
 from xmr.errors import UserError
+
+if TYPE_CHECKING:
+
+  class Config(ml_collections.ConfigDict):
+    """A config or a section of one; type checkers know its fields as Any."""
+
+    def __getattr__(self, name: str) -> Any: ...
+    def __setattr__(self, name: str, value: Any) -> None: ...
+    def __getitem__(self, key: str) -> Any: ...
+    def lock(self) -> Self: ...
+    def unlock(self) -> Self: ...
+    def copy_and_resolve_references(self, visit_map=None) -> Self: ...
+else:
+  Config = ml_collections.ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +114,10 @@ def source(module):
   with it.
   """
   found = {}
-  path = pathlib.Path(importlib.util.find_spec(module).origin)
-  for node in ast.parse(path.read_text(encoding="utf-8")).body:
+  spec = importlib.util.find_spec(module)
+  if spec is None or spec.origin is None:
+    raise ModuleNotFoundError(f"no source of module {module}", name=module)
+  for node in ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8")).body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
       found[node.name] = node
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -132,7 +148,8 @@ def defaults(path):
   if isinstance(node, ast.FunctionDef):
     found = zip([a.arg for a in node.args.kwonlyargs], node.args.kw_defaults, strict=True)
   else:
-    found = ((a.target.id, a.value) for a in node.body if isinstance(a, ast.AnnAssign))
+    declared = (a for a in node.body if isinstance(a, ast.AnnAssign))
+    found = ((a.target.id, a.value) for a in declared if isinstance(a.target, ast.Name))
   return {key: value for key, value in ((k, literal(v)) for k, v in found) if value is not None}
 
 
@@ -144,7 +161,7 @@ def literal(node) -> Any:
     return None
 
 
-class Section(ml_collections.ConfigDict):
+class Section(Config):
   """A section whose `name` picks a row of a table; the fields of the row stand beside it.
 
   Another name brings the fields of its row with their defaults. Subclasses say which fields a name

@@ -141,7 +141,7 @@ def main(argv):
   flags.DEFINE_string("vocabulary", None, "Its vocabulary, .json or .pkl.")
   flags.DEFINE_string("workdir", None, "Folder to make.")
   if command_line.asks_for_help(argv):
-    print(__doc__ + "\n" + flags.FLAGS.get_help(include_special_flags=False))
+    print(f"{__doc__}\n" + flags.FLAGS.get_help(include_special_flags=False))
     return
   with reported():
     usage = (

@@ -5,17 +5,17 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax
 import jax
-import ml_collections
 import numpy as np
 import optax
+from flax import struct
 
 from xmr import checkpoint, parallel, tasks
 from xmr.errors import UserError
+from xmr.fields import Config
 from xmr.preemption import Stop
 from xmr.tracking.journal import Journal
 from xmr.tracking.profiler import Profiler
@@ -24,8 +24,7 @@ from xmr.tracking.writer import Writer
 from xmr.training.chunks import encoded
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """All that training needs to go on; every random number is a function of the seed and the
   step.
   """
@@ -172,12 +171,12 @@ class Stage:
 
   name: str  # for people: "retrieval", "siamese"
   workdir: pathlib.Path  # its checkpoints and curves
-  config: ml_collections.ConfigDict
+  config: Config
   initial: Callable[[], TrainState]
   phases: tuple[Phase, ...]  # in order; the last one ends the stage
-  batches: Callable[[int], Iterator[dict]]  # host batches from a step on
+  batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # of the host, from a step on
   ids: str  # field of a batch that names its rows, for errors
-  place: Callable[[dict], dict]  # puts a batch on the devices
+  place: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]  # puts a batch on the devices
   pool: Any  # on the devices; what steps read beside the batch
   validate: Callable[[TrainState], Validation]
   every: int  # steps between validations

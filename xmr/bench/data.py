@@ -55,7 +55,7 @@ def pictures(images, side=256):
   rng, files = np.random.default_rng(0), []
   for _ in range(images):
     smooth = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).resize(
-      (side, side), Image.BICUBIC
+      (side, side), Image.Resampling.BICUBIC
     )
     noisy = np.asarray(smooth, np.int16) + rng.integers(-12, 13, size=(side, side, 3))
     file = io.BytesIO()
@@ -137,9 +137,11 @@ def crops_in_torch(*, images, batch, size):
       )
       sides = (ratio, image.width), (1 / ratio, image.height)
       width, height = (min(int(round((area * share) ** 0.5)), side) for share, side in sides)
-      x, y = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
-      image = image.resize((size, size), Image.BILINEAR, (x, y, x + width, y + height))
-      image = image.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+      x = int(rng.integers(image.width - width + 1))
+      y = int(rng.integers(image.height - height + 1))
+      box = (x, y, x + width, y + height)
+      image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
       return torch.from_numpy(np.asarray(image).copy()), torch.zeros(12, dtype=torch.int32)
 
   loader = torch.utils.data.DataLoader(

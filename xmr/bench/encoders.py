@@ -100,7 +100,8 @@ def resnet_in_torch(*, arch, batch, size):
   model = (
     nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
     .eval()
-    .to(device, memory_format=torch.channels_last)
+    .to(device)
+    .to(memory_format=torch.channels_last)  # pyright: ignore  (not in torch's stubs)
   )
   images = torch.randn(batch, 3, size, size).to(device, memory_format=torch.channels_last)
 

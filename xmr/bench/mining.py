@@ -114,6 +114,7 @@ def ours(*, images, batch, image, text, dim):
       loss=losses.get("hard_negative"),
     )
   )
+  assert miner is not None  # The loss takes negatives.
   variables = parallel.replicate(mesh, variables)
   rows = parallel.shard(
     mesh,

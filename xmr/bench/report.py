@@ -62,7 +62,7 @@ def machine():
 
 def versions():
   """Returns the versions of Python and of the packages that count, None where one is missing."""
-  found = {"python": platform.python_version()}
+  found: dict[str, str | None] = {"python": platform.python_version()}
   for package in PACKAGES:
     try:
       found[package] = importlib.metadata.version(package)
@@ -73,7 +73,9 @@ def versions():
 
 def table(document):
   """Returns the table as text: one line per case and contender, then goals, then who is missing."""
-  rows = [("case", "contender", "time", "ratio", "of fastest", "of limit", "extra MB", "")]
+  rows: list[tuple[str, ...]] = [
+    ("case", "contender", "time", "ratio", "of fastest", "of limit", "extra MB", "")
+  ]
   for result in document["cases"]:
     for i, (name, figures) in enumerate(result["contenders"].items()):
       ours = name not in result["ratios"]

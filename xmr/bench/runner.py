@@ -30,15 +30,17 @@ class Worker:
       # Two processes may share one accelerator.
       env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},
     )
+    assert self.process.stdin and self.process.stdout  # As asked for: both are pipes.
+    self.requests, self.replies = self.process.stdin, self.process.stdout
 
   def ask(self, **request):
     """Sends a request and returns the reply; RuntimeError with the contender's traceback where it
     failed.
     """
     try:
-      self.process.stdin.write(json.dumps(request) + "\n")
-      self.process.stdin.flush()
-      line = self.process.stdout.readline()
+      self.requests.write(json.dumps(request) + "\n")
+      self.requests.flush()
+      line = self.replies.readline()
     except BrokenPipeError:
       line = ""
     if not line:
@@ -57,13 +59,13 @@ class Worker:
 
   def close(self):
     """Ends the process."""
-    self.process.stdin.close()
+    self.requests.close()
     try:
       self.process.wait(timeout=10)
     except subprocess.TimeoutExpired:
       self.process.kill()
       self.process.wait()
-    self.process.stdout.close()
+    self.replies.close()
     self.errors.close()
 
 

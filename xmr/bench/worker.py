@@ -27,12 +27,12 @@ def main():
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
   replies = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
-  opened = None
+  opened = {}
   for line in sys.stdin:
     request = json.loads(line)
     try:
       if "open" in request:
-        opened = None
+        opened = {}
         gc.collect()
         opened, reply = open_case(**request["open"])
       else:

@@ -42,7 +42,7 @@ def _on_host(x):
 
 
 def _of_array(x):
-  content = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+  content = np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
   return f"{x.dtype}[{','.join(map(str, x.shape))}] {zlib.crc32(content):08x}"
 
 

@@ -7,10 +7,12 @@ import math
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from xmr.checkpoint import digests
 from xmr.checkpoint.threads import last_words
@@ -18,6 +20,7 @@ from xmr.checkpoint.trees import nest
 from xmr.errors import UserError
 from xmr.storage.files import read_json
 
+Folder = str | os.PathLike[str]
 # The system takes 4,096 bytes; orbax's names below the folder of a run take up to 150.
 LONGEST_PATH = 3800
 
@@ -39,7 +42,7 @@ def careful():
     raise Damaged(reason[:200]) from error
 
 
-def check_path(workdir):
+def check_path(workdir: Folder) -> None:
   """Raises UserError where orbax cannot read back what it saves in a folder: it takes the whole
   path for a pattern of names, and a backslash for a separator; or where the path is too long.
   """
@@ -58,7 +61,7 @@ def check_path(workdir):
     )
 
 
-def steps(directory):
+def steps(directory: pathlib.Path) -> list[int]:
   """Returns the steps that lie in a folder of checkpoints, oldest first; what was never whole has a
   longer name.
   """
@@ -147,12 +150,14 @@ def best_first(directory):
   equal ones the earlier is the better, as released (strictly greater replaces).
   """
   scores = {step: score_of(directory / str(step)) for step in steps(directory)}
-  scored = [step for step, score in scores.items() if score is not None]
-  rest = [step for step, score in scores.items() if score is None]
-  return sorted(scored, key=lambda step: (-scores[step], step)) + sorted(rest, reverse=True)
+  scored = {step: score for step, score in scores.items() if score is not None}
+  rest = set(scores) - set(scored)
+  return sorted(scored, key=lambda step: (-scored[step], step)) + sorted(rest, reverse=True)
 
 
-def load(workdir, step="best"):
+def load(
+  workdir: Folder, step: str | int = "best"
+) -> tuple[int, dict[str, PyTree[np.ndarray]], dict[str, Any]]:
   """Loads the parameters and batch statistics of a run as NumPy, on any machine, whatever devices
   trained it.
 
@@ -172,7 +177,7 @@ def load(workdir, step="best"):
   return _first(workdir, step, _variables)
 
 
-def record(workdir):
+def record(workdir: Folder) -> dict[str, Any]:
   """Returns the run, dict of config, vocabulary and best score, of the newest checkpoint that can
   be read; errors as in load.
   """

@@ -5,10 +5,12 @@ import math
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from xmr.checkpoint import digests, reading
 from xmr.checkpoint.threads import last_words
@@ -19,9 +21,9 @@ from xmr.storage.files import read_json
 managers = ocp.checkpoint_managers
 
 
-def rank(metrics):
+def rank(metrics) -> Any:
   """Orders checkpoints by score; of equal ones the earlier is the better, as released (strictly
-  greater replaces).
+  greater replaces). Orbax says that it wants a float, and compares whatever it gets.
   """
   return metrics["score"], -metrics["step"]
 
@@ -34,7 +36,7 @@ class Checkpoints:
   is changed before the first save, or before `latest` has found a step that restores.
   """
 
-  def __init__(self, workdir):
+  def __init__(self, workdir: reading.Folder):
     reading.check_path(workdir)
     self.directory = pathlib.Path(os.path.realpath(workdir)) / "checkpoints"
     self._manager = self._folder = None
@@ -73,7 +75,15 @@ class Checkpoints:
     self._folder = _identity(self.directory)
     return self._manager
 
-  def save(self, step, *, params, state, run, score=None):
+  def save(
+    self,
+    step: int,
+    *,
+    params: PyTree,
+    state: PyTree,
+    run: dict[str, Any],
+    score: float | None = None,
+  ) -> None:
     """Saves a step: nothing of it is visible under its name until all of it is on disk.
 
     Args:
@@ -113,11 +123,11 @@ class Checkpoints:
         f"step {step} is not saved in {self.directory}: {reason}; earlier checkpoints are intact"
       ) from error
 
-  def steps(self):
+  def steps(self) -> list[int]:
     """Returns the saved steps, oldest first."""
     return reading.steps(self.directory)
 
-  def latest(self, params, state):
+  def latest(self, params: PyTree, state: PyTree) -> tuple[int, Any, Any, dict[str, Any]] | None:
     """Restores the newest step that is as it was saved, onto the devices and shardings of the given
     trees.
 
@@ -177,7 +187,7 @@ class Checkpoints:
     if several:
       multihost_utils.sync_global_devices("xmr: checkpoints were put aside")
 
-  def best(self):
+  def best(self) -> int | None:
     """Returns the step with the highest validation score, or None where no saved step was
     validated.
     """

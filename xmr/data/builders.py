@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -75,12 +76,11 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           index += 1
           bar.update()
 
-  def sources(self):
+  def sources(self) -> dict:
     """Returns {split: data source whose images are encoded bytes}, of a prepared set."""
     decoders = {"image": tfds.decode.SkipDecoding()}
-    return {
-      split: self.as_data_source(split=split, decoders=decoders) for split in self.info.splits
-    }
+    read: Any = self.as_data_source  # Its type is lost in what TFDS wraps around it.
+    return {split: read(split=split, decoders=decoders) for split in self.info.splits}
 
 
 def _with_image(example):
@@ -151,6 +151,7 @@ class Own(CaptionedImages, skip_registration=True):
     super().__init__(data_dir=data_dir)
 
   def _split_generators(self, dl_manager):
+    assert self._given is not None  # The set is being prepared.
     return {
       split: self._generate_examples(split, count, make())
       for split, (count, make) in self._given.items()

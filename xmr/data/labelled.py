@@ -294,7 +294,8 @@ def read_features(folder, data, pairs):
   """Returns {"image_features": [P, F] or None, "text_features": [P, G] or None}, float32, rows as
   the lists.
   """
-  found, path = {"image_features": None, "text_features": None}, os.path.join(folder, FEATURES)
+  found: dict[str, np.ndarray | None] = {"image_features": None, "text_features": None}
+  path = os.path.join(folder, FEATURES)
   if os.path.exists(path):
     found = _read_mat(path, pairs)
   if data.image_features not in ("", FEATURES):

@@ -2,6 +2,8 @@
 are prepared or read.
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -52,7 +54,8 @@ class LabelledPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def sources(self):
     """Returns {split: data source}, of a prepared set."""
-    return {split: self.as_data_source(split=split) for split in self.info.splits}
+    read: Any = self.as_data_source  # Its type is lost in what TFDS wraps around it.
+    return {split: read(split=split) for split in self.info.splits}
 
 
 class Wikipedia(LabelledPairs, skip_registration=True):

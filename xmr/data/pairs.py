@@ -65,8 +65,8 @@ class Pairs:
       "balanced": batch_size // 4,
       "released": batch_size,
     }[scheme]
-    self.list = self._released() if scheme == "released" else None
-    rows = len(self.label) if self.list is None else len(self.list[0])
+    self.list = self._released() if scheme == "released" else ()
+    rows = len(self.list[0]) if self.list else len(self.label)
     self.steps_per_epoch = rows // max(1, self.texts)
     if self.texts < 2 or not self.steps_per_epoch:
       raise UserError(
@@ -85,9 +85,7 @@ class Pairs:
       [M] int32, rows of those two; positive: [M] bool, same category.
     """
     epoch, index = divmod(step, self.steps_per_epoch)
-    rows = self._random(1, epoch).permutation(
-      len(self.label) if self.list is None else len(self.list[0])
-    )
+    rows = self._random(1, epoch).permutation(len(self.list[0]) if self.list else len(self.label))
     rows = rows[index * self.texts : (index + 1) * self.texts]
     random = self._random(2, step)
     if self.scheme == "grid":

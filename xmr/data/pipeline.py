@@ -1,10 +1,12 @@
 """Batches: what a batch holds is a pure function of the seed and the step, whoever computes it."""
 
 import mmap
+from collections.abc import Iterator
 
 import numpy as np
 
 from xmr.data import images
+from xmr.data.split import Batch
 from xmr.data.workers import iterate
 from xmr.errors import UserError
 
@@ -48,7 +50,7 @@ def train_batches(
   shard_count=1,
   workers=0,
   prefetch=2,
-):
+) -> Iterator[Batch]:
   """Returns an endless iterator over training batches.
 
   Epoch e = step // steps_per_epoch visits the samples in an order drawn from (seed, e); a sample is
@@ -108,7 +110,7 @@ def image_batches(
   shard_count=1,
   workers=0,
   prefetch=2,
-):
+) -> Iterator[Batch]:
   """Returns an iterator over the images of a split in the order of its rows, each once, centre
   crops.
 
@@ -138,7 +140,7 @@ def text_batches(
   shard_count=1,
   workers=0,
   prefetch=2,
-):
+) -> Iterator[Batch]:
   """Returns an iterator over the captions of a split in the order of its rows, each once.
 
   Args:
@@ -178,7 +180,7 @@ def _generator(seed, stream, *position):
 class _Images:
   """Images or their features by row of the split."""
 
-  def __init__(self, split, *, image_size, interpolation, resize=None, fit="crop", min_area=None):
+  def __init__(self, split, *, image_size, interpolation, resize=None, fit="crop", min_area=1.0):
     if split.pixels is None and split.image_features is None:
       raise UserError(
         f"split {split.name} has no images: expected config.data.image to be pixels or features"
@@ -189,13 +191,8 @@ class _Images:
         f"config.data.image_size is {image_size}; expected at most config.data.resize, {resize}"
       )
     self.features, self.mask, self.pixels = split.image_features, split.image_mask, split.pixels
-    self.names, self.size, self.resize, self.min_area = (
-      split.image_names,
-      image_size,
-      resize,
-      min_area,
-    )
-    self.image_id, self.label = split.image_id, split.label
+    self.names, self.image_id, self.label = split.image_names, split.image_id, split.label
+    self.size, self.resize, self.min_area = image_size, resize, min_area
     self.fit, self.interpolation = fit, interpolation
 
   def __call__(self, rows, generator=None):
@@ -211,6 +208,7 @@ class _Images:
         batch["image_mask"] = self.mask[rows]
       return batch
     batch["image"] = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+    assert self.pixels is not None  # Checked above: no features, so pixels.
     for index, row in enumerate(rows):
       image = images.decode(self.pixels[row], name=self.names[row])
       if generator is None:
@@ -242,12 +240,9 @@ class _Captions:
   """Captions or their features by row of the split."""
 
   def __init__(self, split, vocabulary, length):
-    self.text_id, self.image_of_text, self.features = (
-      split.text_id,
-      split.image_of_text,
-      split.text_features,
-    )
+    self.text_id, self.image_of_text = split.text_id, split.image_of_text
     self.image_id, self.label = split.image_id, split.label
+    self.features = split.text_features
     if self.features is None:
       if vocabulary is None:
         raise ValueError(f"split {split.name} has captions as words; expected a vocabulary")
@@ -299,19 +294,11 @@ class _TrainBatches:
   def __init__(
     self, *, rows, start, steps, batch_size, seed, one_caption_per_image, pictures, captions
   ):
-    self.rows, self.start, self.steps, self.batch_size, self.seed = (
-      rows,
-      start,
-      steps,
-      batch_size,
-      seed,
-    )
-    self.images, self.captions, self.one_caption_per_image = (
-      pictures,
-      captions,
-      one_caption_per_image,
-    )
-    self._epoch = (-1, None)
+    self.rows, self.start, self.steps = rows, start, steps
+    self.batch_size, self.seed = batch_size, seed
+    self.images, self.captions = pictures, captions
+    self.one_caption_per_image = one_caption_per_image
+    self._epoch = (-1, np.zeros(0, int))  # its number, its captions in their order
     if one_caption_per_image:
       self._by_image = np.argsort(captions.image_of_text, kind="stable")
       self._count = np.bincount(captions.image_of_text, minlength=len(captions.image_id))

@@ -143,7 +143,7 @@ def _open(target, make_builder, counts):
     sources = make_builder(str(target))[0].sources()
     found = {split: len(source) for split, source in sources.items()}
     for source in sources.values():
-      source[0], source[len(source) - 1]
+      _ = source[0], source[len(source) - 1]
   except Exception as error:  # Whatever a damaged file makes the reader raise.
     raise UserError(f"{target} is damaged ({error}); delete it to prepare it again") from None
   if found != counts:

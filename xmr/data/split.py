@@ -1,9 +1,11 @@
 """One split of a dataset, the same for every source."""
 
-import collections.abc
 import dataclasses
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +29,18 @@ class Split:
   """
 
   name: str
-  image_id: np.ndarray
-  text_id: np.ndarray
-  image_of_text: np.ndarray
+  image_id: Int32[np.ndarray, " N"]
+  text_id: Int32[np.ndarray, " T"]
+  image_of_text: Int32[np.ndarray, " T"]
   image_names: list[str]
   texts: list[str]
   tokens: list[list[str]]
-  pixels: collections.abc.Sequence | None = None
-  image_features: np.ndarray | None = None
-  image_mask: np.ndarray | None = None
-  text_features: np.ndarray | None = None
-  image_scale: np.ndarray | None = None
-  label: np.ndarray | None = None
+  pixels: Sequence | None = None
+  image_features: Float[np.ndarray, "N ..."] | None = None
+  image_mask: Bool[np.ndarray, "N R"] | None = None
+  text_features: Float[np.ndarray, "T G"] | None = None
+  image_scale: Float32[np.ndarray, " F"] | None = None
+  label: Int32[np.ndarray, " N"] | None = None
   categories: list[str] | None = None
 
   def max_length(self):
@@ -46,7 +48,24 @@ class Split:
     return max(map(len, self.tokens)) + 2
 
 
-class Splits(dict):
+class Batch(TypedDict, total=False):
+  """Rows of a split, as a step takes them; B rows, of which a process may hold a part.
+
+  `text_length` is there for words, `image_mask` for regions that have one, `label` where there are
+  categories.
+  """
+
+  image: UInt8[np.ndarray, "B S S 3"] | Float32[np.ndarray, "B ..."]
+  image_mask: Bool[np.ndarray, "B R"]
+  text: Int32[np.ndarray, "B L"] | Float32[np.ndarray, "B G"]
+  text_length: Int32[np.ndarray, " B"]
+  image_id: Int32[np.ndarray, " B"]
+  text_id: Int32[np.ndarray, " B"]
+  label: Int32[np.ndarray, " B"]
+  row: Int32[np.ndarray, " B"]
+
+
+class Splits(dict[str, Split]):
   """{"train": Split, "val": Split, "test": Split} of a dataset, with what a run says of it.
 
   Attributes:

@@ -73,7 +73,8 @@ def _sentences(text):
     end = match.end()
     if end <= start:
       continue
-    begin = _BLANKS.match(text, end).end()
+    blanks = _BLANKS.match(text, end)
+    begin = blanks.end() if blanks else end
     if match.group() == "." and not _NEXT_ENDS.match(text, begin):
       if not _period_ends_sentence(_last_word(text, start, end - 1), text[begin : begin + 1]):
         continue

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -13,7 +15,7 @@ from absl import flags
 from xmr.errors import CutOff, UserError
 
 
-class Batches:
+class Batches(Iterator[Any]):
   """An iterator over batches that stops its threads and workers when it is closed, forgotten or the
   program ends.
   """
@@ -32,9 +34,8 @@ class Batches:
     try:
       batch = next(self._held[0])
     except UserError as error:
-      raise UserError(
-        str(error).partition("\n---")[0]
-      ) from error  # Without what grain appends to the message.
+      # Without what grain appends to the message.
+      raise UserError(str(error).partition("\n---")[0]) from error
     except RuntimeError as error:
       if "Worker process was terminated" not in str(error):
         raise
@@ -77,6 +78,7 @@ def _end_with_parent(index, count):
   parent = multiprocessing.parent_process()
 
   def watch():
+    assert parent is not None  # A worker has one.
     parent.join()
     os._exit(1)
 

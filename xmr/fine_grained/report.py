@@ -127,7 +127,8 @@ def draw(workdir, problem: Problem, embeddings, similarity):
   """Writes precision_recall.png and, where there are labels, hardness.png and hardness.md."""
   label = problem.label["test"]
   workdir = pathlib.Path(workdir)
-  found = {"this run": per_query(*embeddings["test"], label)}
+  image, text = embeddings["test"]
+  found = {"this run": per_query(image, text, label)}
   figure = curves_figure(found, share=float(np.mean(label[:, None] == label[None, :])))
   figure.savefig(workdir / "precision_recall.png")
   if similarity is not None:

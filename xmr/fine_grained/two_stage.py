@@ -305,5 +305,7 @@ def embed(model, params, problem: Problem, split):
   """Returns (image [T, D], text [T, D]) float32 of a split; their dot product is the score without
   its constant.
   """
-  encoded = _encode(model, params, problem.signals[split], problem.laplacian, problem.images[split])
-  return tuple(np.asarray(x) for x in encoded)
+  image, text = _encode(
+    model, params, problem.signals[split], problem.laplacian, problem.images[split]
+  )
+  return np.asarray(image), np.asarray(text)

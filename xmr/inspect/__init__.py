@@ -2,6 +2,11 @@
 for --help's sake.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from xmr.inspect.runs import Run
+
 __all__ = ["Run", "load"]
 
 
@@ -21,7 +26,7 @@ def load(workdir, step="best"):
   return loading.load(workdir, step)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   if name == "Run":
     from xmr.inspect import runs
 

@@ -69,9 +69,9 @@ def tokens(run, items):
     side, parts = "image", {"image": np.asarray(items, np.float32)}
   elif isinstance(items, str) or (len(items) and all(isinstance(item, str) for item in items)):
     words = [tokenize(text) for text in ([items] if isinstance(items, str) else items)]
-    for place, found in enumerate(words):
+    for index, found in enumerate(words):
       if not found:
-        raise UserError(f"text {place} is empty; expected words")
+        raise UserError(f"text {index} is empty; expected words")
     longest = max(map(len, words)) + 2
     ids, length = encode_all(words, run.vocabulary, length=longest + -longest % 16)
     side, parts = "text", {"text": ids, "text_length": length}

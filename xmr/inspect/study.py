@@ -145,7 +145,7 @@ class Relevance:
     }
 
 
-def qualitative(image, text, split, relevance, *, kind, rows, k=5):
+def qualitative(image, text, split, relevance, *, kind: str, rows, k=5):
   """The study of the reference project: a query image, its nearest images, and what each of its
   captions finds.
 

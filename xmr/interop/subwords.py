@@ -41,7 +41,7 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
     "side": settings.get("padding_side", "left" if kind == "Siglip2Tokenizer" else "right"),
     "clean": kind == "SiglipTokenizer" and settings.get("do_lower_case", True),
   }
-  made = Subwords(content, where=path)
+  made = Subwords(content, where=str(path))
   if end:
     content["end"] = int(made.encode_texts([""])[0][0, 1])
   return content

@@ -1,5 +1,7 @@
 """Parameters of the authors' text encoders, in PyTorch's names, as ours."""
 
+from typing import Any
+
 import numpy as np
 
 from xmr.errors import UserError
@@ -56,7 +58,7 @@ def import_text_encoder(state, *, cell, bidirectional, where="state"):
   ]
   if wrong:
     raise UserError(f"{where}: no {cell} text encoder of {hidden} units: {'; '.join(wrong)}")
-  params = {"embedding": np.asarray(state["embed.weight"], np.float32)}
+  params: dict[str, Any] = {"embedding": np.asarray(state["embed.weight"], np.float32)}
   for (direction, ours), name in sources.items():
     params.setdefault(direction, {})[ours] = np.ascontiguousarray(
       np.asarray(state[name], np.float32).T

@@ -41,7 +41,7 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
     UserError: the file is absent or not safetensors; this encoder has no backbone; or any tensor is
       missing, extra, misshapen or not float32: all of them are named.
   """
-  flat = flax.traverse_util.flatten_dict(variables, sep="/")
+  flat: dict = flax.traverse_util.flatten_dict(variables, sep="/")
   inside = f"/{encoder}/backbone/"
   wanted = {name.replace(inside, "/", 1): name for name in flat if inside in name}
   if not wanted:

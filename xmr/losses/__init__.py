@@ -4,14 +4,21 @@ What is asked for is imported when it is asked for: `xmr.losses.table` alone nee
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from xmr.losses import table
+
+if TYPE_CHECKING:
+  from xmr.losses.bound import Bound as Bound
+  from xmr.losses.bound import get as get
+  from xmr.losses.bound import get_ring as get_ring
+  from xmr.losses.intra import intra_modal_constraint as intra_modal_constraint
 
 # Every loss is a name of this package too: `xmr.losses.imc`.
 __all__ = ["LOSSES", "RING", "get", "get_ring", "intra_modal_constraint", *sorted(table.LOSSES)]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   from xmr.fields import resolve
 
   if name in table.LOSSES:

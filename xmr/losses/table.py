@@ -20,12 +20,12 @@ class Learned:
   """How a parameter is learned: what is stored and updated, and where it starts.
 
   `positive`: its logarithm is stored.  `at_least`: no update takes the value below.  `start`: its
-  value at step 0; a row leaves it open, for it is the value that the config gives.
+  value at step 0, which the config gives and no row.
   """
 
   positive: bool = False
   at_least: float | None = None
-  start: float | None = None
+  start: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,15 @@ of the scopes; it alone needs no JAX.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from xmr.mining.scopes import check, make
 
 __all__ = ["check", "make"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   if name in __all__:
     return getattr(importlib.import_module("xmr.mining.scopes"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

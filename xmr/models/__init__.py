@@ -5,13 +5,17 @@ What is asked for is imported when it is asked for: `xmr.models.table` alone nee
 
 import functools
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from xmr.models import table
+
+if TYPE_CHECKING:
+  from xmr.models.dual_encoder import DualEncoder, build
 
 __all__ = ["IMAGE_ENCODERS", "TEXT_ENCODERS", "DualEncoder", "build"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
   from xmr.fields import resolve
 
   if name in ("DualEncoder", "build"):

@@ -1,6 +1,7 @@
 """Two encoders into one space, as a config describes them."""
 
 import inspect
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 from xmr.errors import UserError, choice
 from xmr.fields import field, resolve
 from xmr.models import table
+from xmr.models.borders import AnyImage, AnyText, Embeddings, Lengths, RegionMask
 from xmr.models.lora import Adapted
 from xmr.models.normalize import KINDS, normalize
 from xmr.models.tokens import Layers
 from xmr.ops.alignment import Tokens, mean
+from xmr.ops.arrays import Array
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -33,7 +36,9 @@ class DualEncoder(nn.Module):
   text_encoder: nn.Module
   shared: nn.Module | None = None
 
-  def __call__(self, batch, *, train=False):
+  def __call__(
+    self, batch: Mapping[str, Array], *, train: bool = False
+  ) -> tuple[Embeddings, Embeddings]:
     """Encodes a batch.
 
     Args:
@@ -49,19 +54,23 @@ class DualEncoder(nn.Module):
     image = self.encode_image(batch["image"], batch.get("image_mask"), train=train)
     return image, self.encode_text(batch["text"], batch.get("text_length"), train=train)
 
-  def encode_image(self, image, image_mask=None, *, train=False):
+  def encode_image(
+    self, image: AnyImage, image_mask: RegionMask | None = None, *, train: bool = False
+  ) -> Embeddings:
     """Encodes `image` (with `image_mask` for regions) as in `__call__` into [B, D] float32."""
     if self.shared is not None:
       kind = self.image_encoder.normalize
       return normalize(mean(self._image(image, image_mask, train)), kind)
     return self.image_encoder(image, **_given(image_mask), train=train)
 
-  def tokens(self, batch, *, train=False):
+  def tokens(self, batch: Mapping[str, Array], *, train: bool = False) -> tuple[Tokens, Tokens]:
     """Encodes a batch as `__call__` takes it into tokens: (Tokens [B, R, D], Tokens [B, W, D])."""
     image = self.image_tokens(batch["image"], batch.get("image_mask"), train=train)
     return image, self.text_tokens(batch["text"], batch.get("text_length"), train=train)
 
-  def image_tokens(self, image, image_mask=None, *, train=False):
+  def image_tokens(
+    self, image: AnyImage, image_mask: RegionMask | None = None, *, train: bool = False
+  ) -> Tokens:
     """Tokens [B, R, D] of the regions of `image`, each in the form of an embedding (unit rows).
 
     Raises:
@@ -70,7 +79,9 @@ class DualEncoder(nn.Module):
     found = self._image(image, image_mask, train)
     return Tokens(normalize(found.x, self.image_encoder.normalize), found.mask)
 
-  def text_tokens(self, text, text_length=None, *, train=False):
+  def text_tokens(
+    self, text: AnyText, text_length: Lengths | None = None, *, train: bool = False
+  ) -> Tokens:
     """Tokens [B, W, D] of the words of `text`, as `image_tokens`; <start> and <end> are padding."""
     found = self._text(text, text_length, train)
     return Tokens(normalize(found.x, self.text_encoder.normalize), found.mask)
@@ -89,7 +100,9 @@ class DualEncoder(nn.Module):
       return tokens
     return Tokens(self.shared(tokens.x, tokens.mask), tokens.mask)
 
-  def encode_text(self, text, text_length=None, *, train=False):
+  def encode_text(
+    self, text: AnyText, text_length: Lengths | None = None, *, train: bool = False
+  ) -> Embeddings:
     """Encodes `text` (with `text_length` for words) as in `__call__` into [B, D] float32."""
     if self.shared is not None:
       kind = self.text_encoder.normalize

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from xmr.models.borders import Embeddings, Features
 from xmr.models.normalize import normalize
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": nn.tanh, "none": lambda x: x}
@@ -53,7 +54,7 @@ class Linear(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, *, train=False):
+  def __call__(self, x: Features, *, train: bool = False) -> Embeddings:
     """Encodes x: [B, F] float into [B, D] float32; `train` changes nothing.  ValueError: x is not
     [B, F] float.
     """
@@ -96,7 +97,7 @@ class MLP(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, *, train=False):
+  def __call__(self, x: Features, *, train: bool = False) -> Embeddings:
     """Encodes x: [B, F] float into [B, D] float32; train=True drops units.  ValueError: x is not
     [B, F] float.
     """

@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
+from jaxtyping import Float
+
+from xmr.models.borders import Embeddings
+from xmr.ops.arrays import Array
 
 STARTS = ("identity", "xavier")
 BIASES = ("node", "shared", "none")
@@ -22,9 +26,9 @@ class Laplacian(NamedTuple):
   values: [E] float32.  columns: [E] int32.  starts: [N + 1] int32, first entry of each row.
   """
 
-  values: jax.Array
-  columns: jax.Array
-  starts: jax.Array
+  values: Array
+  columns: Array
+  starts: Array
 
 
 # Measured, product and gradient of two layers' inner product on two CPU cores, 6,876 nodes, 101,828
@@ -101,7 +105,9 @@ class GraphEncoder(nn.Module):
   dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, signal, laplacian, *, train=False):
+  def __call__(
+    self, signal: Float[Array, "B N"], laplacian: Laplacian, *, train: bool = False
+  ) -> Embeddings:
     """Encodes B texts.
 
     Args:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.models import efficientnet, resnet, vgg
+from xmr.models.borders import Embeddings, Pixels
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 
@@ -85,7 +86,7 @@ class ConvNet(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, image, *, train=False):
+  def __call__(self, image: Pixels, *, train: bool = False) -> Embeddings:
     """Encodes image: [B, H, W, 3] uint8, H and W multiples of 4, into [B, D] float32; `train`
     changes nothing.
 
@@ -155,7 +156,7 @@ class PretrainedEncoder(nn.Module):
     train = train and (self.trainable or self.batch_norm == "released")
     return self.backbone(standardize(image, dtype=self.dtype), train=train, grid=grid)
 
-  def __call__(self, image, *, train=False):
+  def __call__(self, image: Pixels, *, train: bool = False) -> Embeddings:
     """Encodes image: [B, H, W, 3] uint8 into [B, D] float32; ValueError: another shape or type."""
     x = self.features(image, train=train)
     if not self.trainable:

@@ -65,9 +65,9 @@ def merged(params, *, scale):
   Raises:
     ValueError: an adapter of a kernel that is not there.
   """
-  adapters = traverse_util.flatten_dict(params.get(ADAPTERS, {}), sep="/")
+  adapters: dict = traverse_util.flatten_dict(params.get(ADAPTERS, {}), sep="/")
   base = {name: tree for name, tree in params.items() if name != ADAPTERS}
-  result = traverse_util.flatten_dict(base, sep="/")
+  result: dict = traverse_util.flatten_dict(base, sep="/")
   for name, a in adapters.items():
     kernel, _, part = name.rpartition("/")
     if kernel not in result:

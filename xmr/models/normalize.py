@@ -1,13 +1,16 @@
 """The last step of every encoder: rows of the joint space."""
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
+from xmr.ops.arrays import Array
 from xmr.ops.unit import unit
 
 KINDS = ("l2", "abs", "none")
 
 
-def normalize(x, kind):
+def normalize(x: Float[Array, "*rows D"], kind: str) -> Float32[jax.Array, "*rows D"]:
   """Brings rows to the form that the similarity expects.
 
   l2: x / ||x||; abs: the absolute values of the same (order embeddings); none: x. A row of
@@ -25,7 +28,7 @@ def normalize(x, kind):
   """
   if kind not in KINDS:
     raise ValueError(f"normalize kind is {kind!r}; expected l2, abs or none")
-  x = x.astype(jnp.float32)
+  x = jnp.asarray(x, jnp.float32)
   if kind == "none":
     return x
   x = unit(x)

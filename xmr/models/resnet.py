@@ -1,6 +1,7 @@
 """ResNet v1.5, layer by layer as in torchvision, so that its weights fit."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -184,7 +185,8 @@ class ResNet(nn.Module):
     )
     x = _conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
     x = nn.relu(norm(name="bn1")(x))
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    around: Any = ((1, 1), (1, 1))  # Flax's type is that of the default, a str.
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=around)
     for stage, count in enumerate(self.blocks):
       block = functools.partial(
         Block, self.width * 2**stage, bottleneck=self.bottleneck, norm=norm, dtype=self.dtype
@@ -203,10 +205,8 @@ class ResNet(nn.Module):
     return x if grid else x.mean((1, 2))
 
 
-def torchvision_name(path):
+def torchvision_name(path: Sequence[str]) -> str:
   """Name of one of our variables, a path of modules and a leaf, in torchvision's state dict."""
   *modules, leaf = path
-  leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(
-    leaf, leaf
-  )
-  return ".".join([*(module.replace("_", ".") for module in modules), leaf])
+  theirs = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+  return ".".join([*(module.replace("_", ".") for module in modules), theirs.get(leaf, leaf)])

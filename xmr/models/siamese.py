@@ -3,9 +3,12 @@ retrieval network).
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
-from xmr.models.graph import ACTIVATIONS, GraphEncoder
+from xmr.models.graph import ACTIVATIONS, GraphEncoder, Laplacian
+from xmr.ops.arrays import Array
 
 NORMALIZED = ("none", "text", "both")
 
@@ -27,7 +30,15 @@ class Siamese(nn.Module):
   def setup(self):
     self.head = Head(self.encoder.dim, self.dropout)
 
-  def __call__(self, signal, laplacian, first, second, *, train=False):
+  def __call__(
+    self,
+    signal: Float[Array, "U N"],
+    laplacian: Laplacian,
+    first: Integer[Array, " M"],
+    second: Integer[Array, " M"],
+    *,
+    train: bool = False,
+  ) -> Float[jax.Array, " M"]:
     """Logits of M pairs.
 
     Args:
@@ -86,7 +97,16 @@ class PairScore(nn.Module):
     self.image = nn.Dense(self.text.dim, kernel_init=nn.initializers.xavier_uniform())
     self.head = Head(self.text.dim, self.dropout, self.head_start)
 
-  def __call__(self, signal, laplacian, image, text_of_pair, image_of_pair, *, train=False):
+  def __call__(
+    self,
+    signal: Float[Array, "U N"],
+    laplacian: Laplacian,
+    image: Float[Array, "V F"],
+    text_of_pair: Integer[Array, " M"],
+    image_of_pair: Integer[Array, " M"],
+    *,
+    train: bool = False,
+  ) -> Float[jax.Array, " M"]:
     """Scores of M pairs.
 
     Args:

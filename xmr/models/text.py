@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmr.models.borders import Encoded, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.ops import rnn
@@ -100,7 +101,9 @@ class Recurrent(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, text, text_length, *, train=False, tokens=False):
+  def __call__(
+    self, text: Words, text_length: Lengths, *, train: bool = False, tokens: bool = False
+  ) -> Encoded:
     """Encodes words.
 
     Args:
@@ -142,7 +145,7 @@ class Recurrent(nn.Module):
       rnn.recurrent(vectors, length, w, reverse=reverse, cell=self.cell, dtype=self.dtype)[0]
       for w, reverse in zip(weights, (False, True), strict=False)
     ]
-    return sum(x.astype(jnp.float32) for x in steps) / len(steps)
+    return _mean(steps)
 
   def _read(self, vectors, length, weights):
     """Returns the readout [B, H] float32."""
@@ -157,12 +160,18 @@ class Recurrent(nn.Module):
         states.append(
           jnp.where(length[:, None] > 0, rnn.single_step(word, weights[1], **options), 0)
         )
-      return sum(state.astype(jnp.float32) for state in states) / len(states)
+      return _mean(states)
     steps = self._steps(vectors, length, weights)
     if self.readout == "mean":
       return jnp.sum(steps, axis=1) / jnp.maximum(length, 1)[:, None]
     inside = (jnp.arange(steps.shape[1]) < length[:, None])[..., None]
     return jnp.where(length[:, None] > 0, jnp.max(steps, axis=1, where=inside, initial=-jnp.inf), 0)
+
+
+def _mean(arrays) -> jax.Array:
+  """Mean of arrays of one shape, in float32."""
+  first, *others = (x.astype(jnp.float32) for x in arrays)
+  return sum(others, first) / len(arrays)
 
 
 def check_words(text, text_length, word_init):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.models.attention import NORMAL, blocks
+from xmr.models.borders import Embeddings, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 
@@ -132,6 +133,6 @@ class TextTower(nn.Module):
     mask = jnp.arange(text.shape[1]) < text_length[:, None]
     return tokens, mask, normalize(self.projection(pooled), self.normalize)
 
-  def __call__(self, text, text_length, *, train=False):
+  def __call__(self, text: Words, text_length: Lengths, *, train: bool = False) -> Embeddings:
     """Encodes text [B, L] int32 with text_length [B] into [B, D] float32; see TextTransformer."""
     return self.tokens(text, text_length, train=train)[2]

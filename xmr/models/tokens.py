@@ -8,7 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from xmr.models import borders
 from xmr.models.attention import blocks
+from xmr.models.borders import Encoded, Lengths, RegionMask
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.text import check_words, embedded, words_alone
@@ -71,7 +73,14 @@ class Regions(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, mask=None, *, train=False, tokens=False):
+  def __call__(
+    self,
+    x: borders.Regions,
+    mask: RegionMask | None = None,
+    *,
+    train: bool = False,
+    tokens: bool = False,
+  ) -> Encoded:
     """Encodes regions.
 
     Args:
@@ -124,7 +133,9 @@ class Words(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, text, text_length, *, train=False, tokens=False):
+  def __call__(
+    self, text: borders.Words, text_length: Lengths, *, train: bool = False, tokens: bool = False
+  ) -> Encoded:
     """Encodes words.
 
     Args:

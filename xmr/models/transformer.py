@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmr.models.borders import Embeddings, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.ops.unit import unit
@@ -242,6 +243,6 @@ class SentenceTower(nn.Module):
     mask = jnp.arange(text.shape[1]) < text_length[:, None]
     return tokens, mask, normalize(pooled, self.normalize)
 
-  def __call__(self, text, text_length, *, train=False):
+  def __call__(self, text: Words, text_length: Lengths, *, train: bool = False) -> Embeddings:
     """Encodes text [B, L] int32 with text_length [B] into [B, D] float32."""
     return self.tokens(text, text_length, train=train)[2]

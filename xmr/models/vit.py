@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.models.attention import NORMAL, Attention, FeedForward, blocks
+from xmr.models.borders import Embeddings, Pixels
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.positions import resized
@@ -205,7 +206,7 @@ class ImageTower(nn.Module):
     tokens = tokens[:, front:]
     return tokens, jnp.ones(tokens.shape[:2], bool), pooled
 
-  def __call__(self, image, *, train=False):
+  def __call__(self, image: Pixels, *, train: bool = False) -> Embeddings:
     """Encodes image: [B, H, W, 3] uint8 into [B, D] float32; ValueError: another shape or type."""
     return self._encode(image, train)[0]
 

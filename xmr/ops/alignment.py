@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import choice
+from xmr.ops.arrays import Array
 from xmr.ops.unit import unit
 
 # Name -> (share of the words' sum, share of the regions' sum, whether both are means).
@@ -42,8 +43,8 @@ class Tokens:
     x: [B, N, D] float.  mask: [B, N] bool, True for tokens, False for padding.
   """
 
-  x: jax.Array
-  mask: jax.Array
+  x: Array
+  mask: Array
 
   def __len__(self):
     return len(self.x)

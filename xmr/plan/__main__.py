@@ -42,7 +42,7 @@ def define():
 
 def usage(own):
   """Returns the text of --help."""
-  return __doc__ + "\n" + "\n".join(f"  --{name:14}{own[name].help}" for name in sorted(own))
+  return f"{__doc__}\n" + "\n".join(f"  --{name:14}{own[name].help}" for name in sorted(own))
 
 
 def main(argv):

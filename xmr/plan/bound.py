@@ -32,7 +32,7 @@ class Program:
   @property
   def binds(self):
     """Which of the bounds is the largest."""
-    return max(self.seconds, key=self.seconds.get)
+    return max(self.seconds, key=lambda name: self.seconds[name])
 
   @property
   def bound(self):

@@ -136,7 +136,7 @@ def split_of(config, sizes):
   if sizes.captions < sizes.images:
     raise UserError(f"--captions is {sizes.captions}; expected at least --images={sizes.images}")
   image_of_text = (np.arange(sizes.captions, dtype=np.int64) * sizes.images) // sizes.captions
-  features = {
+  features: dict[str, Any] = {
     f"{side}_features": np.broadcast_to(np.float32(0), (count, width))
     for side, count, width in (
       ("image", sizes.images, sizes.image_width),

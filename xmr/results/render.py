@@ -60,8 +60,8 @@ def rendered(root):
 
 def same(old, new):
   """Says whether a file on the disk is what the records make; of a figure its numbers count."""
-  digests = [DIGEST.search(text) for text in (old, new)]
-  return digests[0][1] == digests[1][1] if all(digests) else old == new
+  before, after = DIGEST.search(old), DIGEST.search(new)
+  return before[1] == after[1] if before and after else old == new
 
 
 def table(of, rows, benches):

@@ -297,12 +297,14 @@ def train(cell, running, stopping):
       start_new_session=True,
       env={**os.environ, interrupts.PIPE: "1"},
     )
+    held = process.stdin
+    assert held is not None  # A pipe, as asked for.
     running.append(process)
     if stopping:
       process.terminate()
     code = process.wait()
     running.remove(process)
-    process.stdin.close()
+    held.close()
   if code == 0:
     return "done" if (cell.folder / "results.json").is_file() else "stopped"
   if stopping:

@@ -9,10 +9,13 @@ import pathlib
 import socket
 import struct
 import time
+from typing import Any
 
 from tensorboardX import summary as summaries
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
+
+messages: Any = event_pb2  # Its classes are made when it is imported.
 
 
 class Board:
@@ -29,10 +32,10 @@ class Board:
       "ab", buffering=0
     )
     self._write(step=0, file_version="brain.Event:2")
-    self._write(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+    self._write(step=step + 1, session_log=messages.SessionLog(status=messages.SessionLog.START))
 
   def _write(self, **fields):
-    message = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+    message = messages.Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack("<Q", len(message))
     record = (
       length

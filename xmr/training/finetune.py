@@ -26,9 +26,9 @@ def depth(name, names):
     None where it is in no tower.
   """
   match = re.match(r"((?:image|text)_encoder/)backbone/(?:layer(\d+)/|(\w+))", name)
-  front = match and f"{match[1]}backbone/"
+  front = f"{match[1]}backbone/" if match else ""
   layers = _layers(names, front) if match else 0
-  if not layers:
+  if not match or not layers:
     encoder = re.match(r"((?:image|text)_encoder/)projection/", name)
     layers = _layers(names, f"{encoder[1]}backbone/") if encoder else 0
     return (layers + 1, layers) if layers else None
@@ -71,7 +71,7 @@ def frozen(config_model, params):
       result += [
         f"^{re.escape(name)}$"
         for name in names
-        if name.startswith(front) and depth(name, names)[0] <= first
+        if name.startswith(front) and (found := depth(name, names)) and found[0] <= first
       ]
   return result
 

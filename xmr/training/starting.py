@@ -85,7 +85,7 @@ def replace(variables, other, *, where):
     f"{name} is {np.shape(theirs[name]) if name in theirs else 'missing'}, expected "
     f"{np.shape(value)}"
     for name, value in mine.items()
-    if np.shape(theirs.get(name)) != np.shape(value) or name not in theirs
+    if name not in theirs or np.shape(theirs[name]) != np.shape(value)
   ]
   if wrong:
     raise UserError(

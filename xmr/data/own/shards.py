@@ -56,7 +56,9 @@ def _samples(path, name):
           continue
         content = (member.offset_data, member.size)
         if ending in _TEXTS:
-          content = _text(tar.extractfile(member).read(), f"{name}, {member.name}")
+          text = tar.extractfile(member)
+          assert text is not None  # It is a file.
+          content = _text(text.read(), f"{name}, {member.name}")
         members.append((member.name.removeprefix("./"), content))
   except (tarfile.TarError, EOFError) as error:
     raise UserError(

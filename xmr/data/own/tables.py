@@ -212,9 +212,10 @@ def _delimited(text, name, mapped, *, tabs):
   if sign:
     lines = _lines(text, sign, name, first)
     header = [cell.strip() for cell in next(lines)[1]]
-    if roles(header, mapped) is None:  # A quote that is not closed.
+    found = roles(header, mapped)
+    if found is None:  # A quote that is not closed.
       raise _no_columns(f"{name}, line {first}", header, mapped)
-    yield from _with_header(lines, header, name, sign, mapped)
+    yield from _with_header(lines, header, name, sign, *found[:2])
     return
   sign = next((s for s in signs if len(parts[s]) > 1 and _is_image(parts[s][0])), None)
   if sign is None or mapped:
@@ -223,15 +224,15 @@ def _delimited(text, name, mapped, *, tabs):
   header = ["image", "caption"]
   if len(parts[sign]) > 2 and re.fullmatch(r"\d+", parts[sign][1]):
     header = ["image", "number", "caption"]
-  yield from _with_header(_lines(text, sign, name, first), header, name, sign, mapped)
+  captions = [len(header) - 1]
+  yield from _with_header(_lines(text, sign, name, first), header, name, sign, 0, captions)
 
 
 def _is_image(cell):
   return _NUMBERED.sub(r"\1", cell.strip()).lower().endswith(ENDINGS)
 
 
-def _with_header(lines, header, name, sign, mapped):
-  image, captions, _ = roles(header, mapped)
+def _with_header(lines, header, name, sign, image, captions):
   for number, cells in lines:
     where = f"{name}, line {number}"
     while len(cells) > len(header) and not cells[-1].strip():

@@ -98,11 +98,12 @@ def over_devices(array, mesh):
   Args:
     array: [N, D], or Tokens.  mesh: of parallel.mesh().
   Returns:
-    The array itself where there is one device, and Tokens; else a jax.Array, rows over the devices
-    where they divide evenly.
+    The array itself where there is one device with the host's memory, and Tokens; else a jax.Array,
+    rows over the devices where they divide evenly.
   """
   mesh = mesh.local_mesh
-  if mesh.size == 1 or isinstance(array, Tokens):
+  devices = mesh.devices.reshape(-1)
+  if isinstance(array, Tokens) or (len(devices) == 1 and parallel.on_host(devices)):
     return array
   sharding = parallel.sharded(mesh) if len(array) % mesh.size == 0 else parallel.replicated(mesh)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -157,6 +157,13 @@ def mesh(devices=None):
   return Mesh(devices, (DATA,), axis_types=(AxisType.Auto,))
 
 
+def on_host(devices):
+  """Says whether the memory of devices is the host's, so that nothing is gained by keeping arrays
+  from it.
+  """
+  return devices[0].platform == "cpu"
+
+
 def compiler_options(mesh):
   """Returns what `jit` of a training step is compiled with: {name: value}, for a mesh's devices.
 

@@ -30,7 +30,7 @@ def scores_of(kind):
   "kind", ["random", "few values", "ascending", "descending", "equal", "best at the end"]
 )
 @pytest.mark.parametrize("block", [1, 37, 256, ITEMS])
-@pytest.mark.parametrize("merge", [candidates._merge_on_host, candidates._merge_on_device])
+@pytest.mark.parametrize("merge", [candidates.merge_on_host, candidates.merge_on_device])
 def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
   scores, keep = scores_of(kind), 19
   for by_column in (False, True):
@@ -53,7 +53,7 @@ def test_merged_blocks_hold_the_best_of_a_sort(kind, block, merge):
 
 def test_queries_beyond_the_last_are_left_alone():
   padded = np.pad(scores_of("random"), ((0, 4), (0, 0)))
-  best = candidates._merge_on_host(
+  best = candidates.merge_on_host(
     candidates.empty(QUERIES + 4, 5), padded, (0, 0), (QUERIES, ITEMS)
   )
   assert np.isfinite(best[0][:QUERIES]).all() and np.isneginf(best[0][QUERIES:]).all()

@@ -11,7 +11,8 @@ import pytest
 
 from xmr import experiment, parallel
 from xmr.config import base_config
-from xmr.plan import bound, topology, traffic
+from xmr.eval import blocks, resident
+from xmr.plan import bound, programs, topology, traffic
 
 pytestmark = pytest.mark.slow
 BATCH, DIM, DEVICES = 1024, 256, 8
@@ -67,3 +68,39 @@ def test_a_loss_moves_no_more_than_the_docs_say(slice_of_eight, name, parameters
   if form == "ring":
     assert f"[{BATCH},{BATCH}]" not in text and f"[{BATCH // DEVICES},{BATCH}]" not in text
   assert bound.memory_of(made)["peak"] < 64 * 2**20
+
+
+def test_ranks_of_half_a_million_stay_on_the_devices(slice_of_eight):
+  queries, items, dim = 100_000, 500_000, 1024
+  made = programs.ranks_around(slice_of_eight, queries, items, dim)
+  made = made.lower(lowering_platforms=("tpu",)).compile()
+  text, memory = made.as_text(), bound.memory_of(made)
+  assert memory["peak"] < 2 * 2**30
+  assert "f64[" not in text and not re.search(r"custom-call.*(callback|HostExecute)", text)
+  # What comes back at most, lists full: a hundredth of a byte per pair.
+  layout = resident.layout(queries, items, dim, block=blocks.BLOCK, devices=DEVICES)
+  calls = -(-queries // (layout[1][0] * DEVICES)) * -(-items // (layout[1][1] * DEVICES))
+  assert DEVICES * calls * memory["outputs"] < 0.01 * queries * items
+
+
+def test_the_best_few_of_half_a_million_stay_on_the_devices(slice_of_eight):
+  queries, items, dim, keep = 100_000, 500_000, 1024, 33
+  tile, (rows, columns), _ = resident.layout(
+    queries, items, dim, block=blocks.BLOCK, devices=DEVICES
+  )
+
+  def on(*shape, dtype=jnp.float32):
+    shape = DEVICES * shape[0], *shape[1:]
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=parallel.sharded(slice_of_eight))
+
+  made = resident.best_around.trace(
+    (on(rows, keep), on(rows, keep, dtype=jnp.int32)),
+    on(rows, dim),
+    on(columns, dim),
+    (0, items),
+    mesh=slice_of_eight,
+    order=False,
+    tile=tile,
+  )
+  memory = bound.memory_of(made.lower(lowering_platforms=("tpu",)).compile())
+  assert memory["peak"] < 2 * 2**30 and memory["aliased"] >= 8 * rows * keep

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from xmr.eval.average_precision import mean_average_precision
+  from xmr.eval.blocks import similarity
   from xmr.eval.graded import graded
   from xmr.eval.protocol import recall
-  from xmr.eval.ranks import ranks, similarity
+  from xmr.eval.ranks import ranks
   from xmr.eval.top_k import top_k
 
 __all__ = ["graded", "mean_average_precision", "ranks", "recall", "similarity", "top_k"]
@@ -35,7 +36,7 @@ for _name, _module in {
   "mean_average_precision": "average_precision",
   "ranks": "ranks",
   "recall": "protocol",
-  "similarity": "ranks",
+  "similarity": "blocks",
   "top_k": "top_k",
 }.items():
   setattr(_Package, _name, _function(_module, _name))

@@ -18,23 +18,23 @@ def empty(rows, keep):
   return np.full((rows, keep), -np.inf, np.float32), np.zeros((rows, keep), np.int32)
 
 
-def merge_of(placement):
+def merge_of(mesh):
   """Returns the function (best, scores, starts, ends, by_column=False) -> best for this kind of
   device.
 
-  placement: of `blocks`; None: one device.  best: scores [Q, keep] float32 and indices [Q, keep]
-  int32, in any order.
+  mesh: whose devices hold the scores; None: one device.
+  best: scores [Q, keep] float32 and indices [Q, keep] int32, in any order.
   scores: [Q, C] float32 on the device, or [C, Q] with `by_column`.
   starts: the numbers of the first query and of the first item of this block.  ends: how many of
   each there are; scores beyond are padding.
   Ties at the cut-off are broken arbitrarily.
   """
-  return _merge_on_device if placement is not None else _merge
+  return merge_on_device if mesh is not None else _merge
 
 
 def _merge(best, scores, starts, ends, *, by_column=False):
   on_host = isinstance(scores, np.ndarray) or {x.platform for x in scores.devices()} == {"cpu"}
-  merge = _merge_on_host if on_host else _merge_on_device
+  merge = merge_on_host if on_host else merge_on_device
   return merge(best, scores, starts, ends, by_column=by_column)
 
 
@@ -46,7 +46,7 @@ def in_order(best):
 
 
 @functools.partial(jax.jit, static_argnames="by_column")
-def _merge_on_device(best, scores, starts, ends, *, by_column=False):
+def merge_on_device(best, scores, starts, ends, *, by_column=False):
   scores = scores.T if by_column else scores
   index = starts[1] + jnp.arange(scores.shape[1], dtype=jnp.int32)
   scores = jnp.where(index[None, :] < ends[1], scores, -jnp.inf)
@@ -58,7 +58,7 @@ def _merge_on_device(best, scores, starts, ends, *, by_column=False):
   return scores, jnp.take_along_axis(index, at, axis=1)
 
 
-def _merge_on_host(best, scores, starts, ends, *, by_column=False):
+def merge_on_host(best, scores, starts, ends, *, by_column=False):
   rows, columns = (end - start for start, end in zip(starts, ends, strict=True))
   scores = (np.asarray(scores).T if by_column else np.asarray(scores))[:rows, :columns]
   score, index = (np.asarray(x) for x in best)

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int32, Integer, Real
 
 from xmr.eval import alignment, exact, metrics
-from xmr.eval.blocks import BLOCK, placement_of
+from xmr.eval.blocks import BLOCK, mesh_of
 from xmr.eval.positives import checked_image_of_text
 from xmr.eval.ranks import count
 from xmr.ops.alignment import NAMES, Tokens
@@ -62,7 +62,7 @@ def counted(
   image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
   if kind in NAMES:
     return alignment.counted(image, text, image_of_text, form=kind, folds=folds, progress=True)
-  placement = placement_of(image)
+  mesh = mesh_of(image, text)
   images, texts = exact.sides(image, text, kind=kind, names=("image", "text"))
   owner = checked_image_of_text(image_of_text, n_texts=len(texts), n_images=len(images))
   fold = metrics.fold_of(owner, n_images=len(images), folds=folds)
@@ -75,9 +75,7 @@ def counted(
     # A slice where it can be: a view, not a copy.
     own = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
     pairs = owner[rows] - f * size, np.arange(len(rows))
-    sides = count(
-      images.take(part), texts.take(own), pairs, kind=kind, block=block, placement=placement
-    )
+    sides = count(images.take(part), texts.take(own), pairs, kind=kind, block=block, mesh=mesh)
     ranks[0][part], ranks[1][rows] = (side["rank"] for side in sides)
     ties = {
       f"{name}/ties": int(np.count_nonzero(side["ties"]))

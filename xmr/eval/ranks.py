@@ -1,30 +1,27 @@
 """Ranks in a gallery, in blocks on the device, exact for every block size and number of devices."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32, Integer, Real
 
-from xmr.eval import alignment, exact
+from xmr.eval import alignment, exact, resident
 from xmr.eval.blocks import (
   BLOCK,
-  COLUMN_UNIT,
-  ROW_UNIT,
   block_of,
   factors_of,
+  mesh_of,
   padded,
   placement_of,
   score_factor,
   steps_of,
+  tile_counts,
 )
 from xmr.eval.positives import pairs_of
 from xmr.eval.token_scores import sides
 from xmr.ops.alignment import NAMES, Tokens
 from xmr.ops.arrays import Array
-from xmr.ops.similarity import similarity
 
 NEAR_IN_WORD = np.uint64(0x0303030303030303)
 # A part of a block where more pairs than this share lie too close to call is scored in float64 as a
@@ -49,8 +46,8 @@ def ranks(
 
   Nothing is sorted: the device counts in float32 what is certainly above, and `exact.pair_scores`
   decides in float64 between scores that are closer than the rounding error. The result depends on
-  the rows alone, not on blocks, devices or the matrix kernel. Queries that are sharded over devices
-  are scored on those devices.
+  the rows alone, not on blocks, devices or the matrix kernel. Sides that are on devices are scored
+  there; accelerators keep the scores and bring back counts (`resident`).
 
   Args:
     positives: the one positive of each query, or several, padded with -1.
@@ -68,8 +65,8 @@ def ranks(
     return alignment.ranks(query, gallery, positives, form=kind, task=task)
   rows = exact.sides(query, gallery, kind=kind, text_query=text_query)
   pairs = pairs_of(positives, n_queries=len(rows[0]), n_gallery=len(rows[1]))
-  placement = placement_of(query)
-  return count(*rows, pairs, kind=kind, block=block, placement=placement, both=False)[0]["rank"]
+  mesh = mesh_of(query, gallery)
+  return count(*rows, pairs, kind=kind, block=block, mesh=mesh, both=False)[0]["rank"]
 
 
 def outcomes(image, text, pairs, *, kind):
@@ -79,43 +76,34 @@ def outcomes(image, text, pairs, *, kind):
     rows = sides(image, text, names=("image", "text"), padding="ignored")
     return alignment.count(*rows, pairs, form=kind)
   rows = exact.sides(image, text, kind=kind, names=("image", "text"))
-  return count(*rows, pairs, kind=kind)
+  return count(*rows, pairs, kind=kind, mesh=mesh_of(image, text))
 
 
-def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True):
+def count(query, gallery, pairs, *, kind, block=BLOCK, mesh=None, both=True):
   """Ranks of the best positive in both directions, from one pass over the products.
 
   Args:
     query, gallery: exact.Rows.
     pairs: ([M], [M]) int, query and gallery row of every positive pair; each row that is scored has
       at least one.
-    kind, block: as `ranks`.  placement: (sharding of query blocks, of gallery blocks) or None.
+    kind, block: as `ranks`.  mesh: whose devices do it; None: one device.
     both: False scores the queries alone.
   Returns:
     [queries, items], or [queries] unless `both`: dicts of "rank" [.] int32 and "ties" [.] int32,
     the number of non-positives that score as the best positive.
   """
   job = _Count(query, gallery, pairs, kind=kind, both=both)
-  rows, columns = steps_of(len(query), len(gallery), block, placement)
-  factors = factors_of(query, gallery, kind=kind)
-  to_rows, to_columns = placement or (None, None)
-  pending = None
-  for c in range(0, len(gallery), columns):
-    items = jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns)
-    item_limits = jax.device_put([padded(x, c, columns) for x in job.limits[1]], to_columns)
-    for r in range(0, len(query), rows):
-      queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
-      limits = jax.device_put([padded(x, r, rows) for x in job.limits[0]], to_rows)
-      left = len(query) - r, len(gallery) - c
-      tile = tile_counts(
-        queries, items, limits, item_limits, left, order=kind == "order", both=both
-      )
-      # The host decides near ties while the device works on the next block.
-      if pending:
-        job.add(*pending)
-      pending = r, c, tile
-  if pending:
-    job.add(*pending)
+  if not resident.stays(mesh):
+    _count_by_blocks(job, range(len(query)), range(len(gallery)), block, mesh)
+  else:
+    options = {"kind": kind, "block": block, "mesh": mesh, "both": both}
+    for rows, columns, found in resident.counts(query, gallery, job.limits, **options):
+      if found is None:
+        _count_by_blocks(job, rows, columns, block, mesh)
+      else:
+        above, near = found
+        job.add_above(rows, columns, *above)
+        job.decide(*near)
   sides = [
     {"rank": (above + ties).astype(np.int32), "ties": ties.astype(np.int32)}
     for above, ties in job.counts
@@ -123,46 +111,30 @@ def count(query, gallery, pairs, *, kind, block=BLOCK, placement=None, both=True
   return sides[: 1 + both]
 
 
-@functools.partial(jax.jit, static_argnames=("order", "both"))
-def tile_counts(query, gallery, query_limits, gallery_limits, left, *, order, both):
-  """Counts of one block of scaled rows, [q, D] and [g, D].
-
-  Args:
-    query_limits, gallery_limits: (low, high), [q] and [g] each; a score above high is certainly
-      above the best positive, one within them is too close for float32.
-    left: how many of the rows and columns are real; the rest fill the block up.
-  Returns:
-    Counts above per query [q] and per item [g], and a code [q, g] uint8, of which the bits 1 and 2
-    say "too close" for the query's and for the item's best positive.
-  """
-  scores = similarity(query, gallery, kind="order" if order else "dot")
-  # Padded rows score 0, which may be above.
-  row_is_real, column_is_real = (
-    jnp.arange(n) < real for n, real in zip(scores.shape, left, strict=True)
-  )
-  real = (row_is_real[:, None] & column_is_real[None, :]).astype(jnp.uint8)
-  low, high = (x[:, None] for x in query_limits)
-  code = _code(scores, low, high, near=1, above=4)
-  if both:
-    low, high = (x[None, :] for x in gallery_limits)
-    code |= _code(scores, low, high, near=2, above=8)
-  code *= real
-  # Summed in bytes first: XLA's CPU backend would otherwise write the whole block out as int32.
-  q, g = scores.shape
-  above_query = jnp.sum(
-    (code >> 2 & 1).reshape(q, g // COLUMN_UNIT, COLUMN_UNIT), axis=2, dtype=jnp.uint8
-  )
-  above_item = jnp.sum((code >> 3).reshape(q // ROW_UNIT, ROW_UNIT, g), axis=1, dtype=jnp.uint8)
-  return (
-    jnp.sum(above_query, axis=1, dtype=jnp.int32),
-    jnp.sum(above_item, axis=0, dtype=jnp.int32),
-    code,
-  )
-
-
-def _code(scores, low, high, *, near, above):
-  reaches, exceeds = ((scores >= low).astype(jnp.uint8), (scores > high).astype(jnp.uint8))
-  return near * (reaches - exceeds) + above * exceeds
+def _count_by_blocks(job, some, others, block, mesh):
+  """Counts the queries of one range against the items of another; the host sees every pair."""
+  query, gallery, kind = job.query, job.gallery, job.kind
+  rows, columns = steps_of(len(some), len(others), block, mesh)
+  factors = factors_of(query, gallery, kind=kind)
+  to_rows, to_columns = placement_of(mesh)
+  pending = None
+  for c in others[::columns]:
+    items = jax.device_put(block_of(gallery, c, columns, factors[1], kind), to_columns)
+    item_limits = jax.device_put([padded(x, c, columns) for x in job.limits[1]], to_columns)
+    for r in some[::rows]:
+      queries = jax.device_put(block_of(query, r, rows, factors[0], kind), to_rows)
+      limits = jax.device_put([padded(x, r, rows) for x in job.limits[0]], to_rows)
+      part = range(r, min(r + rows, some.stop)), range(c, min(c + columns, others.stop))
+      left = some.stop - r, others.stop - c
+      tile = tile_counts(
+        queries, items, limits, item_limits, left, order=kind == "order", both=job.both
+      )
+      # The host decides near ties while the device works on the next block.
+      if pending:
+        job.add(*pending)
+      pending = *part, tile
+  if pending:
+    job.add(*pending)
 
 
 class _Count:
@@ -185,16 +157,17 @@ class _Count:
     self.slack64 = exact.slack(query, gallery, kind=kind, epsilon=float(np.finfo(np.float64).eps))
     self.counts = [np.zeros((2, len(query)), np.int64), np.zeros((2, len(gallery)), np.int64)]
 
-  def add(self, r, c, tile):
-    """Adds the counts of the block whose first query is r and first item is c."""
-    queries, items, code = (np.asarray(x) for x in tile)
-    rows, columns = (
-      min(len(self.query) - r, code.shape[0]),
-      min(len(self.gallery) - c, code.shape[1]),
-    )
-    self.counts[0][0, r : r + rows] += queries[:rows]
+  def add_above(self, some, others, of_queries, of_items):
+    """Adds what is certainly above, for a range of queries and one of items."""
+    self.counts[0][0, some.start : some.stop] += of_queries[: len(some)]
     if self.both:
-      self.counts[1][0, c : c + columns] += items[:columns]
+      self.counts[1][0, others.start : others.stop] += of_items[: len(others)]
+
+  def add(self, some, others, tile):
+    """Adds the counts of the block of a range of queries and one of items."""
+    queries, items, code = (np.asarray(x) for x in tile)
+    self.add_above(some, others, queries, items)
+    (r, c), (rows, columns) = (some.start, others.start), (len(some), len(others))
     for a in range(0, rows, PART[0]):
       part = code[a : a + PART[0]]
       # Eight pairs at a time: hardly any is near.

@@ -2,7 +2,6 @@
 devices.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,19 +10,20 @@ import numpy as np
 from jaxtyping import Float32, Int32, Real
 
 from xmr.errors import UserError
-from xmr.eval import alignment, candidates, exact
+from xmr.eval import alignment, candidates, exact, resident
 from xmr.eval.blocks import (
   BLOCK,
   ROW_UNIT,
   block_of,
   factors_of,
+  mesh_of,
   placement_of,
+  products,
   score_factor,
   steps_of,
 )
 from xmr.ops.alignment import NAMES, Tokens
 from xmr.ops.arrays import Array
-from xmr.ops.similarity import similarity
 
 SPARE = 8  # candidates that are kept beyond k
 
@@ -56,32 +56,40 @@ def top_k(
   if kind in NAMES:
     task = "t2i" if text_query else "i2t"
     return alignment.top_k(query, gallery, k, form=kind, task=task)
-  placement = placement_of(query)
+  mesh = mesh_of(query, gallery)
   queries, items = exact.sides(query, gallery, kind=kind, text_query=text_query)
   _check_k(k, items)
-  rows, columns = steps_of(len(queries), len(items), block, placement)
+  find = resident.best if resident.stays(mesh) else _best_by_blocks
+  bests = find(queries, items, _kept(k, items), kind=kind, block=block, mesh=mesh)
+  factor = score_factor(factors_of(queries, items, kind=kind), kind=kind)
+  return _collected(queries, items, bests, k, kind=kind, factor=factor)
+
+
+def _best_by_blocks(queries, items, keep, *, kind, block, mesh):
+  """As `resident.best`, with the gallery sent to the device block by block."""
+  rows, columns = steps_of(len(queries), len(items), block, mesh)
   factors = factors_of(queries, items, kind=kind)
-  to_rows, to_columns = placement or (None, None)
-  merge = candidates.merge_of(placement)
+  to_rows, to_columns = placement_of(mesh)
+  merge = candidates.merge_of(mesh)
   bests = []
   for r in range(0, len(queries), rows):
     block_of_queries = jax.device_put(block_of(queries, r, rows, factors[0], kind), to_rows)
     blocks = (
       (
         c,
-        _products(
+        products(
           block_of_queries,
           jax.device_put(block_of(items, c, columns, factors[1], kind), to_columns),
-          kind=kind,
+          order=kind == "order",
         ),
       )
       for c in range(0, len(items), columns)
     )
-    best = jax.device_put(candidates.empty(rows, _kept(k, items)), to_rows)
+    best = jax.device_put(candidates.empty(rows, keep), to_rows)
     for c, scores in _one_ahead(blocks):
       best = merge(best, scores, (r, c), (len(queries), len(items)))
     bests.append(best)
-  return _collected(queries, items, bests, k, kind=kind, factor=score_factor(factors, kind=kind))
+  return bests
 
 
 def top_k_of_both(
@@ -107,7 +115,7 @@ def top_k_of_both(
     UserError: as `top_k`.
   """
   same, other = second is None, first if second is None else second
-  if kind == "order" or placement_of(first) or placement_of(other):
+  if kind == "order" or mesh_of(first, other):
     found = top_k(first, other, k, kind=kind, text_query=text_query, block=block)
     return found, found if same else top_k(
       other, first, k, kind=kind, text_query=not text_query, block=block
@@ -150,7 +158,7 @@ def _blocks_of_both(one, two, rows, columns, factors, kind):
       queries = (
         items if two is one and i == j else jax.device_put(block_of(one, r, rows, factors[0], kind))
       )
-      yield i, j, _products(queries, items, kind=kind)
+      yield i, j, products(queries, items, order=False)
 
 
 def _one_ahead(found) -> Iterator[Any]:
@@ -172,12 +180,6 @@ def _check_k(k, gallery):
 
 def _kept(k, gallery):
   return min(k + SPARE, len(gallery))
-
-
-@functools.partial(jax.jit, static_argnames="kind")
-def _products(query, gallery, *, kind):
-  # Rows are scaled to unit length already where that is asked for.
-  return similarity(query, gallery, kind="order" if kind == "order" else "dot")
 
 
 def _collected(query, gallery, bests, k, *, kind, factor):

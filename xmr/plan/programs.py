@@ -12,8 +12,7 @@ from xmr import config as config_lib
 from xmr import encode, experiment, mining, models, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
-from xmr.eval import blocks
-from xmr.eval.ranks import tile_counts
+from xmr.eval import blocks, resident
 from xmr.plan import bound, shapes
 from xmr.training import finetune, optim
 
@@ -177,11 +176,15 @@ def batch_of(config, sizes, rows):
 
 
 def ranks_block(mesh, dim):
-  """Traces the counts of a block of queries against a block of the gallery."""
+  """Traces the counts of a block of queries against a block of the gallery, as the devices of the
+  mesh do it.
+  """
+  if resident.stays(mesh):
+    return ranks_around(mesh, blocks.BLOCK * mesh.size, 2 * blocks.BLOCK * mesh.size, dim)
   to_rows, to_columns = parallel.sharded(mesh), parallel.replicated(mesh)
   q, g = blocks.BLOCK * mesh.size, blocks.BLOCK * blocks.GALLERY_BLOCKS
   limits = lambda n, to: [shapes.on(to, (n,), jnp.float32)] * 2  # noqa: E731
-  return tile_counts.trace(
+  return blocks.tile_counts.trace(
     shapes.on(to_rows, (q, dim), jnp.float32),
     shapes.on(to_columns, (g, dim), jnp.float32),
     limits(q, to_rows),
@@ -189,4 +192,24 @@ def ranks_block(mesh, dim):
     (q, g),
     order=False,
     both=True,
+  )
+
+
+def ranks_around(mesh, queries, items, dim):
+  """Traces a call of `resident.counts` for so many queries and items of dim numbers."""
+  tile, sizes, room = resident.layout(queries, items, dim, block=blocks.BLOCK, devices=mesh.size)
+  rows, limits = (
+    [shapes.on(parallel.sharded(mesh), (n * mesh.size, *width), jnp.float32) for n in sizes]
+    for width in ((dim,), ())
+  )
+  return resident.count_around.trace(
+    *rows,
+    [limits[0]] * 2,
+    [limits[1]] * 2,
+    (queries, items),
+    mesh=mesh,
+    order=False,
+    both=True,
+    tile=tile,
+    room=room,
   )

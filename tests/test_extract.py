@@ -19,6 +19,7 @@ from xmr import config as config_lib
 from xmr import data, extract
 from xmr.data import images
 from xmr.errors import UserError
+from xmr.inspect import extraction
 from xmr.interop import weights
 from xmr.models import convert, image, resnet
 from xmr.storage import files
@@ -119,7 +120,7 @@ def test_grid_of_a_mirror_is_turned_back(config, backbone, centre, features, tmp
 
 def test_ten_crops_are_corners_centre_and_mirrors():
   picture = np.random.default_rng(0).integers(0, 256, (48, 60, 3)).astype(np.uint8)
-  crops = extract.views(Image.fromarray(picture), size=40, resize=48, average="ten_crop")
+  crops = extraction.views(Image.fromarray(picture), size=40, resize=48, average="ten_crop")
   assert crops.shape == (10, 40, 40, 3)
   for crop, (top, left) in zip(crops, [(0, 0), (0, 20), (8, 0), (8, 20), (4, 10)], strict=False):
     np.testing.assert_array_equal(crop, picture[top : top + 40, left : left + 40])
@@ -200,8 +201,8 @@ def test_mistakes_are_named_before_anything_is_written(config, backbone, tmp_pat
 
 
 def test_tensorflow_weights_see_pixels_from_minus_one_to_one():
-  assert extract.scale_of("tf_efficientnetv2_l") == ((0.5,) * 3, (0.5,) * 3)
-  assert extract.scale_of("efficientnet_v2_l")[0] == image.MEAN
+  assert extraction.scale_of("tf_efficientnetv2_l") == ((0.5,) * 3, (0.5,) * 3)
+  assert extraction.scale_of("efficientnet_v2_l")[0] == image.MEAN
 
 
 def test_command_extracts_and_reports_the_speed(config, tmp_path):

@@ -2,8 +2,10 @@
 ones, data drawn scenes.
 """
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,11 +16,14 @@ import safetensors.numpy
 from paths import GOLDEN
 
 from configs import pretrained_flickr
-from xmr import checkpoint, import_run, inspect, train
+from xmr import checkpoint, data, extract, import_run, inspect, main, search, train
+from xmr import config as config_lib
 from xmr.config import base_config
+from xmr.data import images
 from xmr.errors import UserError
-from xmr.inspect import export
-from xmr.models import lora
+from xmr.eval.results import shown
+from xmr.inspect import export, loading, matches, report
+from xmr.models import convert, lora
 from xmr.preemption import Stop
 
 TOWERS = GOLDEN / "towers"
@@ -69,29 +74,30 @@ def test_a_run_encodes_pictures_and_sentences_as_transformers_does(imported):
   assert scores.shape == (2, 4) and not run.unknown_words("zebra")[0]
 
 
+SHORT = {
+  "data.name": "scenes",
+  "data.scenes.n_train": 40,
+  "data.scenes.n_val": 10,
+  "data.scenes.n_test": 10,
+  "batch_size": 16,
+  "eval_batch_size": 16,
+  "epochs": 0.0,
+  "steps": 8,
+  "evaluate.epochs": 0.0,
+  "evaluate.steps": 8,
+  "checkpoint.steps": 4,
+  "log.steps": 1,
+  "log.tensorboard": False,
+  "log.progress": False,
+  "picture": False,
+  "optimizer.learning_rate": 3e-3,
+  "optimizer.schedule": "constant",
+}
+
+
 def settings(workdir_init="", **changes):
   config = pretrained_flickr.get_config()
-  values = {
-    "data.name": "scenes",
-    "data.scenes.n_train": 40,
-    "data.scenes.n_val": 10,
-    "data.scenes.n_test": 10,
-    "batch_size": 16,
-    "eval_batch_size": 16,
-    "epochs": 0.0,
-    "steps": 8,
-    "evaluate.epochs": 0.0,
-    "evaluate.steps": 8,
-    "checkpoint.steps": 4,
-    "log.steps": 1,
-    "log.tensorboard": False,
-    "log.progress": False,
-    "picture": False,
-    "optimizer.learning_rate": 3e-3,
-    "optimizer.schedule": "constant",
-    "init": str(workdir_init),
-  }
-  config.update_from_flattened_dict(values | changes)
+  config.update_from_flattened_dict(SHORT | {"init": str(workdir_init)} | changes)
   return config
 
 
@@ -136,6 +142,10 @@ RECIPES = {
   "last": {"model.image.train_blocks": 1, "model.text.train_blocks": 1, "model.image.remat": True},
   "heads": {"model.image.trainable": False, "model.text.trainable": False},
   "lora": {"model.lora.rank": 2, "optimizer.learning_rate": 3e-2},
+  "tokens": {"loss.name": "aligned_full_hard_negative", "similarity": "symmetric"}
+  | {"batch_chunks": 2, "loss.diagonal": "released"},
+  "learned": {"loss.learn": ("temperature",), "model.dtype": "bfloat16"}
+  | {"optimizer.multipliers": (("^loss/", 10.0),)},
 }
 
 
@@ -170,6 +180,29 @@ def test_fine_tuning_lowers_the_loss_and_moves_what_it_should(clip, tuned, name)
     assert names == heads
   if name == "lora":
     assert not names
+  if name == "learned":
+    # As it was imported, and moved from there.
+    stored = checkpoint.load(tuned(name), "latest")[1]["params"]["loss"]["temperature"]
+    start = json.loads((clip / "source.json").read_text())["loss"]["temperature"]
+    assert stored.dtype == np.float32 and 0 < abs(stored - np.log(start)) < 1
+
+
+def test_patches_and_words_are_trained_ranked_and_aligned(tuned):
+  run = inspect.load(tuned("tokens"))
+  results = json.loads((tuned("tokens") / "results.json").read_text())
+  assert results["similarity"] == "symmetric" and results["metrics"]["rsum"] > 0
+  cells = run.align(PICTURES[0], "two red kites")
+  assert cells.shape[0] == 9 and cells.shape[1] >= 3 and np.abs(cells).max() <= 1 + 1e-5
+  tokens, side = matches.tokens(run, PICTURES)
+  assert side == "image" and tokens.shape == (4, 9, 40)
+  words = matches.tokens(run, ["two red kites"])[0]
+  want = tokens.x[0] @ words.x[0][words.mask[0]].T
+  np.testing.assert_allclose(cells, want, atol=1e-5)
+  scores, found = run.search(TEXTS[:1], PICTURES, k=4)
+  best = run.align(PICTURES[found[0, 0]], TEXTS[0])
+  np.testing.assert_allclose(scores[0, 0], best.max(0).sum() + best.max(1).sum(), rtol=1e-5)
+  with pytest.raises(UserError, match="compares tokens; expected pictures, or captions"):
+    run.search(TEXTS[:1], np.ones((3, 40), np.float32))
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(clip, cache, tuned, tmp_path):
@@ -203,6 +236,104 @@ def test_adapters_merged_are_the_adapted_run(tuned, tmp_path):
   # Query and value of two blocks in each of two towers, two factors each.
   assert len(tensors) == 2 * 2 * 2 * 2
   assert (tmp_path / "adapters.safetensors").stat().st_size < 40_000
+
+
+def test_weights_between_start_and_end_are_scored_and_shown(clip, cache, tuned, tmp_path):
+  folder, shares = tuned("all"), (0.0, 0.5, 1.0)
+  changes = RECIPES["all"] | {"evaluate.wise": shares}
+  results = run(settings(clip, **changes), folder, cache, eval_only=True)
+  found = results["wise"]
+  assert found["share"] == list(shares) and found["start"] == str(clip)
+  zero_shot = run(settings(), clip, cache, eval_only=True)["metrics"]
+  for metric in ("i2t/r1", "t2i/r10", "rsum"):
+    assert found["test"][metric][0] == zero_shot[metric]
+    assert found["test"][metric][2] == results["metrics"][metric]
+  assert "(best on val)" in shown(results)
+  own, start = inspect.load(folder), inspect.load(clip)
+  half = own.averaged(0.5)
+  jax.tree.map(
+    lambda a, b, c: np.testing.assert_allclose(c, (a + b) / 2, rtol=0, atol=1e-7),
+    start.params,
+    own.params,
+    half.params,
+  )
+  kept = inspect.load(half.export(tmp_path / "half"))
+  np.testing.assert_array_equal(kept.encode_text(TEXTS), half.encode_text(TEXTS))
+  page = report.report(folder, out=tmp_path / "report.html", queries=1).read_text()
+  assert "rsum over the share a of this run" in page and f"Weights between {clip} and run" in page
+  config = base_config()
+  config.evaluate.wise = shares
+  with pytest.raises(UserError, match="config.evaluate.wise is .* config.init, which is not set"):
+    config_lib.validate(config)
+
+
+def test_adapters_are_merged_before_weights_are_averaged(clip, tuned):
+  adapted = inspect.load(tuned("lora"))
+  assert adapted.averaged(0.0).config.model.lora.rank == 0
+  np.testing.assert_allclose(
+    adapted.averaged(0.0).encode_text(TEXTS), inspect.load(clip).encode_text(TEXTS), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    adapted.averaged(1.0).encode_text(TEXTS), adapted.encode_text(TEXTS), atol=1e-6
+  )
+
+
+def test_every_command_takes_an_imported_run(clip, cache, tmp_path, capsys):
+  folder = tmp_path / "run"
+  shutil.copytree(clip, folder, ignore=shutil.ignore_patterns("results.json", "queries.npz"))
+  flat = json.loads((folder / "config.json").read_text()) | {"data.dir": ""}
+  (folder / "config.json").write_text(json.dumps(flat))
+  with pytest.raises(UserError, match="imported and was scored on no data yet; give it some"):
+    main.check_scored(folder)
+  with pytest.raises(UserError, match="imported and was scored on no data yet; give it some"):
+    report.report(folder)
+  results = run(settings(), folder, cache, eval_only=True)
+  main.check_scored(folder)
+  page = report.report(folder, queries=1)
+  assert f"{results['n_images']} images" in page.read_text()
+  search.main(
+    ["search", "--workdir", str(folder), "--gallery", str(TOWERS), "-k", "2", "\U0001f642"]
+    + ["--cache_dir", str(tmp_path)]
+  )
+  assert "image_" in capsys.readouterr().out
+  config = settings()
+  config.data.cache_dir = str(cache)
+  extract.extract(config, workdir=folder, out=tmp_path / "features", batch_size=8)
+  extract.extract(config, workdir=folder, out=tmp_path / "grid", batch_size=8, grid=True)
+  found, grid = (np.load(tmp_path / name / "features.npy") for name in ("features", "grid"))
+  assert found.shape == (60, 40) and grid.shape == (60, 3, 3, 40)
+  loaded = inspect.load(folder)
+  split = data.load(loading.load(folder, as_scored=True).config)["test"]
+  np.testing.assert_allclose(
+    found[split.image_id], loaded.encode_image(list(map(decoded, split.pixels))), atol=1e-5
+  )
+  np.testing.assert_allclose(np.linalg.norm(grid, axis=-1), 1, atol=1e-5)
+
+
+def decoded(content):
+  return images.decode(content, name="")
+
+
+def test_a_locked_image_tower_with_a_text_tower_from_scratch(cache, tmp_path):
+  """LiT: DINOv2's backbone, frozen, with its projection and a recurrent text encoder fresh."""
+  weights = tmp_path / "dinov2.safetensors"
+  fields = convert.convert("dinov2", TOWERS / "dinov2", weights)["settings"]
+  config = base_config()
+  config.update_from_flattened_dict(SHORT | {"model.image.name": "dinov2"})
+  config.update_from_flattened_dict(
+    fields
+    | {"model.text.name": "bigru", "model.text.word_dim": 8, "model.dim": 16}
+    | {"model.image.weights": str(weights), "model.image.trainable": False}
+    | {"loss.name": "info_nce", "warmup.epochs": 0.0, "vocabulary.min_count": 1}
+  )
+  run(config, tmp_path / "run", cache)
+  found = losses(tmp_path / "run")
+  assert np.mean(found[-3:]) < np.mean(found[:3])
+  with safetensors.safe_open(weights, framework="numpy") as file:
+    backbone = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  params = checkpoint.load(tmp_path / "run", "latest")[1]["params"]["image_encoder"]["backbone"]
+  for name, x in checkpoint.flatten(params).items():
+    np.testing.assert_array_equal(x, backbone["params/" + name.replace(".", "/")], err_msg=name)
 
 
 SERVED = """
@@ -240,6 +371,32 @@ def test_exported_towers_run_without_xmr(clip, tmp_path):
   # Programs of a tower are compiled apart: the last bits differ.
   np.testing.assert_allclose(np.load(tmp_path / "image.npy"), served.encode_crops(crops), atol=1e-6)
   np.testing.assert_allclose(np.load(tmp_path / "text.npy"), served.encode_text(TEXTS), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_onnx_runtime_gives_the_same_embeddings(imported, tmp_path):
+  onnxruntime = pytest.importorskip("onnxruntime")
+  pytest.importorskip("jax2onnx", exc_type=ImportError)
+  served = inspect.load(imported[1])
+  served.export(tmp_path, format="onnx")
+  crops = np.stack([served.crop(picture) for picture in PICTURES])
+  ids, lengths = served.vocabulary.encode_batch(TEXTS)
+  for name, inputs, want in (
+    ("image", {"pixels": crops}, served.encode_crops(crops)),
+    ("text", {"ids": ids, "count": lengths}, served.encode_text(TEXTS)),
+  ):
+    session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+    np.testing.assert_allclose(session.run(None, inputs)[0], want, rtol=0, atol=1e-5)
+
+
+def test_onnx_without_its_packages_says_what_to_install(clip, tmp_path, monkeypatch):
+  found = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util, "find_spec", lambda name: None if name == "jax2onnx" else found(name) or True
+  )
+  with pytest.raises(UserError, match="format onnx needs jax2onnx: pip install --no-deps jax2onnx"):
+    inspect.load(clip).export(tmp_path / "served", format="onnx")
+  assert not (tmp_path / "served").exists()
 
 
 def test_what_is_wrong_is_said_in_one_line(clip, cache, tmp_path):

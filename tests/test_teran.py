@@ -178,7 +178,7 @@ def test_files_that_do_not_fit_are_one_error(folder, changes, message):
     (
       {"data.image": "features", "model.image.name": "linear"},
       "config.loss max_of_hinges takes tokens, but config.model.image.name is 'linear', which "
-      "gives none; expected one of regions",
+      "gives none; expected one of regions, clip_vit, siglip_vit, dinov2",
     ),
     (
       {"data.text": "features", "data.text_features": "t.npy", **MLP},

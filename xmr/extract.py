@@ -1,17 +1,19 @@
-"""Writes a backbone's features of a dataset's images.
+"""Writes a network's features of a dataset's images.
 
   python -m xmr.extract --config=configs/vsepp_flickr.py --backbone=resnet152
   --weights=resnet152.safetensors --out=DIR
+  python -m xmr.extract --config=configs/own.py --config.data.dir=DIR --workdir=runs/clip --out=DIR
 
 DIR/features.npy has a row per image id, as config.data.image_features expects, and
 DIR/manifest.json says what it is made of. The same command goes on where a killed one stopped.
-Weights come from python -m xmr.models.convert. Several processes share the images where
-XMR_COORDINATOR=HOST:PORT, XMR_PROCESSES and XMR_PROCESS are set for each, or under srun.
+Weights come from python -m xmr.models.convert; with --workdir the network is the image encoder of
+a run, trained here or imported, and images are cut as that run cuts them. Several processes share
+the images where XMR_COORDINATOR=HOST:PORT, XMR_PROCESSES and XMR_PROCESS are set for each, or under
+srun.
 """
 
 import concurrent.futures
 import contextlib
-import functools
 import json
 import pathlib
 import sys
@@ -24,7 +26,7 @@ from xmr import command_line
 from xmr.errors import UserError, reported
 
 BLOCK = 256  # images per file of finished work
-AVERAGES = ("none", "flip", "ten_crop")
+AVERAGES = ("none", "flip", "ten_crop")  # see xmr.inspect.extraction.views
 
 
 def define_flags():
@@ -34,6 +36,7 @@ def define_flags():
   )
   flags.DEFINE_string("backbone", None, "Kind of network, as in xmr.models.convert.")
   flags.DEFINE_string("weights", None, "safetensors file that xmr.models.convert wrote.")
+  flags.DEFINE_string("workdir", None, "Folder of a run, in place of --backbone and --weights.")
   flags.DEFINE_string("out", None, "Folder to write to.")
   flags.DEFINE_enum(
     "average",
@@ -41,94 +44,13 @@ def define_flags():
     AVERAGES,
     "Mean over the image and its mirror, or five crops and their mirrors.",
   )
-  flags.DEFINE_bool("grid", False, "Write the last map, 7 x 7 for 224 pixels, instead of its mean.")
+  flags.DEFINE_bool(
+    "grid", False, "Write the last map, 7 x 7 for 224 pixels, or a tower's patches, not their mean."
+  )
   flags.DEFINE_enum("dtype", "float32", ("float32", "float16"), "Type of the numbers in the file.")
   flags.DEFINE_integer("batch_size", 32, "Images at a time, over all devices and processes.")
   flags.DEFINE_integer("threads", 4, "Threads of a process that decode images.")
   return holder
-
-
-def views(image, *, size, resize, average):
-  """Crops of one image.
-
-  Args:
-    image: RGB PIL image.  size, resize: pixels of a crop's side and of the image's shorter side
-      before it.
-    average: "none": the centre; "flip": and its mirror; "ten_crop": four corners and the centre,
-      then their mirrors.
-  Returns:
-    [V, size, size, 3] uint8, V = 1, 2 or 10; the second half mirrors the first.
-  """
-  import numpy as np
-
-  from xmr.data.images import eval_crop, shorter_side
-
-  crops = [eval_crop(image, resize=resize, size=size)]
-  if average == "none":
-    return np.stack(crops)
-  if average == "ten_crop":
-    whole = np.asarray(shorter_side(image, resize))
-    height, width = whole.shape[:2]
-    corners = [(0, 0), (0, width - size), (height - size, 0), (height - size, width - size)]
-    crops = [whole[top : top + size, left : left + size] for top, left in corners] + crops
-  crops = np.stack(crops)
-  return np.concatenate([crops, crops[:, :, ::-1]])
-
-
-@functools.cache
-def encoder(module, *, grid, scale):
-  """A compiled (variables, pixels [B, V, H, W, 3] uint8) -> [B, ...] float32, the mean over the V
-  views.
-
-  Args:
-    module: backbone.  grid: keep the map.
-    scale: (mean, deviation) of pixels in [0, 1] that the weights expect, three numbers each.
-  """
-  import jax
-  import jax.numpy as jnp
-
-  mean, deviation = (jnp.array(numbers, jnp.float32) for numbers in scale)
-
-  def encode(variables, pixels):
-    count = pixels.shape[1]
-    x = (pixels.reshape(-1, *pixels.shape[2:]).astype(jnp.float32) / 255 - mean) / deviation
-    x = module.apply(variables, x, grid=grid).astype(jnp.float32)
-    x = x.reshape(-1, count, *x.shape[1:])
-    if grid and count == 2:
-      # What a mirror shows on the left lies on the right.
-      x = jnp.stack([x[:, 0], x[:, 1, :, ::-1]], axis=1)
-    return x.mean(1)
-
-  return jax.jit(encode)
-
-
-def scale_of(kind):
-  """(mean, deviation) of pixels in [0, 1] for a kind of weights: TensorFlow's release maps them to
-  -1..1.
-  """
-  if kind.startswith("tf_"):
-    return (0.5,) * 3, (0.5,) * 3
-  from xmr.models import image
-
-  return image.MEAN, image.STD
-
-
-def load_weights(kind, path):
-  """The variables of a backbone from a converted file; UserError where it is of another kind."""
-  import safetensors
-
-  from xmr.interop import weights
-  from xmr.models import convert
-
-  wrapped = {
-    name: {"image_encoder": {"backbone": tree}} for name, tree in convert.shapes(kind).items()
-  }
-  loaded = weights.load_backbone(path, wrapped)
-  with safetensors.safe_open(path, framework="numpy") as file:
-    metadata = file.metadata() or {}
-  if metadata.get("kind", kind) != kind:
-    raise UserError(f"{path}: holds {metadata['kind']}; --backbone says {kind}")
-  return {name: tree["image_encoder"]["backbone"] for name, tree in loaded.items()}, metadata
 
 
 def images_of(config):
@@ -210,9 +132,10 @@ def assemble(out, items, shape, dtype):
 def extract(
   config,
   *,
-  backbone,
-  weights,
   out,
+  backbone=None,
+  weights=None,
+  workdir=None,
   average="none",
   grid=False,
   dtype="float32",
@@ -222,9 +145,10 @@ def extract(
   """Writes features.npy and manifest.json of all images of a dataset.
 
   Args:
-    config: of a file in configs/; its data section is read.  backbone: one of convert.IMAGE_KINDS.
-    weights: converted safetensors file.  out: folder.  average, grid, dtype, batch_size, threads:
-      as the flags.
+    config: of a file in configs/; its data section is read.  out: folder.
+    backbone: one of convert.IMAGE_KINDS, with weights: converted safetensors file.
+    workdir: folder of a run, in place of both.
+    average, grid, dtype, batch_size, threads: as the flags.
   Returns:
     dict as in manifest.json.
   Raises:
@@ -237,11 +161,9 @@ def extract(
 
   from xmr import parallel
   from xmr.data import images
-  from xmr.models import convert
+  from xmr.inspect import extraction
   from xmr.storage.files import write_array, write_json
 
-  if backbone not in convert.IMAGE_KINDS:
-    raise UserError(f"--backbone is {backbone!r}; expected one of {', '.join(convert.IMAGE_KINDS)}")
   if grid and average == "ten_crop":
     raise UserError(
       "--grid and --average=ten_crop: the cells of ten crops show different places; use none or "
@@ -250,14 +172,14 @@ def extract(
   mesh, processes = parallel.mesh(), jax.process_count()
   if batch_size < 1 or batch_size % mesh.size:
     raise UserError(f"--batch_size is {batch_size}; expected a multiple of the {mesh.size} devices")
-  variables, metadata = load_weights(backbone, weights)
+  if workdir:
+    network = extraction.of_run(workdir, grid=grid)
+  else:
+    network = extraction.of_backbone(backbone, weights, config.data, grid=grid)
   items, rows = images_of(config)
-  module, scale = convert.kind(backbone).module(), scale_of(backbone)
-  size, resize = config.data.image_size, config.data.resize
+  encode, size = extraction.averaging(network.apply, grid=grid), network.cut["size"]
   shape = jax.eval_shape(
-    encoder(module, grid=grid, scale=scale),
-    variables,
-    jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8),
+    encode, network.variables, jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8)
   ).shape[1:]
   manifest = {
     "dataset": config.data.name,
@@ -265,16 +187,9 @@ def extract(
     "shape": [rows, *shape],
     "dtype": dtype,
     "row": "image id",
-    "backbone": backbone,
-    "weights": pathlib.Path(weights).name,
-    "source": metadata.get("source", ""),
-    "source_sha256": metadata.get("sha256", ""),
     "average": average,
     "grid": grid,
-    "resize": resize,
-    "crop": size,
-    "mean": list(scale[0]),
-    "std": list(scale[1]),
+    **network.manifest,
   }
   out, first = pathlib.Path(out), jax.process_index() == 0
   starts = list(range(0, len(items), BLOCK))
@@ -289,12 +204,13 @@ def extract(
   made = first and (out / "features.npy").exists() and not todo.any()
   if made and json.loads((out / "manifest.json").read_text()).get("complete"):
     return manifest | {"complete": True}
-  encode, variables = encoder(module, grid=grid, scale=scale), parallel.replicate(mesh, variables)
+  variables = parallel.replicate(mesh, network.variables)
   own = batch_size // processes
 
   def pixels(item):
     _, source, row, name = item
-    return views(images.decode(source[row], name=name), size=size, resize=resize, average=average)
+    image = images.decode(source[row], name=name)
+    return extraction.views(image, average=average, **network.cut)
 
   wanted = [
     (start, min(start + BLOCK, len(items)))
@@ -349,6 +265,14 @@ def extract(
   return manifest | {"complete": True}
 
 
+def check_network(values):
+  """Raises UserError where the flags name no network, or two."""
+  given = [name for name in ("backbone", "weights", "workdir") if values[name].value]
+  if given not in (["backbone", "weights"], ["workdir"]):
+    found = " and ".join(f"--{name}" for name in given) or "none of them"
+    raise UserError(f"found {found}; expected --backbone and --weights, or --workdir alone")
+
+
 def main(argv):
   """Runs one command line; returns nothing, raises SystemExit(2) for a user's mistake."""
   holder = define_flags()
@@ -358,10 +282,12 @@ def main(argv):
   with reported():
     command_line.read_flags(
       argv,
-      needed=("config", "backbone", "weights", "out"),
-      usage="python -m xmr.extract --config= --backbone= --weights= --out=",
+      needed=("config", "out"),
+      usage="python -m xmr.extract --config= --backbone= --weights= --out=, or --workdir= in place "
+      "of --backbone= and --weights=",
     )
     values = flags.FLAGS
+    check_network(values)
     from xmr import parallel
 
     parallel.initialize()
@@ -370,6 +296,7 @@ def main(argv):
         holder.value,
         backbone=values.backbone,
         weights=values.weights,
+        workdir=values.workdir,
         out=values.out,
         average=values.average,
         grid=values.grid,

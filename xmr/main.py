@@ -58,6 +58,8 @@ def read(argv):
   named = any(argument.startswith(("--config=", "-config=")) for argument in argv[1:])
   if own.eval_only and own.workdir and not named:
     config = config_of_run(own.workdir)
+    if not any(argument.lstrip("-").startswith("config.data.") for argument in argv[1:]):
+      check_scored(own.workdir)
     with command_line.mistakes():
       config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=argv)
     needed = ("workdir",)
@@ -79,6 +81,16 @@ def config_of_run(workdir):
   if not path.is_file():
     raise UserError(f"--eval_only: {workdir} is not the folder of a run: it has no config.json")
   return from_flat(read_json(path), where=path)
+
+
+def check_scored(workdir):
+  """Raises UserError where a run was imported and its config names no data to score it on."""
+  from xmr import run_folder
+  from xmr.terminal import home
+
+  folder = home.expanded(workdir)
+  if run_folder.imported(folder):
+    run_folder.scored(folder)
 
 
 def start_jax(config):

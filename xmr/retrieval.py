@@ -1,5 +1,6 @@
 """Retrieval: one dual encoder of images and texts, trained in one stage and scored by recall."""
 
+import dataclasses
 import functools
 import time
 
@@ -13,8 +14,9 @@ from xmr.eval import results as results_lib
 from xmr.experiment import prepare
 from xmr.inspect import plots
 from xmr.inspect.runs import Run
-from xmr.run_folder import begun, held, imported
+from xmr.run_folder import begun, held, imported, keep_scored
 from xmr.storage.files import write_arrays
+from xmr.training import averaging
 
 __all__ = ["Run", "base_config", "score", "stage", "train_and_evaluate", "validate"]
 
@@ -46,6 +48,8 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
     if eval_only and experiment.inputs:
       # Runs of earlier versions do not have them.
       write_arrays(experiment.workdir / "inputs.npz", experiment.inputs)
+    if eval_only:
+      keep_scored(config, workdir)
     show(experiment, results, image, text)
   return results
 
@@ -142,6 +146,7 @@ def score(experiment, *, began=None):
   step, variables, _ = checkpoint.load(e.workdir, config.evaluate.select)
   split = e.splits[config.evaluate.split]
   image, text = embeddings(e, parallel.replicate(e.mesh, variables), split)
+  more = {"wise": between(e, variables)} if config.evaluate.wise else {}
   results = results_lib.report(
     encode.over_devices(image, e.mesh),
     text,
@@ -150,8 +155,35 @@ def score(experiment, *, began=None):
     step=step,
     workdir=None if jax.process_index() else e.workdir,
     seconds=None if began is None else time.perf_counter() - began,
+    **more,
   )
   return results, image, text
+
+
+def between(experiment, variables):
+  """Scores weights between those of config.init and the run's, see averaging.between.
+
+  Args:
+    experiment: Experiment.  variables: of the run.
+  Returns:
+    {"start": config.init, "share": [n] of the run's weights, "val": {"i2t/r1": [n], ... "rsum":
+    [n]}, and the same of the split that is scored}.
+  """
+  e, config = experiment, experiment.config
+  model, start, end = averaging.ends(e.model, variables, config)
+  plain, shares = dataclasses.replace(e, model=model), [float(a) for a in config.evaluate.wise]
+  found = {}
+  for share in shares:
+    mixed = parallel.replicate(e.mesh, averaging.between(start, end, share))
+    for name in dict.fromkeys(("val", config.evaluate.split)):
+      split = e.splits[name]
+      image, text = embeddings(plain, mixed, split)
+      scores = protocol.score(
+        encode.over_devices(image, e.mesh), text, split.image_of_text, kind=config.similarity
+      )
+      for metric, value in scores.items():
+        found.setdefault(name, {}).setdefault(metric, []).append(float(value))
+  return {"start": config.init, "share": shares, **found}
 
 
 def show(experiment, results, image, text):

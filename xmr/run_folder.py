@@ -31,6 +31,35 @@ def imported(workdir):
   return (pathlib.Path(workdir) / "source.json").exists()
 
 
+def keep_scored(config, workdir):
+  """Writes the config that an imported run is scored with into its config.json: what it was scored
+  on is known from then on.
+  """
+  if imported(workdir):
+    write_json(pathlib.Path(workdir) / "config.json", config_lib.flat(config))
+
+
+def scored(workdir):
+  """Returns the fields of data and evaluation, flat, that an imported run was scored with.
+
+  Raises:
+    UserError: it was not scored yet; names the command.
+  """
+  flat = read_json(pathlib.Path(workdir) / "config.json")
+  if not flat.get("data.dir") and not (pathlib.Path(workdir) / "results.json").is_file():
+    raise UserError(no_data(workdir))
+  return {name: x for name, x in flat.items() if name.startswith(("data.", "evaluate."))}
+
+
+def no_data(workdir):
+  """What is said of an imported run that is to be scored on nothing."""
+  return (
+    f"{workdir} was imported and was scored on no data yet; give it some: python -m xmr.main "
+    f"--config=configs/pretrained_flickr.py --config.data.dir=DIR --workdir={workdir} --eval_only "
+    "(:own, :flickr8k or :coco behind the config's name for other data)"
+  )
+
+
 def check_folder(config, workdir):
   """Raises UserError where the folder holds a run of another config; it names the fields that
   differ, the first eight of many.

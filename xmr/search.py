@@ -71,11 +71,17 @@ def search(arguments):
   """Answers one query: prints the ranking, and writes the page where one is asked for."""
   from xmr import inspect
   from xmr.inspect import index as galleries
+  from xmr.ops.alignment import NAMES
 
   run = inspect.load(arguments.workdir, arguments.step)
   # The query first: what is wrong with it shows before a folder is encoded.
   query = encoded(run, arguments)
   on_features = run.config.data.image == "features"
+  if run.config.similarity in NAMES:
+    raise UserError(
+      f"{run.workdir} compares tokens ({run.config.similarity}), of which this command keeps no "
+      "gallery; expected a run with config.similarity=cosine, or xmr.inspect.load(DIR).search"
+    )
   if on_features:
     if arguments.html:
       raise UserError(f"--html needs pictures; {run.workdir} was trained on image features")

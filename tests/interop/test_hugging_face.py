@@ -142,23 +142,32 @@ def test_planted_faults_in_a_text_tower_are_caught(towers):
     assert relative(encode_text(found, rolled, ids, lengths), want["text"]) > 1e-3
 
 
-def test_parts_of_an_image_and_of_a_text_come_with_a_mask(towers):
+def test_tokens_are_patches_and_words_in_the_joint_space(towers):
   name, found, want = towers
-  pixels = np.random.default_rng(0).integers(0, 255, (2, 56, 56, 3)).astype(np.uint8)
-  side = 56 // found.image["patch"] * found.image["patch"]
-  image = ImageTower(**found.image)
   variables = {"params": found.params["image_encoder"]}
-  tokens, mask, pooled = image.apply(variables, pixels[:, :side, :side], method="tokens")
-  assert tokens.shape == (2, (side // found.image["patch"]) ** 2, 48) and mask.all()
-  np.testing.assert_allclose(pooled, image.apply(variables, pixels[:, :side, :side]), atol=1e-6)
+  image, grid = ImageTower(**found.image), found.image["grid"]
+  side = grid * found.image["patch"]
+  pixels = np.random.default_rng(0).integers(0, 255, (2, side, side, 3)).astype(np.uint8)
+  tokens = image.apply(variables, pixels, tokens=True)
+  assert tokens.shape == (2, grid**2, found.image["dim"]) and tokens.mask.all()
+  bound = image.bind(variables)
+  hidden = bound.backbone((pixels / 255 - np.array(image.mean)) / np.array(image.std))[1]
+  front = hidden.shape[1] - grid**2
+  assert front == {"clip": 1, "siglip": 0, "dinov2": 1}.get(name, 1 + found.image["registers"])
+  patches = hidden[:, front:]
+  np.testing.assert_allclose(
+    tokens.x, bound.projection(patches) if image.project else patches, atol=1e-5
+  )
   if found.text is None:
     return
   text = TextTower(**found.text)
   variables = {"params": found.params["text_encoder"]}
-  ids, lengths, _ = Subwords(found.tokenizer).encode_texts(["a dog", ""])
-  tokens, mask, pooled = text.apply(variables, ids, lengths, method="tokens")
-  assert tokens.shape == (2, 16, 48) and mask.sum(1).tolist() == lengths.tolist()
-  np.testing.assert_allclose(pooled, text.apply(variables, ids, lengths), atol=1e-6)
+  subwords = Subwords(found.tokenizer)
+  ids, lengths, _ = subwords.encode_texts(["a dog", ""])
+  tokens = text.apply(variables, ids, lengths, tokens=True)
+  assert tokens.shape == (2, 16, found.text["dim"]) and not tokens.mask[1].any()
+  pieces = subwords.pieces(ids[0][np.asarray(tokens.mask[0])])
+  assert "".join(pieces).translate(dict.fromkeys(map(ord, "\u0120\u2581"))) == "adog"
 
 
 def test_remat_changes_no_number(towers):

@@ -104,6 +104,10 @@ class Subwords:
       text_length[row] = ids.index(end) + 1 if end in ids else len(ids)
     return text, text_length, sum(bool(found.overflowing) for found in encoded)
 
+  def pieces(self, ids):
+    """The sub-words [W] str of ids [W]."""
+    return [str(self._tokenizer.id_to_token(int(number))) for number in ids]
+
   def encode_batch(self, texts):
     """(text, text_length) of texts that a user gives, see encode_texts."""
     return self.encode_texts(texts)[:2]

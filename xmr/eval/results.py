@@ -134,7 +134,7 @@ def check(config, split):
   table.check(truth, table.of_config(config), kind=config.similarity)
 
 
-def report(image, text, split, *, config, step, workdir=None, seconds=None, only=()):
+def report(image, text, split, *, config, step, workdir=None, seconds=None, only=(), **more):
   """Scores a split's embeddings as a run's config asks.
 
   Args:
@@ -143,6 +143,7 @@ def report(image, text, split, *, config, step, workdir=None, seconds=None, only
     step: of the checkpoint.  seconds: since the command began.
     workdir: folder for results.json and queries.npz, or None to write nothing.
     only: names of the evaluators that may be scored; (): all that the config asks for.
+    **more: what the run adds, see record.
   Returns:
     The results, as `of_embeddings`.
   """
@@ -160,6 +161,7 @@ def report(image, text, split, *, config, step, workdir=None, seconds=None, only
     step=step,
     seed=config.seed,
     seconds=seconds,
+    **more,
   )
   if workdir is not None:
     files.write_arrays(pathlib.Path(workdir) / "queries.npz", queries)
@@ -254,7 +256,25 @@ def shown(results):
   if tied:
     counts = ", ".join(f"{name} {n}" for name, n in tied.items())
     out.append(f"tied queries: {counts} (counted against)")
-  return "\n".join([*out, *verdict(results)])
+  return "\n".join([*out, *averaged(results), *verdict(results)])
+
+
+def averaged(results):
+  """Returns the lines of the weights between a run's start and its own; [] where none were scored.
+
+  a is the share of the run's weights; the best by validation is marked.
+  """
+  if "wise" not in results:
+    return []
+  found = results["wise"]
+  splits = [name for name in found if name not in ("start", "share")]
+  best = int(np.argmax(found["val"]["rsum"]))
+  heads = "".join(f"{f'{name} rsum':>12}" for name in splits)
+  out = [f"weights (1 - a) {found['start']} + a this run:", f"{'a':>6}{heads}"]
+  for i, share in enumerate(found["share"]):
+    cells = "".join(f"{found[name]['rsum'][i]:12.1f}" for name in splits)
+    out.append(f"{share:6.2f}{cells}{' (best on val)' * (i == best)}")
+  return out
 
 
 def verdict(results):

@@ -56,9 +56,23 @@ def charts(runs):
   return drawn
 
 
+def averaged(found):
+  """The curve of weights between a run's start and its own, Markup; found: results["wise"]."""
+  order = np.argsort(found["share"], kind="stable")
+  share = np.array(found["share"])[order]
+  splits = [name for name in found if name not in ("start", "share")]
+  return chart(
+    "rsum over the share of this run's weights",
+    [
+      (f"rsum, {name}", f"line{place} run0", share, np.array(found[name]["rsum"])[order])
+      for place, name in enumerate(splits)
+    ],
+  )
+
+
 def chart(title, lines):
-  """Draws lines [(label, CSS classes, x [n], y [n])] over training steps; points that are not
-  finite are left out.
+  """Draws lines [(label, CSS classes, x [n], y [n])] over training steps, or over any x from 0 on;
+  points that are not finite are left out.
   """
   lines = [(label, style, x[np.isfinite(y)], y[np.isfinite(y)]) for label, style, x, y in lines]
   lines = [line for line in lines if len(line[2])]

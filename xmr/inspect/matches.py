@@ -1,12 +1,17 @@
 """Which word matched which region: matrices of token similarities, and pictures of them."""
 
 import math
+import os
 
 import numpy as np
+from PIL import Image
 
+from xmr.data import Subwords
+from xmr.data.images import decode
 from xmr.data.text import encode_all, tokenize
 from xmr.encode import encode_batch
 from xmr.errors import UserError
+from xmr.inspect.pictures import is_picture
 from xmr.inspect.plots import INK, RIGHT, WRONG, picture
 from xmr.models.dual_encoder import gives_tokens
 from xmr.ops.alignment import Tokens
@@ -20,20 +25,43 @@ def align(run, image, text, image_mask=None):
 
   Args:
     run: Run whose encoders give tokens.
-    image: [R, F] float, the image's regions as in the feature file.  text: str.
-    image_mask: [R] bool, True where there is a region; None is all.
+    image: [R, F] float, the image's regions as in the feature file; a picture, as of
+      Run.encode_image, where the run reads pixels: its patches in rows are the regions.
+    text: str.  image_mask: [R] bool, True where there is a region; None is all.
   Returns:
-    [R, W] float32, rows as the regions (NaN where there is none), columns as the words.
+    [R, W] float32, rows as the regions (NaN where there is none), columns as the words, or as the
+    sub-words of a run with a tokenizer.
   Raises:
     UserError: a run without tokens, regions of another shape, a mask that is empty, a caption of no
       known word.
   """
+  return _aligned(run, image, text, image_mask)[0]
+
+
+def _aligned(run, image, text, image_mask):
+  """The cells of `align`, and the names of their columns."""
   for side in ("image", "text"):
     encoder = getattr(run.model, f"{side}_encoder")
     if not gives_tokens(encoder):
       raise UserError(
         f"{run.workdir} has no tokens to align: its {side} encoder is {type(encoder).__name__}"
       )
+  if run.config.data.image == "pixels":
+    parts = {"image": run.crop(image)[None]}
+  else:
+    parts = _regions(image, image_mask)
+  subwords = isinstance(run.vocabulary, Subwords)
+  if not subwords and not any(word in run.vocabulary for word in tokenize(text)):
+    raise UserError(f"no word of {text!r} is in the vocabulary of {run.workdir}; nothing to align")
+  captions = _captions(run, [text])
+  regions, found = _encoded(run, parts, "image"), _encoded(run, captions, "text")
+  kept = found.mask[0]
+  cells = np.where(regions.mask[0][:, None], regions.x[0] @ found.x[0][kept].T, np.nan)
+  names = run.vocabulary.pieces(captions["text"][0][kept]) if subwords else tokenize(text)
+  return cells.astype(np.float32), names
+
+
+def _regions(image, image_mask):
   x = np.asarray(image)
   if x.ndim != 2 or x.dtype.kind != "f":
     raise UserError(
@@ -45,47 +73,53 @@ def align(run, image, text, image_mask=None):
       f"image_mask has shape {mask.shape} and {int(mask.sum())} regions; expected "
       f"{x.shape[:1]} with at least one"
     )
-  words = tokenize(text)
-  if not any(word in run.vocabulary for word in words):
-    raise UserError(f"no word of {text!r} is in the vocabulary of {run.workdir}; nothing to align")
-  ids, length = encode_all([words], run.vocabulary, length=len(words) + 2)
-  regions = run.model.apply(
-    run.variables, x[None].astype(np.float32), mask[None], method="image_tokens"
-  )
-  found = run.model.apply(run.variables, ids, length, method="text_tokens")
-  # Without <start> and <end>.
-  cells = np.asarray(regions.x[0]) @ np.asarray(found.x[0])[1 : len(words) + 1].T
-  return np.where(mask[:, None], cells, np.nan).astype(np.float32)
+  return {"image": x[None].astype(np.float32), "image_mask": mask[None]}
+
+
+def _captions(run, texts):
+  """Captions as the text encoder reads them; UserError for one without a word."""
+  subwords = isinstance(run.vocabulary, Subwords)
+  split = [text.split() if subwords else tokenize(text) for text in texts]
+  for index, found in enumerate(split):
+    if not found:
+      raise UserError(f"text {index} is empty; expected words")
+  if subwords:
+    ids, length = run.vocabulary.encode_batch(texts)
+  else:
+    longest = max(map(len, split)) + 2
+    ids, length = encode_all(split, run.vocabulary, length=longest + -longest % 16)
+  return {"text": ids, "text_length": length}
 
 
 def tokens(run, items):
-  """Returns (Tokens, "image" or "text") of regions [N, R, F] float or of captions, list of str.
+  """Returns (Tokens, "image" or "text") of regions [N, R, F] float or, of a run on pixels, of
+  pictures as of Run.encode_image; or of captions, list of str.
 
   Raises:
     UserError: neither of them, a caption without a word.
   """
-  kind = getattr(getattr(items, "dtype", None), "kind", None)
-  if kind == "f" and items.ndim == 3:
+  kind, pixels = getattr(getattr(items, "dtype", None), "kind", None), run.config.data.image
+  one = isinstance(items, (str, os.PathLike, Image.Image)) or getattr(items, "ndim", 0) == 3
+  many = [items] if one else items
+  if pixels == "pixels" and kind != "f" and len(many) and all(map(is_picture, many)):
+    side, parts = "image", {"image": np.stack([run.crop(item) for item in many])}
+  elif pixels == "regions" and kind == "f" and items.ndim == 3:
     side, parts = "image", {"image": np.asarray(items, np.float32)}
   elif isinstance(items, str) or (len(items) and all(isinstance(item, str) for item in items)):
-    words = [tokenize(text) for text in ([items] if isinstance(items, str) else items)]
-    for index, found in enumerate(words):
-      if not found:
-        raise UserError(f"text {index} is empty; expected words")
-    longest = max(map(len, words)) + 2
-    ids, length = encode_all(words, run.vocabulary, length=longest + -longest % 16)
-    side, parts = "text", {"text": ids, "text_length": length}
+    side, parts = "text", _captions(run, [items] if isinstance(items, str) else list(items))
   else:
-    raise UserError(
-      f"{run.workdir} compares tokens; expected the floats [N, R, F] of regions, or captions"
-    )
-  count, size, found = len(parts[side]), run.config.eval_batch_size, []
-  for begin in range(0, count, size):
+    wanted = "pictures" if pixels == "pixels" else "the floats [N, R, F] of regions"
+    raise UserError(f"{run.workdir} compares tokens; expected {wanted}, or captions")
+  return _encoded(run, parts, side), side
+
+
+def _encoded(run, parts, side):
+  """Tokens, NumPy, of what the encoder of a side reads."""
+  size, found = run.config.eval_batch_size, []
+  for begin in range(0, len(parts[side]), size):
     batch = {name: x[begin : begin + size] for name, x in parts.items()}
     found.append(encode_batch(run.variables, batch, model=run.model, side=side, tokens=True))
-  return Tokens(
-    *(np.concatenate([getattr(x, name) for x in found]) for name in ("x", "mask"))
-  ), side
+  return Tokens(*(np.concatenate([getattr(x, name) for x in found]) for name in ("x", "mask")))
 
 
 def drawn(run, split, pairs, *, folder=""):
@@ -107,8 +141,13 @@ def drawn(run, split, pairs, *, folder=""):
   axes = figure.subplots(len(pairs), WORDS + 1, squeeze=False)
   for line, (image, caption) in zip(axes, pairs, strict=True):
     mask = None if split.image_mask is None else split.image_mask[image]
-    cells = align(run, split.image_features[image], split.texts[caption], mask)
-    words, shown = tokenize(split.texts[caption]), picture(split, image, folder=folder)
+    shown = picture(split, image, folder=folder)
+    if split.image_features is None:
+      # The patches lie on what the encoder sees of the image.
+      source = shown = run.crop(decode(split.pixels[image], name=split.image_names[image]))
+    else:
+      source = split.image_features[image]
+    cells, words = _aligned(run, source, split.texts[caption], mask)
     for axis in line:
       axis.set_xticks([])
       axis.set_yticks([])

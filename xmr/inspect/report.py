@@ -56,11 +56,11 @@ class _Scored:
   """A run with its test split, embeddings, results and the rank of every query."""
 
   def __init__(self, workdir, step):
-    from xmr import data, inspect
+    from xmr import data
     from xmr.eval import results
-    from xmr.inspect import study
+    from xmr.inspect import loading, study
 
-    self.run = inspect.load(workdir, step)
+    self.run = loading.load(workdir, step, as_scored=True)
     self.config, self.name = self.run.config, pathlib.Path(workdir).resolve().name
     self.split = data.load(self.config)[self.config.evaluate.split]
     self.image, self.text = self.run.embeddings(self.split)
@@ -72,23 +72,23 @@ class _Scored:
       step=self.run.step,
       only=("recall",),
     )
-    self.results["metrics"] |= self._written()
+    self._add_written()
     self.outcomes = study.outcomes(
       self.image, self.text, self.split.image_of_text, kind=self.config.similarity
     )
 
-  def _written(self):
-    """Returns metrics of results.json that are not computed here, such as graded ones, where it is
-    of this step.
+  def _add_written(self):
+    """Adds what results.json holds and is not computed here, such as graded metrics and weights
+    between two runs', where it is of this step.
     """
     try:
       found = json.loads((self.run.workdir / "results.json").read_text())
-      same = (found["step"], found["split"]) == (self.run.step, self.split.name)
-      return {
-        k: v for k, v in found["metrics"].items() if same and k not in self.results["metrics"]
-      }
+      if (found["step"], found["split"]) == (self.run.step, self.split.name):
+        computed = self.results["metrics"]
+        computed |= {name: x for name, x in found["metrics"].items() if name not in computed}
+        self.results |= {"wise": found["wise"]} if "wise" in found else {}
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
-      return {}
+      return
 
 
 def _context(shown, *, queries, seed, limit):
@@ -116,6 +116,11 @@ def _context(shown, *, queries, seed, limit):
     "matrix": _matrix(shown),
     "figures": _figures(shown),
     "charts": charts.charts([(run.name, run.run.metrics) for run in shown]),
+    "wise": [
+      (run.name, run.results["wise"], charts.averaged(run.results["wise"]))
+      for run in shown
+      if "wise" in run.results
+    ],
     "split": split,
     "clipped": page.clipped,
     "captions_of": relevance.captions,
@@ -152,8 +157,12 @@ def _context(shown, *, queries, seed, limit):
 
 
 def _matches(run, found):
-  """Returns [(title, base64 of a PNG)]: which word matched which region; [] without regions."""
-  if run.config.data.image != "regions":
+  """Returns [(title, base64 of a PNG)]: which word matched which region or patch; [] where tokens
+  are not compared.
+  """
+  from xmr.ops.alignment import NAMES
+
+  if run.config.data.image != "regions" and run.config.similarity not in NAMES:
     return []
   import base64
   import io

@@ -18,9 +18,10 @@ from xmr.data import features, images
 from xmr.data.text import tokenize
 from xmr.errors import UserError, choice
 from xmr.eval import top_k
-from xmr.inspect import export, matches, stablehlo
+from xmr.inspect import export, matches, programs
 from xmr.inspect.pictures import is_picture, opened
 from xmr.ops.alignment import NAMES, WITHIN
+from xmr.training import averaging
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
 
@@ -254,21 +255,50 @@ class Run:
     """
     return matches.align(self, image, text, image_mask)
 
+  def averaged(self, share):
+    """The run with weights between those of config.init and its own (WiSE-FT).
+
+    Args:
+      share: a in [0, 1] of its own weights, see averaging.between.
+    Returns:
+      Run; its adapters are merged.
+    Raises:
+      UserError: config.init is not set, or its model is another one.
+    """
+    _, start, end = averaging.ends(self.model, self.variables, self.config)
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked():
+      config.model.lora.rank = 0
+    return type(self)(
+      self.workdir,
+      config=config,
+      step=self.step,
+      variables=averaging.between(start, end, share),
+      vocabulary=self.vocabulary,
+      metrics=self.metrics,
+      inputs=self.inputs,
+    )
+
   def export(self, folder, *, format="safetensors"):
     """Writes the run for others; adapters are merged. Returns the folder's path.
 
     Args:
       folder: path.
       format: "safetensors": model.safetensors ("params.image_encoder..." to array), config.json,
-        vocabulary.json and run.json, which `load` reads back and anything else can; "stablehlo":
-        the same, and image.stablehlo and text.stablehlo beside it, see export.stablehlo.
+        vocabulary.json and run.json, which `load` reads back and anything else can; "stablehlo" and
+        "onnx": the same, and image.FORMAT and text.FORMAT beside it, see xmr.inspect.programs.
     Raises:
-      UserError: an unknown format, or a tower that reads features and has no fixed input.
+      UserError: an unknown format, a package that is missing, or a tower that reads features and
+        has no fixed input.
     """
-    choice("format", format, ("safetensors", "stablehlo"))
+    choice("format", format, ("safetensors", "stablehlo", "onnx"))
+    if format != "safetensors":
+      programs.check(self, format)
     export.write(self, folder)
     if format == "stablehlo":
-      stablehlo.write(self, folder)
+      programs.write(self, folder)
+    if format == "onnx":
+      programs.write_onnx(self, folder)
     return pathlib.Path(folder)
 
   def _parts(self, items, size=None):

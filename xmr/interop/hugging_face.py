@@ -231,6 +231,8 @@ def load(folder):
       fill=kind == "siglip",
       end=kind == "clip",
     )
+    if kind == "siglip":
+      text["pad"] = tokenizer["pad"]
   image |= {"dim": dim, **scale}
   tensors, source = read_weights(folder)
   return Towers(

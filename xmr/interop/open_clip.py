@@ -25,8 +25,13 @@ KNOWN = {
   | {"hf_tokenizer_name", "tokenizer_kwargs", "norm_kwargs", "act_kwargs", "no_causal_mask"}
   | {"proj_bias", "pool_type", "pad_id"},
 }
-# What SigLIP's sizes are called in timm; width, layers, heads.
-SIGLIP_SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16)}
+# What SigLIP's sizes are called in timm; width, layers, heads, units of the feed-forward.
+SIGLIP_SIZES = {
+  "base": (768, 12, 12, 3072),
+  "large": (1024, 24, 16, 4096),
+  "so400m": (1152, 27, 16, 4304),
+  "giantopt": (1536, 40, 16, 6144),
+}
 BLOCK = {
   "ln_1": "layer_norm1",
   "ln_2": "layer_norm2",
@@ -105,6 +110,8 @@ def load(folder):
   tensors, source = read_weights(folder, OPEN_CLIP_WEIGHTS)
   image |= {"dim": config["embed_dim"], **scale}
   text |= {"dim": config["embed_dim"]}
+  if kind == "siglip":
+    text["pad"] = tokenizer["pad"]
   return Towers(
     kind=kind,
     image=image,
@@ -134,7 +141,7 @@ def image_fields(config, kind, *, where):
       raise UserError(f"{where}: vision_cfg.layers is {found['layers']}; expected a number: a ViT")
     width, layers = found.get("width", 768), found.get("layers", 12)
     heads, patch = width // found.get("head_width", 64), found.get("patch_size", 16)
-    size, ratio = found.get("image_size", 224), found.get("mlp_ratio", 4)
+    size, hidden = found.get("image_size", 224), int(width * found.get("mlp_ratio", 4))
     gelu, epsilon = _gelu(found, config), _epsilon(found, 1e-5)
   else:
     name = found["timm_model_name"]
@@ -144,7 +151,7 @@ def image_fields(config, kind, *, where):
         f"{where}: timm_model_name is {name!r} with timm_pool {found.get('timm_pool')!r}; expected "
         f"vit_SIZE_patchN_siglip_PIXELS of size {' or '.join(SIGLIP_SIZES)} with map"
       )
-    (width, layers, heads), ratio = SIGLIP_SIZES[match[1]], 4
+    width, layers, heads, hidden = SIGLIP_SIZES[match[1]]
     # timm computes the exact GELU, whatever big_vision trained with.
     patch, size, gelu, epsilon = int(match[2]), int(match[3]), "exact", 1e-6
     size = found.get("image_size", size)
@@ -155,7 +162,7 @@ def image_fields(config, kind, *, where):
     "width": width,
     "layers": layers,
     "heads": heads,
-    "mlp_width": int(width * ratio),
+    "mlp_width": hidden,
     "patch": patch,
     "grid": size // patch,
     "rest": size % patch,

@@ -47,7 +47,6 @@ def settings(towers):
   return {
     "model.dim": towers.image["dim"],
     "model.normalize": "l2",
-    "similarity": "cosine",
     **side_settings(towers, "image"),
     **side_settings(towers, "text"),
   }

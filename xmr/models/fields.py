@@ -37,4 +37,12 @@ TOWERS = {
     at_least=0,
     below=1,
   ),
+  "evaluate.wise": field(
+    (),
+    "also score (1 - a) config.init + a this run, weight by weight, for each a of these: "
+    "(0, 0.25, 0.5, 0.75, 1) (WiSE-FT)",
+    at_least=0,
+    at_most=1,
+    resumable=True,
+  ),
 }

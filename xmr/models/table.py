@@ -118,12 +118,13 @@ IMAGE = {
     for name in BACKBONES
   },
   "regions": Encoder("xmr.models.tokens.Regions", "regions", tokens=True),
-  "clip_vit": Encoder("xmr.models.vit.ImageTower", "pixels", {"kind": "clip"}),
+  "clip_vit": Encoder("xmr.models.vit.ImageTower", "pixels", {"kind": "clip"}, tokens=True),
   "siglip_vit": Encoder(
     "xmr.models.vit.ImageTower",
     "pixels",
     {"kind": "siglip"},
     {"gelu": "tanh", "epsilon": 1e-6, "mean": HALVES, "std": HALVES, "project": False},
+    tokens=True,
   ),
   "dinov2": Encoder(
     "xmr.models.vit.ImageTower",
@@ -131,6 +132,7 @@ IMAGE = {
     {"kind": "dinov2"},
     {"patch": 14, "grid": 37, "gelu": "exact", "epsilon": 1e-6}
     | {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    tokens=True,
   ),
 }
 TEXT = {
@@ -141,17 +143,22 @@ TEXT = {
   "gru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": False}, tokens=True),
   "bigru": Encoder(RECURRENT, "words", {"cell": "gru", "bidirectional": True}, tokens=True),
   "transformer": Encoder("xmr.models.tokens.Words", "words", tokens=True),
-  "clip_text": Encoder("xmr.models.text_tower.TextTower", "words", {"kind": "clip"}),
+  "clip_text": Encoder("xmr.models.text_tower.TextTower", "words", {"kind": "clip"}, tokens=True),
   "siglip_text": Encoder(
     "xmr.models.text_tower.TextTower",
     "words",
     {"kind": "siglip"},
     {"width": 768, "heads": 12, "mlp_width": 3072, "positions": 64}
     | {"gelu": "tanh", "epsilon": 1e-6, "bias": True},
+    tokens=True,
   ),
-  "bert": Encoder("xmr.models.transformer.SentenceTower", "words", {"kind": "bert"}),
+  "bert": Encoder("xmr.models.transformer.SentenceTower", "words", {"kind": "bert"}, tokens=True),
   "mpnet": Encoder(
-    "xmr.models.transformer.SentenceTower", "words", {"kind": "mpnet"}, {"pad": 1, "width": 768}
+    "xmr.models.transformer.SentenceTower",
+    "words",
+    {"kind": "mpnet"},
+    {"pad": 1, "width": 768},
+    tokens=True,
   ),
 }
 TOKENS = fields.constant("xmr.ops.alignment.NAMES")

@@ -200,7 +200,9 @@ def embedded(encoder, text):
   return jnp.take(table, text, axis=0, mode="clip")
 
 
-def words_alone(text_length, length):
-  """The mask [B, L] of a caption's words without <start> and <end>, which describe nothing."""
+def words_alone(text_length, length, *, first=1):
+  """The mask [B, L] of a caption's words without `first` tokens before them and one behind them,
+  <start> and <end>, which describe nothing.
+  """
   step = jnp.arange(length)
-  return (step >= 1) & (step < text_length[:, None] - 1)
+  return (step >= first) & (step < text_length[:, None] - 1)

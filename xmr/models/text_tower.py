@@ -10,12 +10,15 @@ from xmr.models.attention import NORMAL, blocks
 from xmr.models.borders import Embeddings, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
+from xmr.models.text import words_alone
+from xmr.ops.alignment import Tokens
 
 # clip: a token sees those before it, the text is its end-of-text token. siglip: a token sees all,
-# padding too, as it was trained; the text is the last token, whatever it is.
+# padding too, as it was trained; the text is the last token, whatever it is. first: tokens before
+# the first word.
 KINDS = {
-  "clip": {"causal": True, "pool": "end"},
-  "siglip": {"causal": False, "pool": "last"},
+  "clip": {"causal": True, "pool": "end", "first": 1},
+  "siglip": {"causal": False, "pool": "last", "first": 0},
 }
 
 
@@ -93,6 +96,7 @@ class TextTower(nn.Module):
 
   Attributes:
     dim: width D of the joint space.  kind ... epsilon, remat, dtype: see TextTransformer.
+    pad: id of padding, which siglip's texts may have in front.
     bias: of the projection.  normalize: "l2", "abs" or "none".
     trainable: False stops the gradient at the transformer's output.
   """
@@ -107,6 +111,7 @@ class TextTower(nn.Module):
   positions: int = 77
   gelu: str = "quick"
   epsilon: float = 1e-5
+  pad: int = 1
   bias: bool = False
   normalize: str = "l2"
   trainable: bool = True
@@ -119,20 +124,26 @@ class TextTower(nn.Module):
     self.backbone = TextTransformer(**{name: getattr(self, name) for name in names})
     self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype)
 
-  def tokens(self, text, text_length, *, train=False):
-    """Encodes text into its parts.
+  def __call__(
+    self, text: Words, text_length: Lengths, *, train: bool = False, tokens: bool = False
+  ) -> Embeddings | Tokens:
+    """Encodes texts, see TextTransformer.
 
+    Args:
+      text: [B, L] int32.  text_length: [B] int32.  train: True in training.
+      tokens: True returns the tokens.
     Returns:
-      tokens: [B, L, width] float.  mask: [B, L] bool, False at padding.
-      pooled: [B, D] float32, as __call__ returns it.
+      [B, D] float32, or Tokens [B, L, D] before they are normalised: of the words alone, each
+      through the projection of the pooled vector.
     """
     del train
-    pooled, tokens = self.backbone(text, text_length)
+    pooled, found = self.backbone(text, text_length)
     if not self.trainable:
-      pooled, tokens = jax.lax.stop_gradient((pooled, tokens))
-    mask = jnp.arange(text.shape[1]) < text_length[:, None]
-    return tokens, mask, normalize(self.projection(pooled), self.normalize)
-
-  def __call__(self, text: Words, text_length: Lengths, *, train: bool = False) -> Embeddings:
-    """Encodes text [B, L] int32 with text_length [B] into [B, D] float32; see TextTransformer."""
-    return self.tokens(text, text_length, train=train)[2]
+      pooled, found = jax.lax.stop_gradient((pooled, found))
+    x = self.projection(found if tokens else pooled)
+    if not tokens:
+      return normalize(x, self.normalize)
+    mask = words_alone(text_length, text.shape[1], first=KINDS[self.kind]["first"])
+    if KINDS[self.kind]["pool"] == "last":
+      mask &= text != self.pad
+    return Tokens(x.astype(jnp.float32), mask)

@@ -11,6 +11,8 @@ import numpy as np
 from xmr.models.borders import Embeddings, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
+from xmr.models.text import words_alone
+from xmr.ops.alignment import Tokens
 from xmr.ops.unit import unit
 
 ACTIVATIONS = {
@@ -228,21 +230,24 @@ class SentenceTower(nn.Module):
         "projection"
       )
 
-  def tokens(self, text, text_length, *, train=False):
-    """Encodes text into its parts.
+  def __call__(
+    self, text: Words, text_length: Lengths, *, train: bool = False, tokens: bool = False
+  ) -> Embeddings | Tokens:
+    """Encodes texts.
 
+    Args:
+      text: [B, L] int32.  text_length: [B] int32.  train: True turns dropout on.
+      tokens: True returns the tokens.
     Returns:
-      tokens: [B, L, width] float32.  mask: [B, L] bool, False at padding.
-      pooled: [B, D] float32, as __call__ returns it.
+      [B, D] float32, or Tokens [B, L, D] before they are normalised: of the words alone, each
+      through the projection of the mean.
     """
-    pooled, tokens = self.backbone(text, text_length, train=train and self.trainable, tokens=True)
+    pooled, found = self.backbone(text, text_length, train=train and self.trainable, tokens=True)
     if not self.trainable:
-      pooled, tokens = jax.lax.stop_gradient((pooled, tokens))
+      pooled, found = jax.lax.stop_gradient((pooled, found))
+    x = found if tokens else pooled
     if self.projection is not None:
-      pooled = self.projection(pooled)
-    mask = jnp.arange(text.shape[1]) < text_length[:, None]
-    return tokens, mask, normalize(pooled, self.normalize)
-
-  def __call__(self, text: Words, text_length: Lengths, *, train: bool = False) -> Embeddings:
-    """Encodes text [B, L] int32 with text_length [B] into [B, D] float32."""
-    return self.tokens(text, text_length, train=train)[2]
+      x = self.projection(x)
+    if tokens:
+      return Tokens(x.astype(jnp.float32), words_alone(text_length, text.shape[1]))
+    return normalize(x, self.normalize)

@@ -14,6 +14,7 @@ from xmr.models.borders import Embeddings, Pixels
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.positions import resized
+from xmr.ops.alignment import Tokens
 
 # What no size says: whether there are a class token, a norm before the first block, a bias of the
 # patches and learned factors of the branches, and how tokens are pooled.
@@ -193,31 +194,29 @@ class ImageTower(nn.Module):
         "projection"
       )
 
-  def tokens(self, image, *, train=False):
-    """Encodes image: [B, H, W, 3] uint8 into its parts.
+  def __call__(
+    self, image: Pixels, *, train: bool = False, tokens: bool = False
+  ) -> Embeddings | Tokens:
+    """Encodes images.
 
+    Args:
+      image: [B, H, W, 3] uint8.  train: True in training.  tokens: True returns the tokens.
     Returns:
-      tokens: [B, T, width] float, the patches in rows, without class token and registers.
-      mask: [B, T] bool, True: an image has all its patches.
-      pooled: [B, D] float32, as __call__ returns it.
+      [B, D] float32, or Tokens [B, T, D] before they are normalised: the patches in rows, without
+      class token and registers, each through the projection of the pooled vector.
+    Raises:
+      ValueError: another shape or type.
     """
-    pooled, tokens = self._encode(image, train)
-    front = self.registers + KINDS[self.kind]["class_token"]
-    tokens = tokens[:, front:]
-    return tokens, jnp.ones(tokens.shape[:2], bool), pooled
-
-  def __call__(self, image: Pixels, *, train: bool = False) -> Embeddings:
-    """Encodes image: [B, H, W, 3] uint8 into [B, D] float32; ValueError: another shape or type."""
-    return self._encode(image, train)[0]
-
-  def _encode(self, image, train):
     del train
-    pooled, tokens = self.backbone(self._standardised(image))
+    pooled, found = self.backbone(self._standardised(image))
     if not self.trainable:
-      pooled, tokens = jax.lax.stop_gradient((pooled, tokens))
+      pooled, found = jax.lax.stop_gradient((pooled, found))
+    x = found[:, self.registers + KINDS[self.kind]["class_token"] :] if tokens else pooled
     if self.projection is not None:
-      pooled = self.projection(pooled)
-    return normalize(pooled, self.normalize), tokens
+      x = self.projection(x)
+    if tokens:
+      return Tokens(x.astype(jnp.float32), jnp.ones(x.shape[:2], bool))
+    return normalize(x, self.normalize)
 
   def _standardised(self, image):
     if image.ndim != 4 or image.shape[-1] != 3 or image.dtype != jnp.uint8:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.models.attention import NORMAL, blocks
-from xmr.models.borders import Embeddings, Lengths, Words
+from xmr.models.borders import Encoded, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.text import words_alone
@@ -126,7 +126,7 @@ class TextTower(nn.Module):
 
   def __call__(
     self, text: Words, text_length: Lengths, *, train: bool = False, tokens: bool = False
-  ) -> Embeddings | Tokens:
+  ) -> Encoded:
     """Encodes texts, see TextTransformer.
 
     Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmr.models.borders import Embeddings, Lengths, Words
+from xmr.models.borders import Encoded, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.text import words_alone
@@ -232,7 +232,7 @@ class SentenceTower(nn.Module):
 
   def __call__(
     self, text: Words, text_length: Lengths, *, train: bool = False, tokens: bool = False
-  ) -> Embeddings | Tokens:
+  ) -> Encoded:
     """Encodes texts.
 
     Args:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.models.attention import NORMAL, Attention, FeedForward, blocks
-from xmr.models.borders import Embeddings, Pixels
+from xmr.models.borders import Encoded, Pixels
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 from xmr.models.positions import resized
@@ -194,9 +194,7 @@ class ImageTower(nn.Module):
         "projection"
       )
 
-  def __call__(
-    self, image: Pixels, *, train: bool = False, tokens: bool = False
-  ) -> Embeddings | Tokens:
+  def __call__(self, image: Pixels, *, train: bool = False, tokens: bool = False) -> Encoded:
     """Encodes images.
 
     Args:

@@ -7,8 +7,12 @@ import subprocess
 
 # Before JAX starts: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# And devices that wait for each other: on a machine with much else to do one of eight may come
+# later than the 40 seconds after which XLA aborts the process.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 
 import pytest

@@ -17,7 +17,8 @@ class Subwords:
     content: dict with
       tokenizer: the content of tokenizer.json;  size: rows of the embedding;
       context: most tokens of a text, special tokens included;  pad: id behind the text;
-      end: id whose first occurrence ends the text (CLIP), or None;
+      end: id whose first occurrence ends the text (CLIP), "highest" for the highest of the text, or
+      None;
       fill: True where every text is padded to the context, as SigLIP was trained;
       side: "right" or "left", where padding stands;
       clean: True where punctuation and capitals are dropped first, as SigLIP's own tokenizer does.
@@ -100,7 +101,7 @@ class Subwords:
         text_length[row] = length
         continue
       text[row, : len(ids)] = ids
-      end = content["end"]
+      end = max(ids, default=None) if content["end"] == "highest" else content["end"]
       text_length[row] = ids.index(end) + 1 if end in ids else len(ids)
     return text, text_length, sum(bool(found.overflowing) for found in encoded)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -91,22 +92,23 @@ def _captions(run, texts):
   return {"text": ids, "text_length": length}
 
 
-def tokens(run, items):
+def tokens(run, items: Any):
   """Returns (Tokens, "image" or "text") of regions [N, R, F] float or, of a run on pixels, of
   pictures as of Run.encode_image; or of captions, list of str.
 
   Raises:
     UserError: neither of them, a caption without a word.
   """
-  kind, pixels = getattr(getattr(items, "dtype", None), "kind", None), run.config.data.image
-  one = isinstance(items, (str, os.PathLike, Image.Image)) or getattr(items, "ndim", 0) == 3
-  many = [items] if one else items
-  if pixels == "pixels" and kind != "f" and len(many) and all(map(is_picture, many)):
+  pixels, array = run.config.data.image, getattr(items, "dtype", None)
+  kind, ndim = getattr(array, "kind", None), getattr(items, "ndim", 0)
+  one = isinstance(items, (str, os.PathLike, Image.Image)) or (kind == "u" and ndim == 3)
+  many: list[Any] = [items] if one else list(items)  # pyright: ignore[reportArgumentType]
+  if pixels == "pixels" and kind != "f" and many and all(map(is_picture, many)):
     side, parts = "image", {"image": np.stack([run.crop(item) for item in many])}
-  elif pixels == "regions" and kind == "f" and items.ndim == 3:
+  elif pixels == "regions" and kind == "f" and ndim == 3:
     side, parts = "image", {"image": np.asarray(items, np.float32)}
-  elif isinstance(items, str) or (len(items) and all(isinstance(item, str) for item in items)):
-    side, parts = "text", _captions(run, [items] if isinstance(items, str) else list(items))
+  elif many and all(isinstance(item, str) for item in many):
+    side, parts = "text", _captions(run, many)
   else:
     wanted = "pictures" if pixels == "pixels" else "the floats [N, R, F] of regions"
     raise UserError(f"{run.workdir} compares tokens; expected {wanted}, or captions")

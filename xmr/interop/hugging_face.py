@@ -233,8 +233,12 @@ def load(folder):
     )
     if kind == "siglip":
       text["pad"] = tokenizer["pad"]
+    else:
+      tokenizer["end"] = end_of(words, tokenizer, where=path)
   image |= {"dim": dim, **scale}
   tensors, source = read_weights(folder)
+  if vision.get("qkv_bias") is False:
+    tensors = without_bias(tensors, image["layers"])
   return Towers(
     kind=kind,
     image=image,
@@ -244,6 +248,35 @@ def load(folder):
     source=source,
     **variables(unpacked(tensors), kind, image, text, data["image_size"], source=source),
   )
+
+
+def end_of(config, tokenizer, *, where):
+  """What ends a text of CLIP, see Subwords: configs of before 2023 call it 2, whatever it is, and
+  transformers then takes the highest id.
+
+  Raises:
+    UserError: the tokenizer ends texts with another id than config.json says.
+  """
+  named = config.get("eos_token_id")
+  if named == 2:
+    return "highest"
+  if named is not None and named != tokenizer["end"]:
+    raise UserError(
+      f"{where}: text_config.eos_token_id is {named}, but tokenizer.json ends texts with "
+      f"{tokenizer['end']}; they are of two models"
+    )
+  return tokenizer["end"]
+
+
+def without_bias(tensors, layers):
+  """Tensors of a DINOv2 whose queries, keys and values have no bias, with zeros for them."""
+  result = dict(tensors)
+  for i in range(layers):
+    for part in ("query", "key", "value"):
+      name = f"encoder.layer.{i}.attention.attention.{part}"
+      if f"{name}.weight" in tensors:
+        result[f"{name}.bias"] = np.zeros(len(tensors[f"{name}.weight"]), np.float32)
+  return result
 
 
 def variables(tensors, kind, image, text, image_size, *, source):

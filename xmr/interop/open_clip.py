@@ -32,6 +32,9 @@ SIGLIP_SIZES = {
   "so400m": (1152, 27, 16, 4304),
   "giantopt": (1536, 40, 16, 6144),
 }
+# Those that timm computes with the tanh form of GELU; the others with the exact one, whatever
+# big_vision trained with.
+SIGLIP_TANH = r"base_patch32_siglip_|large_patch16_siglip_512|so400m_patch16_|giantopt_"
 BLOCK = {
   "ln_1": "layer_norm1",
   "ln_2": "layer_norm2",
@@ -145,15 +148,15 @@ def image_fields(config, kind, *, where):
     gelu, epsilon = _gelu(found, config), _epsilon(found, 1e-5)
   else:
     name = found["timm_model_name"]
-    match = re.fullmatch(r"vit_(\w+)_patch(\d+)_siglip_(?:gap_)?(\d+)", name)
+    match = re.fullmatch(r"vit_(\w+)_patch(\d+)_siglip_(\d+)", name)
     if match is None or match[1] not in SIGLIP_SIZES or found.get("timm_pool") != "map":
       raise UserError(
         f"{where}: timm_model_name is {name!r} with timm_pool {found.get('timm_pool')!r}; expected "
         f"vit_SIZE_patchN_siglip_PIXELS of size {' or '.join(SIGLIP_SIZES)} with map"
       )
     width, layers, heads, hidden = SIGLIP_SIZES[match[1]]
-    # timm computes the exact GELU, whatever big_vision trained with.
-    patch, size, gelu, epsilon = int(match[2]), int(match[3]), "exact", 1e-6
+    patch, size, epsilon = int(match[2]), int(match[3]), 1e-6
+    gelu = "tanh" if re.search(SIGLIP_TANH, name) else "exact"
     size = found.get("image_size", size)
   if not isinstance(size, int):
     raise UserError(f"{where}: vision_cfg.image_size is {size}; expected one length for both sides")

@@ -9,7 +9,7 @@ import pytest
 from small_run import parameters
 
 from configs import teran_flickr
-from xmr import checkpoint, data, encode, inspect, train
+from xmr import checkpoint, data, encode, inspect, search, train
 from xmr.config import validate
 from xmr.errors import UserError
 from xmr.eval import alignment
@@ -19,6 +19,13 @@ from xmr.ops.alignment import Tokens
 
 N, REGIONS, F = 48, 4, 6
 MLP = {"model.text.name": "mlp", "model.text.word_dim": None}
+SMALL_TERAN = {
+  "model.image.layers": 0,
+  "model.text.layers": 1,
+  "model.text.heads": 2,
+  "model.shared_layers": 0,
+  "optimizer.decay_epochs": 1.0,
+}
 ALL = {"evaluate.graded": True, "evaluate.shortlist": 4}
 WORDS = "red green blue dog cat house tree car".split()
 
@@ -251,6 +258,36 @@ def test_search_and_pictures_of_matches(folder, run):
   shown = [axis.get_xlabel() for axis in figure.axes]
   assert sum(label.endswith(".jpg") for label in shown) == 4
   assert any(label.startswith(split.tokens[0][1]) for label in shown)
+
+
+def test_search_leaves_out_what_the_mask_leaves_out(folder, run, capsys):
+  loaded = inspect.load(run[0])
+  regions, mask = np.load(folder / "regions.npy"), np.load(folder / "mask.npy")
+  found = loaded.search(["a red house"], (regions, mask), k=N)
+  other = np.where(mask[..., None], regions, np.float16(9))
+  for a, b in zip(found, loaded.search(["a red house"], (other, mask), k=N), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert np.any(found[0] != loaded.search(["a red house"], other, k=N)[0])
+  arguments = [f"--workdir={run[0]}", f"--gallery={folder / 'regions.npy'}", "-k", "2"]
+  search.main(["search", *arguments, f"--mask={folder / 'mask.npy'}", "a red house"])
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.rpartition(":")[2] for line in lines] == list(map(str, found[1][0, :2]))
+  search.main(["search", *arguments, f"--image={folder / 'regions.npy'}:3"])
+  assert len(capsys.readouterr().out.splitlines()) == 2
+  for given, message in (
+    ((regions, mask[:, :2]), r"mask of regions is bool of shape \(48, 2\); expected bool of shape"),
+    ((regions, mask & (np.arange(N) != 7)[:, None]), "image 7 has no region, its mask is empty"),
+    (regions[..., :3], r"regions of 3 numbers; .* was trained on 6"),
+  ):
+    with pytest.raises(UserError, match=message):
+      loaded.search(["a dog"], given)
+
+
+def test_padding_is_in_ranking_what_it_was_in_training(folder, tmp_path):
+  config = small(folder, "f_hn_released", steps=1, **{"warmup.steps": 0, **SMALL_TERAN})
+  train.train_and_evaluate(config, tmp_path)
+  image, text = inspect.load(tmp_path).embeddings(data.load(config)["test"])
+  assert image.padding == text.padding == "zero"
 
 
 def test_the_report_shows_matches_of_hits_and_misses(folder, run):

@@ -1,5 +1,6 @@
 """Embeddings of a whole split: every image once, every caption once."""
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -77,7 +78,16 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
       result = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), found)
     for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(found), strict=True):
       whole[rows[rows >= 0]] = part[rows >= 0]
-  return result
+  return padded_as_trained(result, config)
+
+
+def padded_as_trained(encoded, config):
+  """Tokens whose padding is in the maxima of ranking as it was in those of the loss; embeddings as
+  they are.
+  """
+  if not isinstance(encoded, Tokens):
+    return encoded
+  return dataclasses.replace(encoded, padding=config.loss.get("padding", "ignored"))
 
 
 def check_memory(encoded, count, side):

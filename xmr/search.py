@@ -4,7 +4,7 @@ in snow".
 With --image=FILE the query is a picture. The folder is encoded once and kept; a stopped command
 goes on where it was. Prints rank, score and path, best first. A run on image features searches
 --gallery=FILE.npy; a query is then a caption, or a row: --image=FILE.npy:17, and for a run on text
-features "FILE.npy:17".
+features "FILE.npy:17". A run on regions takes the mask of the gallery's regions, too: --mask=FILE.
 """
 
 import pathlib
@@ -22,6 +22,7 @@ def parser():
   made.add_argument("--image", metavar="FILE", help="a picture to look for, or FILE.npy:ROW")
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
   made.add_argument("--gallery", metavar="FOLDER", help="of pictures, with subfolders; or FILE.npy")
+  made.add_argument("--mask", metavar="FILE", help=".npy [N, R] bool of the gallery's regions")
   made.add_argument("-k", "--k", type=int, default=10, help="answers (10)")
   made.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
   made.add_argument(
@@ -74,6 +75,11 @@ def search(arguments):
   from xmr.ops.alignment import NAMES
 
   run = inspect.load(arguments.workdir, arguments.step)
+  if run.config.data.image == "regions":
+    search_regions(run, arguments)
+    return
+  if arguments.mask:
+    raise UserError(f"--mask is of regions; {run.workdir} was trained on {run.config.data.image}")
   # The query first: what is wrong with it shows before a folder is encoded.
   query = encoded(run, arguments)
   on_features = run.config.data.image == "features"
@@ -108,6 +114,29 @@ def search(arguments):
     say(f"wrote {write_page(run, arguments, gallery, scores, found)}")
 
 
+def search_regions(run, arguments):
+  """Answers one query of a run on regions, whose gallery is a file of them."""
+  from xmr.inspect import index as galleries
+
+  if arguments.html or arguments.index != "exact":
+    raise UserError(f"{run.workdir} was trained on regions; --html and --index are of pictures")
+  if arguments.image is not None:
+    query, task = row_of(run, arguments.image), "i2i"
+  else:
+    check_words(run, arguments.query)
+    query, task = [arguments.query], "t2i"
+  gallery = regions = galleries.rows_of(features_file(run, arguments.gallery))
+  if arguments.mask:
+    gallery = (regions, galleries.rows_of(features_file(run, arguments.mask)))
+  begun = time.perf_counter()
+  k = min(arguments.k, len(regions))
+  scores, found = run.search(query, gallery, k, task=task)
+  for rank, (score, row) in enumerate(zip(scores[0], found[0], strict=True), 1):
+    print(f"{rank:4}  {score:7.4f}  {arguments.gallery}:{row}")
+  seconds = time.perf_counter() - begun
+  say(f"{len(regions):,} rows, encoded and ranked in {seconds:.1f} s")
+
+
 def say(text):
   print(text, file=sys.stderr)
 
@@ -122,7 +151,13 @@ def encoded(run, arguments):
     return run.encode_image([arguments.image])[0]
   if not run.known_words:
     return run.encode_text(row_of(run, arguments.query))[0]
-  unknown, words = run.unknown_words(arguments.query)
+  check_words(run, arguments.query)
+  return run.encode_text([arguments.query])[0]
+
+
+def check_words(run, query):
+  """Says which words of a caption the run does not know; UserError where it knows none."""
+  unknown, words = run.unknown_words(query)
   if len(unknown) == len(words):
     known = run.known_words
     raise UserError(
@@ -130,7 +165,6 @@ def encoded(run, arguments):
     )
   if unknown:
     say(f"unknown to the run, and read as one unknown word: {', '.join(unknown)}")
-  return run.encode_text([arguments.query])[0]
 
 
 def features_file(run, name):
@@ -144,7 +178,7 @@ def features_file(run, name):
 
 
 def row_of(run, name):
-  """Returns [1, F] float of "FILE.npy:ROW"; UserError for anything else."""
+  """Returns [1, ...] float, a row of "FILE.npy:ROW"; UserError for anything else."""
   from xmr.inspect import index as galleries
 
   path, _, row = name.rpartition(":")

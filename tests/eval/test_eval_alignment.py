@@ -17,7 +17,7 @@ from xmr.ops.alignment import FORMS, Tokens, aligned
 OWNER = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6])
 
 
-def tokens(count, length, *, seed, dim=5, kind="normal"):
+def tokens(count, length, *, seed, dim=5, kind="normal", padding="ignored"):
   """Tokens with gaps; kind "whole": small integers, which tie often; "near": one rounding apart."""
   rng = np.random.default_rng(seed)
   mask = rng.random((count, length)) < 0.6
@@ -29,7 +29,7 @@ def tokens(count, length, *, seed, dim=5, kind="normal"):
   if kind == "near":
     x, mask = np.repeat(x[:1], count, axis=0), np.repeat(mask[:1], count, axis=0)
     x = np.where(rng.random(x.shape) < 0.1, np.nextafter(x, np.float32(9)), x)
-  return Tokens(np.where(mask[..., None], x, np.float32(7)), mask)
+  return Tokens(np.where(mask[..., None], x, np.float32(7)), mask, padding)
 
 
 def by_loops(query, gallery, form):
@@ -58,12 +58,21 @@ def loop_ranks(scores, right):
   return np.count_nonzero(~right & (scores >= best), axis=1)
 
 
+def test_released_padding_is_in_the_maxima_of_ranking_too():
+  """As in training: a query whose best match is below 0 takes the 0 of the other's padding."""
+  image, text = (tokens(n, 4, seed=n, padding="zero") for n in (7, 11))
+  expected = np.asarray(aligned(image, text, form="symmetric"), np.float64)
+  scores, indices = alignment.top_k(image, text, 11, form="symmetric", task="i2t", block=4)
+  np.testing.assert_allclose(scores, np.take_along_axis(expected, indices, 1), rtol=1e-5, atol=1e-5)
+  assert np.abs(expected - by_loops(image, text, "symmetric")).max() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["normal", "whole", "near"])
 @pytest.mark.parametrize("block", [1, 3, 8, None])
 def test_recall_equals_brute_force_for_every_block(kind, block):
   image, text = tokens(7, 4, seed=0, kind=kind), tokens(11, 6, seed=1, kind=kind)
   found = alignment.recall(image, text, OWNER, form="symmetric", block=block)
-  both = sides(image, text, names=("image", "text"), padding="ignored")
+  both = sides(image, text, names=("image", "text"))
   pairs = np.indices((7, 11)).reshape(2, -1)
   scores = pair_scores(*both, *pairs, form="symmetric").reshape(7, 11)
   np.testing.assert_allclose(scores, by_loops(image, text, "symmetric"), rtol=1e-12)
@@ -76,9 +85,7 @@ def test_every_kind_of_input_is_as_hard_as_it_should_be():
   """The near rows would be ranked wrongly by float32 alone, and the whole numbers tie."""
   image, text = tokens(7, 4, seed=0, kind="whole"), tokens(11, 6, seed=1, kind="whole")
   assert alignment.recall(image, text, OWNER, form="MrSw")["t2i/ties"] > 0
-  near = sides(
-    *(tokens(9, 4, seed=s, kind="near") for s in (2, 3)), names=("a", "b"), padding="ignored"
-  )
+  near = sides(*(tokens(9, 4, seed=s, kind="near") for s in (2, 3)), names=("a", "b"))
   scores = pair_scores(*near, *np.indices((9, 9)).reshape(2, -1), form="MrSw")
   slack = slack_of(*near, slice(None), slice(None), form="MrSw")
   assert 0 < np.ptp(scores) < slack.min()
@@ -90,7 +97,7 @@ def test_rounding_stays_below_its_bound(form, scale):
   pair = (
     Tokens(x.x * np.float32(scale), x.mask) for x in (tokens(9, 4, seed=4), tokens(13, 6, seed=5))
   )
-  first, second = sides(*pair, names=("a", "b"), padding="ignored")
+  first, second = sides(*pair, names=("a", "b"))
   exact = pair_scores(first, second, *np.indices((9, 13)).reshape(2, -1), form=form).reshape(9, 13)
   for r, c, part in blocks(first, second, form=form, block=5):
     rows, columns = slice(r, r + part.shape[0]), slice(c, c + part.shape[1])

@@ -1,5 +1,6 @@
 """Alignment of regions with words against loops, in every form, padding and size of block."""
 
+import dataclasses
 import functools
 
 import jax
@@ -24,7 +25,9 @@ OF_BEST = {
 }
 
 
-def sides(seed=0, images=5, texts=3, regions=4, words=6, dim=3, dtype=np.float32):
+def sides(
+  seed=0, images=5, texts=3, regions=4, words=6, dim=3, dtype=np.float32, padding="ignored"
+):
   """Tokens of both sides with masks that have gaps."""
   generator = np.random.default_rng(seed)
   made = []
@@ -32,11 +35,11 @@ def sides(seed=0, images=5, texts=3, regions=4, words=6, dim=3, dtype=np.float32
     mask = generator.random((count, tokens)) < 0.6
     mask[np.arange(count), generator.integers(0, tokens, count)] = True
     x = generator.normal(size=(count, tokens, dim)).astype(dtype)
-    made.append(Tokens(np.where(mask[..., None], x, 100), mask))
+    made.append(Tokens(np.where(mask[..., None], x, 100), mask, padding))
   return made
 
 
-def by_loops(image, text, form, padding):
+def by_loops(image, text, form):
   """Scores [N, M] by loops over the tokens; with zeros, a cell of padding takes part in maxima."""
   result = np.zeros((len(image), len(text)))
   for n in range(len(image)):
@@ -45,7 +48,7 @@ def by_loops(image, text, form, padding):
       if not (len(r) and len(w)):
         continue
       cell = lambda i, j, n=n, m=m: float(image.x[n, i].astype(float) @ text.x[m, j])  # noqa: E731
-      also = lambda mask: [0.0] if padding == "zero" and not mask.all() else []  # noqa: E731
+      also = lambda mask: [0.0] if image.padding == "zero" and not mask.all() else []  # noqa: E731
       of_words = [max([cell(i, j) for i in r] + also(image.mask[n])) for j in w]
       of_regions = [max([cell(i, j) for j in w] + also(text.mask[m])) for i in r]
       result[n, m] = OF_BEST[form](of_words, of_regions)
@@ -55,12 +58,11 @@ def by_loops(image, text, form, padding):
 @pytest.mark.parametrize("padding", ["ignored", "zero"])
 @pytest.mark.parametrize("form", FORMS)
 def test_all_pairs_and_rows_equal_loops(form, padding):
-  image, text = sides()
-  expected = by_loops(image, text, form, padding)
-  options = {"form": form, "padding": padding}
-  found = jax.jit(functools.partial(aligned, **options))(image, text)
+  image, text = sides(padding=padding)
+  expected = by_loops(image, text, form)
+  found = jax.jit(functools.partial(aligned, form=form))(image, text)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-  rows = jax.jit(functools.partial(aligned_rows, **options))(image[:3], text)
+  rows = jax.jit(functools.partial(aligned_rows, form=form))(image[:3], text)
   np.testing.assert_allclose(rows, np.diagonal(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -113,11 +115,11 @@ def test_no_array_is_larger_than_the_budget_in_the_gradient_too():
 @pytest.mark.parametrize("padding", ["ignored", "zero"])
 def test_gradient_is_the_slope_and_zero_in_padding(padding):
   with jax.enable_x64(True):
-    image, text = sides(4, dtype=np.float64)
+    image, text = sides(4, dtype=np.float64, padding=padding)
 
     def total(image_x, text_x):
       scores = aligned(
-        Tokens(image_x, image.mask), Tokens(text_x, text.mask), form="symmetric", padding=padding
+        dataclasses.replace(image, x=image_x), dataclasses.replace(text, x=text_x), form="symmetric"
       )
       return jnp.sum(scores * jnp.arange(15).reshape(5, 3))
 
@@ -157,5 +159,9 @@ def test_errors_name_what_was_found():
     aligned(image, Tokens(text.x[..., :2], text.mask))
   with pytest.raises(ValueError, match=r"text_mask has shape \(3, 5\); expected \(3, 6\)"):
     aligned(image, Tokens(text.x, text.mask[:, :5]))
+  with pytest.raises(ValueError, match="image has padding 'ignored' and text 'zero'; expected one"):
+    aligned(image, dataclasses.replace(text, padding="zero"))
+  with pytest.raises(UserError, match="padding is 'none'; expected one of ignored, zero"):
+    dataclasses.replace(text, padding="none")
   with pytest.raises(ValueError, match="image is ndarray; expected Tokens"):
     aligned(image.x, text)

@@ -45,15 +45,14 @@ def means(first, second, *, kind, names):
   return first, second, "cosine"
 
 
-def ranks(query, gallery, positives, *, form, task, padding="ignored", block=None, progress=False):
+def ranks(query, gallery, positives, *, form, task, block=None):
   """Rank of the best positive of each query by alignment; the tie rule of `eval.ranks`.
 
   Args:
     query: Tokens [Q, R, D].  gallery: Tokens [G, W, D].
     positives: [Q] int, or [Q, P] padded with -1.
-    form, padding: as `ops.alignment.aligned`.  task: "i2t", "t2i", "i2i" or "t2t".
+    form: as `ops.alignment.aligned`.  task: "i2t", "t2i", "i2i" or "t2t".
     block: queries and gallery rows at a time; None: what keeps products to 32 MB.
-    progress: True shows a bar on standard error where it takes more than five seconds.
   Returns:
     [Q] int32, 0-based.
   Raises:
@@ -61,11 +60,9 @@ def ranks(query, gallery, positives, *, form, task, padding="ignored", block=Non
       a query without a positive.
   """
   form = form_of(form, task)
-  first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
+  first, second = sides(query, gallery, names=("query", "gallery"))
   pairs = pairs_of(positives, n_queries=len(first), n_gallery=len(second))
-  return count(first, second, pairs, form=form, block=block, progress=progress, both=False)[0][
-    "rank"
-  ]
+  return count(first, second, pairs, form=form, block=block, both=False)[0]["rank"]
 
 
 def recall(image, text, image_of_text, **options):
@@ -73,17 +70,15 @@ def recall(image, text, image_of_text, **options):
   return counted(image, text, image_of_text, **options)[0]
 
 
-def counted(
-  image, text, image_of_text, *, form, folds=1, padding="ignored", block=None, progress=False
-):
+def counted(image, text, image_of_text, *, form, folds=1, block=None):
   """What `protocol.counted` returns, by alignments: both directions from one pass.
 
   Args:
     image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text, folds: as `protocol.recall`.
-    form, padding, block, progress: as `ranks`.
+    form, block: as `ranks`.
   """
   choice("form", form, tuple(FORMS))
-  image, text = sides(image, text, names=("image", "text"), padding=padding)
+  image, text = sides(image, text, names=("image", "text"))
   owner = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   fold = metrics.fold_of(owner, n_images=len(image), folds=folds)
   size, scores = len(image) // folds, []
@@ -95,7 +90,7 @@ def counted(
       texts = slice(texts[0], texts[-1] + 1)
     part = image.take(images), text.take(texts)
     pairs = owner[texts] - f * size, np.arange(len(part[1]))
-    found = count(*part, pairs, form=form, block=block, progress=progress)
+    found = count(*part, pairs, form=form, block=block)
     ranks[0][images], ranks[1][texts] = (side["rank"] for side in found)
     ties = {
       f"{name}/ties": int(np.count_nonzero(side["ties"]))
@@ -106,11 +101,11 @@ def counted(
   return metrics.mean_of_folds(scores), of_query
 
 
-def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progress=False):
+def top_k(query, gallery, k, *, form, task, block=None):
   """The k best gallery items of each query by alignment; of equal scores the lowest index.
 
   Args:
-    query, gallery, form, task, padding, block, progress: as `ranks`.
+    query, gallery, form, task, block: as `ranks`.
     k: items, at most the size of the gallery.
   Returns:
     (scores [Q, k] float32, indices [Q, k] int32), best first.
@@ -118,13 +113,13 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
     UserError: as `ranks`; k out of range.
   """
   form = form_of(form, task)
-  first, second = sides(query, gallery, names=("query", "gallery"), padding=padding)
+  first, second = sides(query, gallery, names=("query", "gallery"))
   if not 1 <= k <= len(second):
     raise UserError(f"k is {k}; expected 1 to {len(second)}, the size of the gallery")
   scores = np.empty((len(first), k), np.float32)
   indices = np.empty((len(first), k), np.int32)
   rows = np.empty((0, len(second)), np.float32)
-  for r, c, part in blocks(first, second, form=form, block=block, by_row=True, progress=progress):
+  for r, c, part in blocks(first, second, form=form, block=block, by_row=True):
     if c == 0:
       rows = np.empty((len(part), len(second)), np.float32)
     rows[:, c : c + part.shape[1]] = part
@@ -144,25 +139,17 @@ def top_k(query, gallery, k, *, form, task, padding="ignored", block=None, progr
   return scores, indices
 
 
-def ranked_lists(image, text, *, k=25, form, include_self=True, padding="ignored", progress=False):
+def ranked_lists(image, text, *, k=25, form, include_self=True):
   """Lists of the four tasks as `graded.ranked_lists` returns them, by alignments.
 
   Args:
     image: Tokens [N, R, D].  text: Tokens [T, W, D].  k, include_self: as there.
-    form, padding, progress: as `ranks`.
+    form: as `ranks`.
   """
   lists, of = {}, {"i": image, "t": text}
   for task in TASKS:
     within = task[0] == task[2] and not include_self
-    _, found = top_k(
-      of[task[0]],
-      of[task[2]],
-      k + within,
-      form=form,
-      task=task,
-      padding=padding,
-      progress=progress,
-    )
+    _, found = top_k(of[task[0]], of[task[2]], k + within, form=form, task=task)
     if within:
       own = found == np.arange(len(found))[:, None]
       own[~own.any(axis=1), -1] = True
@@ -171,7 +158,7 @@ def ranked_lists(image, text, *, k=25, form, include_self=True, padding="ignored
   return lists
 
 
-def count(first, second, pairs, *, form, block=None, progress=False, both=True):
+def count(first, second, pairs, *, form, block=None, both=True):
   """Ranks of the best positive in both directions, from one pass.
 
   Args:
@@ -187,7 +174,7 @@ def count(first, second, pairs, *, form, block=None, progress=False, both=True):
   counts = [np.zeros((2, len(side)), np.int64) for side in (first, second)]
   for top, own in zip(best, (i, j), strict=True):
     np.maximum.at(top, own, score)
-  for r, c, part in blocks(first, second, form=form, block=block, progress=progress):
+  for r, c, part in blocks(first, second, form=form, block=block):
     spans = slice(r, r + part.shape[0]), slice(c, c + part.shape[1])
     slack = slack_of(first, second, *spans, form=form)
     near = np.zeros(part.shape, np.uint8)

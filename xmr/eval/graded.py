@@ -188,9 +188,7 @@ def ranked_lists(
   image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
   if kind in NAMES:
     check_k(k, n_images=len(image), n_texts=len(text), include_self=include_self)
-    return alignment.ranked_lists(
-      image, text, k=k, form=kind, include_self=include_self, progress=True
-    )
+    return alignment.ranked_lists(image, text, k=k, form=kind, include_self=include_self)
   if (
     isinstance(image, Tokens)
     or isinstance(text, Tokens)

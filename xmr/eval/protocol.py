@@ -61,7 +61,7 @@ def counted(
   """
   image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
   if kind in NAMES:
-    return alignment.counted(image, text, image_of_text, form=kind, folds=folds, progress=True)
+    return alignment.counted(image, text, image_of_text, form=kind, folds=folds)
   mesh = mesh_of(image, text)
   images, texts = exact.sides(image, text, kind=kind, names=("image", "text"))
   owner = checked_image_of_text(image_of_text, n_texts=len(texts), n_images=len(images))

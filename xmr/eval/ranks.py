@@ -73,7 +73,7 @@ def outcomes(image, text, pairs, *, kind):
   """Ranks and ties of both directions, [images, texts] as `count`; pairs: ([M], [M]) int."""
   image, text, kind = alignment.means(image, text, kind=kind, names=("image", "text"))
   if kind in NAMES:
-    rows = sides(image, text, names=("image", "text"), padding="ignored")
+    rows = sides(image, text, names=("image", "text"))
     return alignment.count(*rows, pairs, form=kind)
   rows = exact.sides(image, text, kind=kind, names=("image", "text"))
   return count(*rows, pairs, kind=kind, mesh=mesh_of(image, text))

@@ -10,12 +10,12 @@ from xmr.eval.token_scores import pair_scores, sides
 from xmr.eval.top_k import top_k
 
 
-def shortlist(image, text, image_of_text, *, k, form, padding="ignored"):
+def shortlist(image, text, image_of_text, *, k, form):
   """Recall of ranking in two stages: the k best by the tokens' means, ordered by alignment.
 
   Args:
     image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text: [T] int.
-    k: items of a list.  form, padding: as `ranks`.
+    k: items of a list.  form: as `ranks`.
   Returns:
     {"i2t/r1", ... of the recalls at 1, 5, 10 that k allows, "i2t/missed", "t2i/...": percent};
     missed: queries none of whose positives is in the list, which no alignment can bring back.
@@ -25,7 +25,7 @@ def shortlist(image, text, image_of_text, *, k, form, padding="ignored"):
   if k < 1:
     raise UserError(f"k is {k}; expected 1 or more")
   means = pooled(image, name="image"), pooled(text, name="text")
-  image, text = sides(image, text, names=("image", "text"), padding=padding)
+  image, text = sides(image, text, names=("image", "text"))
   owner = checked_image_of_text(image_of_text, n_texts=len(text), n_images=len(image))
   found = {}
   for task, first, second, other in (

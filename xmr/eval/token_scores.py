@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from xmr.errors import UserError, choice
+from xmr.errors import UserError
 from xmr.eval.blocks import padded
 from xmr.ops import alignment
-from xmr.ops.alignment import FORMS, PADDINGS, Tokens
+from xmr.ops.alignment import FORMS, Tokens
 
 BLOCK_BYTES = 32 << 20  # of products of tokens that exist at a time
 CHUNK = 1 << 20  # float64 numbers of exact scores that a core holds at a time
@@ -31,9 +31,8 @@ class Side:
     scale: power of two that brings the largest norm near 1.
   """
 
-  def __init__(self, tokens, *, name, padding="ignored"):
-    """Checks Tokens [N, R, D]; UserError for shapes, NaN, an unknown padding, a row of no token."""
-    choice("padding", padding, PADDINGS)
+  def __init__(self, tokens, *, name):
+    """Checks Tokens [N, R, D]; UserError for shapes, NaN, a row of no token."""
     x, mask = np.asarray(tokens.x), np.asarray(tokens.mask).astype(bool)
     if x.ndim != 3 or not x.size or mask.shape != x.shape[:2]:
       raise UserError(
@@ -49,9 +48,9 @@ class Side:
     # Trailing tokens that no row has are left out.
     mask = mask[:, : int(np.flatnonzero(mask.any(axis=0))[-1]) + 1]
     self.mask, self.x = mask, np.array(x[:, : mask.shape[1]], np.float32, order="C")
-    # Padding is a copy of the first token, as `ops.alignment.filled` makes it.
+    # Padding as `ops.alignment.filled` makes it: a copy of the first token, or zeros.
     for row in np.flatnonzero(~mask.all(axis=1)):
-      self.x[row, ~mask[row]] = 0 if padding == "zero" else self.x[row, np.argmax(mask[row])]
+      self.x[row, ~mask[row]] = 0 if tokens.padding == "zero" else self.x[row, np.argmax(mask[row])]
     norm = np.sqrt(np.einsum("nrd,nrd->nr", self.x, self.x), dtype=np.float64) * mask
     if not np.isfinite(norm).all():
       row = int(np.argmin(np.isfinite(norm).all(axis=1)))
@@ -100,11 +99,9 @@ class Side:
     )
 
 
-def sides(first, second, *, names, padding):
+def sides(first, second, *, names):
   """Both as `Side`; UserError where they do not fit each other."""
-  first, second = (
-    Side(x, name=name, padding=padding) for x, name in zip((first, second), names, strict=True)
-  )
+  first, second = (Side(x, name=name) for x, name in zip((first, second), names, strict=True))
   if first.x.shape[2] != second.x.shape[2]:
     raise UserError(
       f"{names[0]} has tokens of shape {first.x.shape} and {names[1]} {second.x.shape}; expected "
@@ -114,11 +111,12 @@ def sides(first, second, *, names, padding):
 
 
 def blocks(
-  first, second, *, form, block=None, by_row=False, progress=False
+  first, second, *, form, block=None, by_row=False
 ) -> Iterator[tuple[int, int, np.ndarray]]:
   """Yields (first row, first column, scores [n, m] float32) of all blocks of the score matrix.
 
-  The device works on the next block while the host looks at one.
+  The device works on the next block while the host looks at one. A terminal shows a line of
+  progress after five seconds.
   """
   (n, regions, _), (m, words, _) = first.x.shape, second.x.shape
   if block is None:
@@ -136,7 +134,7 @@ def blocks(
     return r, c, tile if scale == 1 else tile * np.float32(scale)
 
   pending, kept = None, {}
-  for r, c in tqdm(places, desc="alignments", unit="block", delay=5, disable=not progress):
+  for r, c in tqdm(places, desc="alignments", unit="block", delay=5, disable=None):
     sides = []
     for name, side, begin, size in (("first", first, r, rows), ("second", second, c, columns)):
       if kept.get(name, (None,))[0] != begin:

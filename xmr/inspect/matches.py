@@ -10,7 +10,7 @@ from PIL import Image
 from xmr.data import Subwords
 from xmr.data.images import decode
 from xmr.data.text import encode_all, tokenize
-from xmr.encode import encode_batch
+from xmr.encode import encode_batch, padded_as_trained
 from xmr.errors import UserError
 from xmr.inspect.pictures import is_picture
 from xmr.inspect.plots import INK, RIGHT, WRONG, picture
@@ -93,11 +93,11 @@ def _captions(run, texts):
 
 
 def tokens(run, items: Any):
-  """Returns (Tokens, "image" or "text") of regions [N, R, F] float or, of a run on pixels, of
-  pictures as of Run.encode_image; or of captions, list of str.
+  """Returns (Tokens, "image" or "text") of regions as `regions` takes them or, of a run on pixels,
+  of pictures as of Run.encode_image; or of captions, list of str.
 
   Raises:
-    UserError: neither of them, a caption without a word.
+    UserError: neither of them, a mask that is empty or of another shape, a caption without a word.
   """
   pixels, array = run.config.data.image, getattr(items, "dtype", None)
   kind, ndim = getattr(array, "kind", None), getattr(items, "ndim", 0)
@@ -105,12 +105,16 @@ def tokens(run, items: Any):
   many: list[Any] = [items] if one else list(items)  # pyright: ignore[reportArgumentType]
   if pixels == "pixels" and kind != "f" and many and all(map(is_picture, many)):
     side, parts = "image", {"image": np.stack([run.crop(item) for item in many])}
-  elif pixels == "regions" and kind == "f" and ndim == 3:
-    side, parts = "image", {"image": np.asarray(items, np.float32)}
+  elif pixels == "regions" and is_regions(items):
+    side, parts = "image", regions(items, run)
   elif many and all(isinstance(item, str) for item in many):
     side, parts = "text", _captions(run, many)
   else:
-    wanted = "pictures" if pixels == "pixels" else "the floats [N, R, F] of regions"
+    wanted = (
+      "pictures"
+      if pixels == "pixels"
+      else "the floats [N, R, F] of regions, with a mask or without"
+    )
     raise UserError(f"{run.workdir} compares tokens; expected {wanted}, or captions")
   return _encoded(run, parts, side), side
 
@@ -121,7 +125,44 @@ def _encoded(run, parts, side):
   for begin in range(0, len(parts[side]), size):
     batch = {name: x[begin : begin + size] for name, x in parts.items()}
     found.append(encode_batch(run.variables, batch, model=run.model, side=side, tokens=True))
-  return Tokens(*(np.concatenate([getattr(x, name) for x in found]) for name in ("x", "mask")))
+  whole = Tokens(*(np.concatenate([getattr(x, name) for x in found]) for name in ("x", "mask")))
+  return padded_as_trained(whole, run.config)
+
+
+def is_regions(items):
+  """Says whether items are floats [N, R, F] or [N, H, W, F], or a pair of them and a mask."""
+  if isinstance(items, tuple) and len(items) == 2:
+    return is_regions(items[0])
+  return getattr(getattr(items, "dtype", None), "kind", None) == "f" and items.ndim in (3, 4)
+
+
+def regions(items, run):
+  """Returns the batch {"image" [N, R, F], "image_mask" [N, R] where there is one} of regions.
+
+  Args:
+    items: [N, R, F] float, or a grid [N, H, W, F], or a pair of them and their mask [N, R] bool,
+      True where there is a region.
+    run: Run that is to encode them.
+  Raises:
+    UserError: regions of another width, a mask of another shape or type, a row of it that is empty.
+  """
+  x, mask = items if isinstance(items, tuple) else (items, None)
+  width = len(run.params["image_encoder"]["projection"]["kernel"])
+  if x.shape[-1] != width:
+    raise UserError(f"found regions of {x.shape[-1]} numbers; {run.workdir} was trained on {width}")
+  x = np.asarray(x, np.float32).reshape(len(x), -1, width)
+  if mask is None:
+    return {"image": x}
+  mask = np.asarray(mask)
+  if mask.dtype != bool or mask.shape != x.shape[:2]:
+    raise UserError(
+      f"the mask of regions is {mask.dtype} of shape {mask.shape}; expected bool of shape "
+      f"{x.shape[:2]}"
+    )
+  empty = np.flatnonzero(~mask.any(axis=1))
+  if len(empty):
+    raise UserError(f"image {empty[0]} has no region, its mask is empty; expected at least one")
+  return {"image": x, "image_mask": mask}
 
 
 def drawn(run, split, pairs, *, folder=""):

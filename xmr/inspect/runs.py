@@ -97,8 +97,8 @@ class Run:
 
     Args:
       pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such
-        picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, on regions [N, R, F], in
-        the scale of the feature file.
+        picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, on regions [N, R, F] or
+        a pair of them and their mask [N, R] bool, in the scale of the feature file.
       batch_size: encoded at a time; None: as evaluation does.  progress: show a line on standard
         error.
     Returns:
@@ -107,6 +107,14 @@ class Run:
       UserError: a file that is no readable picture, or pictures for a run on features; names the
         item.
     """
+    if self.config.data.image == "regions" and matches.is_regions(pictures):
+      parts = matches.regions(pictures, self)
+      count = len(parts["image"])
+      batches = (
+        {name: x[rows] for name, x in parts.items()}
+        for rows in self._parts(np.arange(count), batch_size)
+      )
+      return self._encode(batches, count, side="image", progress=progress)
     if self.config.data.image != "pixels":
       x = self._features(pictures, side="image")
       return self._encode(self._by("image", x, batch_size), len(x), side="image", progress=progress)
@@ -218,8 +226,9 @@ class Run:
 
     Args:
       query, gallery: pictures or texts as for encode_image and encode_text, or [N, D] float
-        embeddings; regions [N, R, F] or texts alone where config.similarity is one of tokens. A str
-        is a path where it names an existing file with a picture's ending, a caption otherwise.
+        embeddings; regions as for encode_image or texts alone where config.similarity is one of
+        tokens. A str is a path where it names an existing file with a picture's ending, a caption
+        otherwise.
       k: items, at most the size of the gallery.
       task: "i2t", "t2i", "i2i" or "t2t": what query and gallery are; None: seen from their types.
         Order embeddings given as arrays need it.
@@ -358,6 +367,8 @@ class Run:
     """Returns (embeddings, "image", "text" or None) of a query or gallery."""
     if self.config.similarity in NAMES:
       return matches.tokens(self, x)
+    if self.config.data.image == "regions" and matches.is_regions(x):
+      return self.encode_image(x), "image"
     array = getattr(x, "dtype", None)
     if array is not None and array.kind == "f":
       return np.atleast_2d(np.asarray(x)), side

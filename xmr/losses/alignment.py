@@ -2,6 +2,9 @@
 (F-TERAN).
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +12,7 @@ from xmr.errors import choice
 from xmr.losses import shapes
 from xmr.ops import tiles
 from xmr.ops.alignment import Tokens, aligned, aligned_rows
+from xmr.ops.similarity import rowwise_at
 
 DIAGONALS = ("masked", "released")
 PAIR_RULES = ("different", "same")
@@ -64,7 +68,7 @@ def aligned_full_hard_negative(
     margin: a.  weight: lambda, 1 as released.
     diagonal: "masked" (a positive is no negative) or "released" (it can be: a query whose positive
       is the best then costs a constant margin without gradient).
-    pair_rule: "different" (as released) or "same".  padding: as in `ops.alignment.aligned`.
+    pair_rule: "different" (as released) or "same".  padding: of `ops.alignment.Tokens`.
   Returns:
     loss: [] float, a sum over the batch.  terms: {"i2t", "t2i", "image_constraint",
       "text_constraint",
@@ -77,32 +81,33 @@ def aligned_full_hard_negative(
   """
   choice("diagonal", diagonal, DIAGONALS)
   choice("pair_rule", pair_rule, PAIR_RULES)
-  image, text = _tokens("image", image, image_mask), _tokens("text", text, text_mask)
-  scores = aligned(image, text, form="symmetric", padding=padding)
+  image = _tokens("image", image, image_mask, padding)
+  text = _tokens("text", text, text_mask, padding)
+  # The search needs no gradient: a few scores per pair, taken again below, carry all of it.
+  fixed = aligned(*jax.lax.stop_gradient((image, text)), form="symmetric")
   batch = image.shape[0]
   if text.shape[0] != batch:
     raise ValueError(f"text has shape {text.shape}; expected {batch} texts for {batch} images")
   negative = (
     ~shapes.match_mask(match, batch) if diagonal == "masked" else jnp.ones((batch, batch), bool)
   )
-  positive = jnp.diagonal(scores)
-  fixed = jax.lax.stop_gradient(scores)
   # The released search ranks S - S_nn, which orders a query's negatives as S does.
   candidates = jnp.where(negative, fixed, -jnp.inf)
   hardest_text, hardest_image = (tiles.largest(candidates, axis=axis)[1] for axis in (1, 0))
   has_text, has_image = jnp.any(negative, axis=1), jnp.any(negative, axis=0)
-  rows = jnp.arange(batch)
-  image_image = aligned_rows(image, image[hardest_text], form="MwSr", padding=padding)
-  text_text = aligned_rows(text, text[hardest_image], form="symmetric", padding=padding)
+  score = functools.partial(rowwise_at, image, text, kind="symmetric")
+  positive = score()
+  image_image = aligned_rows(image, image[hardest_text], form="MwSr")
+  text_text = aligned_rows(text, text[hardest_image], form="symmetric")
   differs = hardest_text != hardest_image
 
   def hinge(score, counted):
     return jnp.where(counted, jax.nn.relu(margin + score - positive), 0)
 
-  i2t = hinge(scores[rows, hardest_text], has_text)
-  t2i = hinge(scores[hardest_image, rows], has_image)
+  i2t = hinge(score(text_index=hardest_text), has_text)
+  t2i = hinge(score(image_index=hardest_image), has_image)
   pair = hinge(
-    scores[hardest_image, hardest_text],
+    score(image_index=hardest_image, text_index=hardest_text),
     has_text & has_image & (differs == (pair_rule == "different")),
   )
   terms = {
@@ -119,11 +124,12 @@ def aligned_full_hard_negative(
   return terms["i2t"] + terms["t2i"] + weight * constraints, terms
 
 
-def _tokens(name, tokens, mask):
+def _tokens(name, tokens, mask, padding):
   """Tokens of an array and its mask."""
   if isinstance(tokens, Tokens):
-    return tokens
+    return dataclasses.replace(tokens, padding=padding)
   tokens = jnp.asarray(tokens)
   if tokens.ndim != 3:
     raise ValueError(f"{name} has shape {tokens.shape}; expected [B, tokens, D]")
-  return Tokens(tokens, jnp.ones(tokens.shape[:2], bool) if mask is None else jnp.asarray(mask))
+  mask = jnp.ones(tokens.shape[:2], bool) if mask is None else jnp.asarray(mask)
+  return Tokens(tokens, mask, padding)

@@ -41,16 +41,22 @@ class Tokens:
 
   Attributes:
     x: [B, N, D] float.  mask: [B, N] bool, True for tokens, False for padding.
+    padding: "ignored", or "zero": products with padding are 0 and take part in the maxima, as
+      F-TERAN was released.
   """
 
   x: Array
   mask: Array
+  padding: str = dataclasses.field(default="ignored", metadata={"static": True})
+
+  def __post_init__(self):
+    choice("padding", self.padding, PADDINGS)
 
   def __len__(self):
     return len(self.x)
 
   def __getitem__(self, rows):
-    return Tokens(self.x[rows], self.mask[rows])
+    return Tokens(self.x[rows], self.mask[rows], self.padding)
 
   @property
   def shape(self):
@@ -58,7 +64,7 @@ class Tokens:
     return self.x.shape
 
 
-def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
+def aligned(image, text, *, form="MrSw", budget=BUDGET):
   """Similarity of every image with every text by the best matches of their tokens.
 
   With a_rw = (region r of the image) . (word w of the text), P = sum_w max_r a_rw and
@@ -70,20 +76,18 @@ def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
   Args:
     image: Tokens [N, R, D].  text: Tokens [M, W, D].
     form: as above.
-    padding: "ignored", or "zero": a_rw of padding is 0 and takes part in the maxima (released).
     budget: bytes of a_rw that may exist at a time; images and texts go in blocks that keep to it,
       in the gradient too.
   Returns:
     [N, M] float32 (or wider, as the inputs).
   Raises:
-    ValueError: shapes do not fit, or budget is below one pair; names both.  UserError: unknown form
-      or padding.
+    ValueError: shapes or paddings do not fit, or budget is below one pair; names both.  UserError:
+      unknown form.
   References:
     Messina et al., TERAN, TOMM 2021, eq. 4-6 (MrSw, MrAVGw, symm); FullHN F-TERAN/loss.py
     (symmetric, padding zero).
   """
   choice("form", form, NAMES)
-  choice("padding", padding, PADDINGS)
   image, text = checked(image, text)
   if form == "pooled":
     image, text = unit(mean(image)), unit(mean(text))
@@ -95,7 +99,7 @@ def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
       f"budget is {budget} bytes; expected at least {one_pair}, one pair of {regions} regions and "
       f"{words} words"
     )
-  image, text = filled(image, padding), filled(text, padding)
+  image, text = filled(image), filled(text)
   texts = min(m, budget // one_pair)
   images = min(n, budget // (one_pair * texts))
   if (images, texts) == (n, m):
@@ -114,10 +118,9 @@ def aligned(image, text, *, form="MrSw", padding="ignored", budget=BUDGET):
   return scores.transpose(0, 2, 1, 3).reshape(rows, columns)[:n, :m]
 
 
-def aligned_rows(image, text, *, form="MrSw", padding="ignored"):
+def aligned_rows(image, text, *, form="MrSw"):
   """Similarity of image i with text i, Tokens [P, R, D] and [P, W, D] -> [P]; as `aligned`."""
   choice("form", form, NAMES)
-  choice("padding", padding, PADDINGS)
   image, text = checked(image, text)
   if len(image) != len(text):
     raise ValueError(
@@ -125,15 +128,15 @@ def aligned_rows(image, text, *, form="MrSw", padding="ignored"):
     )
   if form == "pooled":
     return jnp.sum(unit(mean(image)) * unit(mean(text)), axis=1)
-  return jax.vmap(lambda a, b: pair(a, b, form=form, padding=padding))(image, text)
+  return jax.vmap(lambda a, b: pair(a, b, form=form))(image, text)
 
 
-def pair(image, text, *, form, padding):
+def pair(image, text, *, form):
   """The equations of `aligned` for one pair, Tokens [R, D] and [W, D] -> []: its plain twin."""
   of_words, of_regions, mean = FORMS[form]
   cells = jnp.matmul(image.x, text.x.T, precision=jax.lax.Precision.HIGHEST)
   valid = image.mask[:, None] & text.mask[None, :]
-  cells = jnp.where(valid, cells, 0 if padding == "zero" else -jnp.inf)
+  cells = jnp.where(valid, cells, 0 if image.padding == "zero" else -jnp.inf)
 
   def total(axis, count):
     some = jnp.any(valid, axis=axis)
@@ -176,18 +179,18 @@ def mean(tokens):
   return jnp.sum(jnp.where(tokens.mask[..., None], tokens.x, 0), axis=1) / count
 
 
-def filled(tokens, padding="ignored"):
+def filled(tokens):
   """Tokens whose padding changes no maximum: copies of a row's first token, or zeros as released.
 
   A copy is never better than what it copies; its gradient goes to the token.
   """
-  if padding == "zero":
+  if tokens.padding == "zero":
     fill = jnp.zeros_like(tokens.x[:, :1])
   else:
     first = jnp.argmax(tokens.mask, axis=1)[:, None, None]
     fill = jnp.take_along_axis(tokens.x, first, axis=1)
     fill = jnp.where(jnp.any(tokens.mask, axis=1)[:, None, None], fill, 0)
-  return Tokens(jnp.where(tokens.mask[:, :, None], tokens.x, fill), tokens.mask)
+  return dataclasses.replace(tokens, x=jnp.where(tokens.mask[:, :, None], tokens.x, fill))
 
 
 def in_blocks(tokens, size):
@@ -213,7 +216,9 @@ def checked(image, text):
       )
     x = jnp.asarray(side.x)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    sides.append(Tokens(wide, jnp.asarray(side.mask).astype(bool)))
+    sides.append(Tokens(wide, jnp.asarray(side.mask).astype(bool), side.padding))
+  if image.padding != text.padding:
+    raise ValueError(f"image has padding {image.padding!r} and text {text.padding!r}; expected one")
   if sides[0].shape[2] != sides[1].shape[2]:
     raise ValueError(f"image has shape {sides[0].shape} and text {sides[1].shape}; expected one D")
   return sides

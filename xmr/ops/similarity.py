@@ -84,7 +84,7 @@ def rowwise(image, text, *, kind="cosine"):
 
 
 def rowwise_at(image, text, *, image_index=None, text_index=None, kind="cosine"):
-  """`rowwise` of the images or texts at an index [B] each; one of the two is given.
+  """`rowwise` of the images or texts at an index [B] each; None is every row.
 
   On one device the rows are taken again for the gradient: an index per row is kept, not its D
   numbers. Over several devices they are kept: they would be sent a second time.

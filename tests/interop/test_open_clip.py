@@ -8,10 +8,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import torch_reference as reference
 from paths import GOLDEN
 
 from xmr.errors import UserError
 from xmr.interop import hugging_face, open_clip
+from xmr.models.text_tower import TextTower
+from xmr.models.vit import ImageTower
 
 TOWERS = GOLDEN / "towers"
 BLOCK = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"} | {
@@ -95,6 +98,80 @@ def test_a_pytorch_file_is_read_as_well(folder):
   torch.save(state, folder / "open_clip_pytorch_model.bin")
   path.unlink()
   jax.tree.map(np.testing.assert_array_equal, open_clip.load(folder).params, want.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name",
+  ["ViT-B-32", "ViT-L-14-336-quickgelu", "ViT-B-16-SigLIP"]
+  + ["ViT-B-32-SigLIP2-256", "ViT-SO400M-14-SigLIP-384"],
+)
+def test_open_clip_itself_gives_the_same_embeddings(name, tmp_path, monkeypatch):
+  """Its own configs, two blocks of them and narrow texts, with random weights."""
+  reference.vision()
+  torch = pytest.importorskip("torch")
+  library = pytest.importorskip("open_clip")
+  import safetensors.torch
+  import timm
+
+  config = json.loads(json.dumps(library.get_model_config(name)))
+  siglip, vision, text = "SigLIP" in name, config["vision_cfg"], config["text_cfg"]
+  kind = "siglip" if siglip else "clip"
+  text |= {"width": 48, "heads": 3, "layers": 2, "vocab_size": 391 if siglip else 390}
+  if siglip:
+    width = config["embed_dim"] = open_clip.SIGLIP_SIZES[vision["timm_model_name"].split("_")[1]][0]
+    sizes = {key: (x[0], 2, *x[2:]) for key, x in open_clip.SIGLIP_SIZES.items()}
+    monkeypatch.setattr(open_clip, "SIGLIP_SIZES", sizes)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: create(*a, **k | {"depth": 2}))
+    assert width > 700
+  else:
+    vision |= {"layers": 2, "width": 128}
+  torch.manual_seed(0)
+  build = library.CustomTextCLIP if siglip else library.CLIP
+  rest = {key: x for key, x in config.items() if key not in ("custom_text",)}
+  model = build(**json.loads(json.dumps(rest))).eval()
+  with torch.no_grad():
+    for x in model.parameters():
+      x.add_(0.1 * torch.randn_like(x) * (min(1.0, float(x.std()) or 1.0) if x.numel() > 1 else 1))
+  tensors = {key: x.contiguous() for key, x in model.state_dict().items()}
+  safetensors.torch.save_file(tensors, tmp_path / "open_clip_model.safetensors")
+  content = {"model_cfg": config, "preprocess_cfg": {}}
+  (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+  for file in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(TOWERS / kind / file, tmp_path)
+  towers = open_clip.load(tmp_path)
+  size, length = vision["image_size"], text.get("context_length", 77)
+  pixels = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
+  ids = np.random.default_rng(1).integers(2, 380, (3, length)).astype(np.int32)
+  lengths = np.array([5, length, 9], np.int32)
+  if not siglip:
+    # open_clip takes the highest id for the end of a text.
+    for row, end in zip(ids, lengths, strict=True):
+      row[end - 1 :] = [389] + [0] * (length - end)
+  with torch.no_grad():
+    image = model.encode_image(torch.from_numpy(pixels)).numpy()
+    words = model.encode_text(torch.from_numpy(ids).long()).numpy()
+  tower = ImageTower(**towers.image)
+  bound = tower.bind({"params": towers.params["image_encoder"]})
+  pooled = bound.backbone(pixels.transpose(0, 2, 3, 1))[0]
+  found = bound.projection(pooled) if tower.project else pooled
+  assert np.abs(np.asarray(found) - image).max() < 1e-5 * np.ptp(image)
+  tower = TextTower(**towers.text | {"normalize": "none"})
+  found = tower.apply({"params": towers.params["text_encoder"]}, ids, lengths)
+  assert np.abs(np.asarray(found) - words).max() < 1e-5 * np.ptp(words)
+
+
+def test_the_end_of_a_text_that_config_json_does_not_have_is_refused(tmp_path):
+  for file in (TOWERS / "clip").iterdir():
+    shutil.copy(file, tmp_path)
+  config = json.loads((tmp_path / "config.json").read_text())
+  config["text_config"]["eos_token_id"] = 49407
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(
+    UserError, match="eos_token_id is 49407, but tokenizer.json ends texts with 1"
+  ):
+    hugging_face.load(tmp_path)
 
 
 def changed(section, **changes):

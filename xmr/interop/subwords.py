@@ -26,6 +26,13 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
   model = tokenizer.get("model", {})
   ids = (model["vocab"] if isinstance(model.get("vocab"), dict) else {}) | ids
 
+  if kind == "Siglip2Tokenizer":
+    # transformers lowers capitals of such a folder, whether or not its tokenizer.json says so.
+    parts = [{"type": "Lowercase"}, tokenizer.get("normalizer")]
+    sequence = {"type": "Sequence", "normalizers": [part for part in parts if part]}
+    tokenizer = {**tokenizer, "normalizer": sequence}
+  left = kind.startswith(("Siglip2Tokenizer", "GemmaTokenizer"))
+
   def token(name):
     found = settings.get(name)
     return ids.get(found["content"] if isinstance(found, dict) else found)
@@ -38,7 +45,7 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
     "pad": 0 if pad is None else pad,
     "fill": fill,
     "end": None,
-    "side": settings.get("padding_side", "left" if kind == "Siglip2Tokenizer" else "right"),
+    "side": settings.get("padding_side", "left" if left else "right"),
     "clean": kind == "SiglipTokenizer" and settings.get("do_lower_case", True),
   }
   made = Subwords(content, where=str(path))

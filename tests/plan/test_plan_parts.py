@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from configs import teran_flickr
 from xmr import parallel
 from xmr.config import base_config
 from xmr.errors import UserError
+from xmr.eval import token_scores
 from xmr.plan import chips, operations, programs, topology, traffic
 
 
@@ -106,6 +108,23 @@ def test_slices_have_sizes_and_gpus_a_description():
   for name in chips.GPUS:
     text = chips.gpu_target(name)
     assert text.count("{") == text.count("}") and chips.CHIPS[name].platform == "cuda"
+
+
+def test_a_plan_knows_regions_and_the_blocks_of_their_alignments():
+  config = teran_flickr.get_config("flickr8k_mh")
+  config.model.dim, config.batch_size, config.data.image_mask = 8, 8, "mask.npy"
+  sizes = programs.Sizes(images=40, captions=40, words=6, vocabulary=20, image_width=5, regions=4)
+  mesh = parallel.mesh(jax.devices()[:1])
+  traced = {name: (rows, trace()) for name, rows, trace in programs.programs(config, mesh, sizes)}
+  assert list(traced) == [
+    *("training step", "encoding images", "encoding texts"),
+    "block of alignments",
+  ]
+  rows, block = traced["block of alignments"]
+  words = config.data.max_length
+  products = 2 * rows * 4 * rows * words * 8
+  assert operations.count(block.jaxpr) == products
+  assert 4 * rows * 4 * rows * words <= token_scores.BLOCK_BYTES
 
 
 def test_a_plan_knows_averages_parts_and_adapters():

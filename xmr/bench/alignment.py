@@ -56,15 +56,13 @@ def ours(*, n_images, regions, words, dim):
 
 def products(*, n_images, regions, words, dim):
   """All products of tokens alone, in blocks of the same size, with nothing kept."""
-  import math
-
   import jax
   import jax.numpy as jnp
 
-  from xmr.eval.token_scores import BLOCK_BYTES
+  from xmr.eval.token_scores import block_of
 
   image, text, _ = tokens(n_images, regions, words, dim)
-  block = math.isqrt(BLOCK_BYTES // (4 * regions * words))
+  block = block_of(regions, words)
 
   @jax.jit
   def product(a, b):

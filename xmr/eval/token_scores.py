@@ -120,7 +120,7 @@ def blocks(
   """
   (n, regions, _), (m, words, _) = first.x.shape, second.x.shape
   if block is None:
-    block = max(1, math.isqrt(BLOCK_BYTES // (4 * regions * words)))
+    block = block_of(regions, words)
   if block < 1:
     raise UserError(f"block is {block}; expected at least 1")
   rows, columns = min(n, block), min(m, block)
@@ -140,7 +140,7 @@ def blocks(
       if kept.get(name, (None,))[0] != begin:
         kept[name] = begin, side.block(begin, size)
       sides.append(kept[name][1])
-    tile = _block(*sides, form=form)
+    tile = of_block(*sides, form=form)
     if pending:
       yield scores(*pending)
     pending = r, c, tile
@@ -148,7 +148,12 @@ def blocks(
     yield scores(*pending)
 
 
-_block = jax.jit(alignment.block, static_argnames="form")
+of_block = jax.jit(alignment.block, static_argnames="form")
+
+
+def block_of(regions, words):
+  """Returns rows of either side that are scored at a time."""
+  return max(1, math.isqrt(BLOCK_BYTES // (4 * regions * words)))
 
 
 def slack_of(first, second, rows, columns, *, form):

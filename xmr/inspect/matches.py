@@ -125,11 +125,11 @@ def _encoded(run, parts, side):
   for begin in range(0, len(parts[side]), size):
     batch = {name: x[begin : begin + size] for name, x in parts.items()}
     found.append(encode_batch(run.variables, batch, model=run.model, side=side, tokens=True))
-  whole = Tokens(*(np.concatenate([getattr(x, name) for x in found]) for name in ("x", "mask")))
-  return padded_as_trained(whole, run.config)
+  x, mask = (np.concatenate([getattr(part, name) for part in found]) for name in ("x", "mask"))
+  return padded_as_trained(Tokens(x, mask), run.config)
 
 
-def is_regions(items):
+def is_regions(items: Any):
   """Says whether items are floats [N, R, F] or [N, H, W, F], or a pair of them and a mask."""
   if isinstance(items, tuple) and len(items) == 2:
     return is_regions(items[0])

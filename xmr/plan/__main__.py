@@ -24,7 +24,8 @@ COUNTS = {
   "captions": (145_000, "of the training split"),
   "words": (40, "of a caption in a batch"),
   "vocabulary": (10_000, "words that the text encoder knows"),
-  "image_width": (2048, "numbers of an image's features"),
+  "image_width": (2048, "numbers of an image's features, or of a region's"),
+  "regions": (36, "of an image"),
   "text_width": (768, "numbers of a caption's features"),
 }
 

@@ -12,7 +12,8 @@ from xmr import config as config_lib
 from xmr import encode, experiment, mining, models, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
-from xmr.eval import blocks, resident
+from xmr.eval import blocks, resident, token_scores
+from xmr.ops.alignment import FORMS, Tokens
 from xmr.plan import bound, shapes
 from xmr.training import finetune, optim
 
@@ -25,7 +26,8 @@ class Sizes:
   captions: int = 145_000
   words: int = 40  # of a caption in a batch
   vocabulary: int = 10_000
-  image_width: int = 2048  # numbers of an image's features
+  image_width: int = 2048  # numbers of an image's features, or of a region's
+  regions: int = 36  # of an image
   text_width: int = 768
 
 
@@ -102,9 +104,12 @@ def programs(config, mesh, sizes):
       f"encoding {side}s",
       rows,
       lambda one=one, side=side: encode.encode_batch.trace(
-        state.variables, one, model=plan.model, side=side
+        state.variables, one, model=plan.model, side=side, tokens=config.similarity in FORMS
       ),
     )
+  if config.similarity in FORMS:
+    yield alignment_block(config, mesh, sizes)
+    return
   yield "block of ranks", blocks.BLOCK * mesh.size, lambda: ranks_block(mesh, config.model.dim)
 
 
@@ -159,13 +164,18 @@ def batch_of(config, sizes, rows):
   """Returns a batch of so many rows, as shapes (design: batch)."""
   shape = jax.ShapeDtypeStruct
   side = config.data.image_size
+  image = {
+    "pixels": shape((rows, side, side, 3), np.uint8),
+    "features": shape((rows, sizes.image_width), np.float32),
+    "regions": shape((rows, sizes.regions, sizes.image_width), np.float32),
+  }
   batch = {
-    "image": shape((rows, side, side, 3), np.uint8)
-    if config.data.image == "pixels"
-    else shape((rows, sizes.image_width), np.float32),
+    "image": image[config.data.image],
     "image_id": shape((rows,), np.int32),
     "text_id": shape((rows,), np.int32),
   }
+  if config.data.image == "regions" and config.data.image_mask:
+    batch["image_mask"] = shape((rows, sizes.regions), np.bool_)
   if config.data.text == "words":
     length = config.data.max_length or sizes.words
     return batch | {
@@ -173,6 +183,24 @@ def batch_of(config, sizes, rows):
       "text_length": shape((rows,), np.int32),
     }
   return batch | {"text": shape((rows, sizes.text_width), np.float32)}
+
+
+def alignment_block(config, mesh, sizes):
+  """Returns (name, images, function that traces it) of the alignments of a block, on one device."""
+  words = config.data.max_length or sizes.words
+  rows = token_scores.block_of(sizes.regions, words)
+
+  def tokens(number):
+    of = lambda shape, dtype: shapes.on(parallel.replicated(mesh), shape, dtype)  # noqa: E731
+    return Tokens(of((rows, number, config.model.dim), jnp.float32), of((rows, number), jnp.bool_))
+
+  return (
+    "block of alignments",
+    rows,
+    lambda: token_scores.of_block.trace(
+      tokens(sizes.regions), tokens(words), form=config.similarity
+    ),
+  )
 
 
 def ranks_block(mesh, dim):

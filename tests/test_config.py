@@ -170,3 +170,18 @@ def test_the_task_of_another_config_is_named():
   config.task = "fine_grained"
   with pytest.raises(UserError, match="config.task is 'fine_grained', but this config has no"):
     config_lib.validate(config)
+
+
+def test_an_unknown_dataset_is_refused_with_the_known_ones_before_any_data_is_read():
+  config = config_lib.base_config()
+  config.data.name = "flickr9k"
+  with pytest.raises(UserError, match="config.data.name is 'flickr9k'; expected one of flickr8k, "):
+    config_lib.validate(config)
+
+
+def test_results_are_the_same_wherever_a_run_computes():
+  one = config_lib.flat(config_lib.base_config())
+  for name in ("data.dir", "eval_batch_size", "mining.block", "log.steps", "picture"):
+    assert config_lib.same_results(one, one | {name: "another"}), name
+  for name in ("epochs", "evaluate.split", "loss.margin", "seed"):
+    assert not config_lib.same_results(one, one | {name: "another"}), name

@@ -15,6 +15,7 @@ from xmr.terminal import home
 
 BIG = 2**31 - 1  # more steps, rows or batches than anybody has
 ON = {"resumable": True}  # may change between two starts of a run
+ELSEWHERE = {**ON, "elsewhere": True}  # may differ between a finished run and the same one again
 STEPS = {"at_least": 0, "at_most": BIG}
 EPOCHS = {"at_least": 0, "at_most": 1e6}
 RATE = {"at_least": 0, "below": 1}
@@ -35,7 +36,7 @@ FIELDS = {
     128, "captions per step over all devices and processes", at_least=1, at_most=2**24
   ),
   "eval_batch_size": field(
-    250, "rows encoded at a time in evaluation", at_least=1, at_most=2**24, **ON
+    250, "rows encoded at a time in evaluation", at_least=1, at_most=2**24, **ELSEWHERE
   ),
   "match": field(
     "image_id",
@@ -44,14 +45,14 @@ FIELDS = {
   ),
   "similarity": field("cosine", "of evaluation", choices="xmr.ops.similarity.KINDS"),
   # The dataset.
-  "data.name": field("scenes", "of the dataset, a row of xmr.data.DATASETS"),
-  "data.dir": field("", "folder of the dataset; scenes need none", **ON),
+  "data.name": field("scenes", "of the dataset", choices="xmr.data.DATASETS"),
+  "data.dir": field("", "folder of the dataset; scenes need none", **ELSEWHERE),
   "data.captions": field("", "own: file in dir that holds the captions; empty: found by looking"),
   "data.columns": field(
     "", "own: columns of a table, image=NAME,caption=NAME|NAME,split=NAME; empty: known"
   ),
   "data.cache_dir": field(
-    "~/.cache/xmr", "prepared array_record files and relevance matrices", **ON
+    "~/.cache/xmr", "prepared array_record files and relevance matrices", **ELSEWHERE
   ),
   "data.image": field("pixels", "what is read", choices=("pixels", "features", "regions")),
   "data.text": field("words", "what a text is read as", choices=("words", "features")),
@@ -78,8 +79,12 @@ FIELDS = {
   "data.one_caption_per_image": field(
     False, "True: a batch holds an image once, an epoch one caption of each"
   ),
-  "data.workers": field(0, "processes that decode; 0: this one", at_least=0, at_most=1024, **ON),
-  "data.prefetch": field(2, "batches ready ahead, per worker", at_least=1, at_most=4096, **ON),
+  "data.workers": field(
+    0, "processes that decode; 0: this one", at_least=0, at_most=1024, **ELSEWHERE
+  ),
+  "data.prefetch": field(
+    2, "batches ready ahead, per worker", at_least=1, at_most=4096, **ELSEWHERE
+  ),
   "data.scenes.n_train": field(2000, "scenes to train on", at_least=1, at_most=10**7),
   "data.scenes.n_val": field(200, "scenes to validate on", at_least=1, at_most=10**7),
   "data.scenes.n_test": field(500, "scenes to score", at_least=1, at_most=10**7),
@@ -136,7 +141,7 @@ FIELDS = {
     "rows of the training set encoded at a time; a GPU may want more",
     at_least=1,
     at_most=2**24,
-    **ON,
+    **ELSEWHERE,
   ),
   "mining.rank": field(
     0, "take the k-th hardest instead of the hardest (0)", at_least=0, at_most=2**20
@@ -182,22 +187,18 @@ FIELDS = {
   ),
   "evaluate.split": field("test", "scored at the end", choices=("train", "val", "test"), **ON),
   # What a run writes.
-  "checkpoint.steps": field(500, "besides every validation; 0: only then", **STEPS, **ON),
-  "log.steps": field(10, "between two lines of metrics", at_least=1, at_most=BIG, **ON),
-  "log.tensorboard": field(True, "curves for TensorBoard", **ON),
-  "log.progress": field(True, "a line of progress", **ON),
-  "profile.steps": field(0, "trace so many steps", **STEPS, **ON),
-  "profile.start": field(10, "from this one on", **STEPS, **ON),
-  "picture": field(True, "retrieved.png at the end, and in TensorBoard at each validation", **ON),
+  "checkpoint.steps": field(500, "besides every validation; 0: only then", **STEPS, **ELSEWHERE),
+  "log.steps": field(10, "between two lines of metrics", at_least=1, at_most=BIG, **ELSEWHERE),
+  "log.tensorboard": field(True, "curves for TensorBoard", **ELSEWHERE),
+  "log.progress": field(True, "a line of progress", **ELSEWHERE),
+  "profile.steps": field(0, "trace so many steps", **STEPS, **ELSEWHERE),
+  "profile.start": field(10, "from this one on", **STEPS, **ELSEWHERE),
+  "picture": field(
+    True, "retrieved.png at the end, and in TensorBoard at each validation", **ELSEWHERE
+  ),
   "init": field("", "workdir of another run whose best parameters this one starts from"),
 }
 FIELDS |= TOWERS
-
-
-# What may differ between a finished run and the run that is asked for: where it runs, not what it
-# computes.
-ELSEWHERE = ("data.dir", "data.cache_dir", "data.workers", "data.prefetch", "eval_batch_size")
-ELSEWHERE_SECTIONS = ("log.", "profile.", "checkpoint.", "picture", "mining.block")
 
 
 def fields_of(task):
@@ -394,5 +395,6 @@ def differences(old, new):
 
 def same_results(old, new):
   """Returns whether two flat dicts of a config differ at most in where they run."""
+  known = fields_of(new["task"])
   differing = {key for key in {**old, **new} if old.get(key) != new.get(key)}
-  return all(key in ELSEWHERE or key.startswith(ELSEWHERE_SECTIONS) for key in differing)
+  return all(key in known and known[key].elsewhere for key in differing)

@@ -142,10 +142,9 @@ def prepare(config, workdir, *, eval_only=False):
     splits["train"],
     vocabulary,
     length=length if length and isinstance(vocabulary, data.Subwords) else 4,
+    scalars=loss.start(),
     shapes_only=eval_only,
   )
-  if loss.learned:
-    variables["params"]["loss"] = loss.start()
   transform, rates = optim.make(
     config.optimizer,
     variables["params"],

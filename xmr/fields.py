@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import math
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,6 +42,7 @@ class Field:
   at_most: float | None = None
   below: float | None = None
   resumable: bool = False
+  elsewhere: bool = False
 
   @property
   def known(self):
@@ -87,7 +89,8 @@ def field(default=None, about="", **limits):
     about: what it means.
     **limits: choices (a tuple, a table, or the path of one as of `constant`); at_least, above,
       at_most, below (numbers; for a list, of each entry); resumable: True where it may change
-      between two starts of a run, as it moves no parameter of the steps already done.
+      between two starts of a run, as it moves no parameter of the steps already done; elsewhere:
+      True where it says where a run computes or what it shows, and changes no result.
   """
   return Field(default, about, **limits)
 
@@ -126,8 +129,13 @@ def source(module):
 
 
 def constant(path):
-  """Reads a tuple, or the keys of a dict, from the source: `constant("package.module.NAME")`."""
+  """Returns a tuple, or the keys of a dict, as "package.module.NAME" has it: from the module where
+  it has been imported, else from its source.
+  """
   module, _, name = path.rpartition(".")
+  loaded = sys.modules.get(module)
+  if loaded is not None and name in vars(loaded):
+    return tuple(vars(loaded)[name])
   node = source(module)[name]
   return tuple(map(literal, node.keys if isinstance(node, ast.Dict) else node.elts))
 

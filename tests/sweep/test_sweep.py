@@ -257,3 +257,15 @@ def test_a_run_whose_recipe_was_filled_in_is_finished(tmp_path):
   assert filled["batch_size"] and cell.finished()
   config.batch_size = filled["batch_size"] + 8
   assert not cell.finished()
+
+
+@pytest.mark.parametrize(
+  "text, values",
+  [
+    ("a, b", ["a", "b"]),
+    ("(1,2),(3,)", ["(1,2)", "(3,)"]),
+    ("(('^a',0.1),('b',0)),()", ["(('^a',0.1),('b',0))", "()"]),
+  ],
+)
+def test_commas_in_brackets_part_no_values(text, values):
+  assert sweep.values_of(text) == values

@@ -39,6 +39,7 @@ def stage_of(
   pairs,
   params,
   scores,
+  loss_name,
   loss,
   arrays,
   validate,
@@ -51,7 +52,7 @@ def stage_of(
 
   Args:
     config: of the stage.  workdir: its folder.  name: "siamese" or "pairs".
-    pairs: Pairs.  params: starting values.
+    pairs: Pairs.  params: starting values.  loss_name: for people.
     scores, loss, arrays: as `score_and_compare`; whatever differs between seeds is in the arrays,
       so that seeds share a program.
     validate: function params -> {name of a metric: value}; the first one selects.
@@ -85,7 +86,7 @@ def stage_of(
     workdir=pathlib.Path(workdir),
     config=config,
     initial=initial,
-    phases=(train.Phase(config.loss.name, steps, step),),
+    phases=(train.Phase(loss_name, steps, step),),
     batches=lambda start: map(pairs.batch, itertools.count(start)),
     ids="text",
     place=dict,

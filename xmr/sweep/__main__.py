@@ -123,10 +123,7 @@ def read_flags(own, argv):
   grid = {}
   for item in own.grid:
     key, equals, values = item.partition("=")
-    key, values = (
-      key.strip().removeprefix("config."),
-      [value.strip() for value in values.split(",")],
-    )
+    key, values = key.strip().removeprefix("config."), values_of(values)
     if not equals or not all(values) or len(set(values)) < len(values):
       raise UserError(
         f"--grid {item!r} is not a field and its values; expected 'field=value,value', each "
@@ -138,6 +135,18 @@ def read_flags(own, argv):
       raise UserError("--grid 'seed=...' is what --seeds is for")
     grid[key] = values
   return changes, grid
+
+
+def values_of(text):
+  """Returns the values of a field in a grid: parted by commas, but not by those in brackets."""
+  found, depth = [""], 0
+  for character in text:
+    depth += (character in "([{") - (character in ")]}")
+    if character == "," and depth == 0:
+      found.append("")
+    else:
+      found[-1] += character
+  return [value.strip() for value in found]
 
 
 def overridden(config, changes):
@@ -278,13 +287,8 @@ def train(cell, running, stopping):
       once all is to stop.
   """
   cell.folder.mkdir(parents=True, exist_ok=True)
-  command = [
-    sys.executable,
-    "-m",
-    "xmr.main",
-    f"--config={cell.source}",
-    f"--workdir={cell.folder}",
-  ]
+  command = [sys.executable, "-m", "xmr.main", f"--config={cell.source}"]
+  command += [f"--workdir={cell.folder}"]
   command += [f"--config.{key}={value}" for key, value in cell.changes.items()]
   with (cell.folder / "log.txt").open("a") as log:
     # Out of reach of Ctrl-C, which would come twice: from the terminal and from here. The pipe ends

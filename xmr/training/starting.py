@@ -10,10 +10,15 @@ from xmr.errors import UserError
 from xmr.interop import weights
 from xmr.models import lora
 
+SHOWN = 8  # names in a line: an encoder has hundreds
 
-def starting_values(config, model, split, vocabulary, *, length=4, shapes_only=False):
+
+def starting_values(config, model, split, vocabulary, *, length=4, scalars=None, shapes_only=False):
   """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbones'
   weights filled in. Adapters are as `adapted` says.
+
+  `scalars` are {parameter: [] float32} that the loss learns, or None; another run's are taken where
+  it has learned the same ones of the same loss.
   """
   example = next(
     pipeline.train_batches(
@@ -29,19 +34,48 @@ def starting_values(config, model, split, vocabulary, *, length=4, shapes_only=F
   if shapes_only or config.init:
     variables = jax.eval_shape(model.init, *inputs)
     if shapes_only:
-      return variables
+      return with_scalars(variables, scalars)
     _, other, run = checkpoint.load(config.init)
     other = adapted(model, other, run["config"])
     if config.vocabulary.extend:
       fresh = jax.device_get(jax.jit(model.init)(*inputs))
       other = with_new_rows(other, fresh)
-    return replace(variables, other, where=config.init)
+    learned = scalars
+    if scalars and run["config"].get("loss.name") == config.loss.name:
+      theirs = other["params"].get("loss", {})
+      learned = {name: theirs.get(name, value) for name, value in scalars.items()}
+    result = replace(variables, other, where=config.init)
+    tell(result, other, learned, scalars, where=config.init)
+    return with_scalars(result, learned)
   variables = jax.device_get(jax.jit(model.init)(*inputs))
   for side in ("image", "text"):
     path = config.model[side].weights
     if path:
       variables = weights.load_backbone(path, variables, encoder=f"{side}_encoder")
-  return variables
+  return with_scalars(variables, scalars)
+
+
+def with_scalars(variables, scalars):
+  """Returns the variables with what the loss learns beside the encoders, where it learns."""
+  if not scalars:
+    return variables
+  return {**variables, "params": {**variables["params"], "loss": scalars}}
+
+
+def tell(taken, other, learned, scalars, *, where):
+  """Prints, in process 0, what was taken of another run and what of it has no place here."""
+  if jax.process_index():
+    return
+  mine, theirs = checkpoint.flatten(taken), checkpoint.flatten(other)
+  own = {f"params.loss.{name}" for name in scalars or {} if learned[name] is not scalars[name]}
+  left = sorted(name for name in theirs if name not in mine and name not in own)
+  line = f"config.init: {len(mine) + len(own)} arrays of {where} are taken"
+  if own:
+    line += f", {', '.join(sorted(own))} among them"
+  if left:
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    line += f"; left behind, as this run has none of that name: {', '.join(left[:SHOWN])}{more}"
+  print(line)
 
 
 def adapted(model, other, config):

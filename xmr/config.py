@@ -332,6 +332,7 @@ def validate(config):
   """Raises UserError, naming the field, for any value that is wrong by itself or beside another
   field.
   """
+  sized = config.recipe != "imported"
   config = recipe.example(config)
   values, fields = flat(config), declared(config)
   if missing := sorted(set(fields) - set(values)):
@@ -357,6 +358,8 @@ def validate(config):
       "config.init, which is not set"
     )
   if config.task == "retrieval":
+    if sized:
+      models.check_patches(config)
     models.check_tokens(config, loss=losses.takes_tokens(config.loss.name, config.loss))
   for name, section, optional in (
     ("config.", config, False),

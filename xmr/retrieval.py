@@ -198,6 +198,6 @@ def show(experiment, results, image, text):
     made.append("retrieved.png")
   print("wrote " + ", ".join(str(workdir / name) for name in made))
   print(f"parameters: {workdir / 'checkpoints' / str(results['step'])}")
-  if config.log.tensorboard:
+  if (workdir / "tensorboard").is_dir():
     print(f"curves: tensorboard --logdir {workdir}/tensorboard")
   print(f"look inside: python -m xmr.inspect.report --workdir={workdir}")

@@ -208,6 +208,10 @@ def pointer(folder):
   (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid ...")
 
 
+def json_pointer(folder):
+  (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid ...")
+
+
 def shards(folder):
   (folder / "model.safetensors").unlink()
   index = {"weight_map": {"logit_scale": "a-1-of-2.safetensors", "x": "a-2-of-2.safetensors"}}
@@ -224,6 +228,7 @@ def cut_short(folder):
   ("damage", "words"),
   [
     (pointer, "model.safetensors: is a git-lfs pointer, not the file itself"),
+    (json_pointer, "tokenizer.json: is a git-lfs pointer, not the file itself"),
     (shards, "lacks 1 of 2 shards (a-2-of-2.safetensors); download them again"),
     (cut_short, "model.safetensors: not a whole safetensors file"),
     (lambda f: (f / "model.safetensors").unlink(), "expected the weights, model.safetensors or"),

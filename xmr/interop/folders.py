@@ -30,13 +30,14 @@ def read_json(path):
   """The JSON object in a file; UserError: no such file, a git-lfs pointer, or anything else."""
   path = pathlib.Path(path)
   try:
-    refuse_pointer(path)
     found = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(
       f"{path}: no such file; expected config.json, model.safetensors, tokenizer.json"
     ) from None
   except (OSError, ValueError) as error:
+    if isinstance(error, ValueError):
+      refuse_pointer(path)
     raise UserError(f"{path}: not a JSON file ({error})") from None
   if not isinstance(found, dict):
     raise UserError(f"{path}: holds a {type(found).__name__}; expected a JSON object")

@@ -201,6 +201,18 @@ def check_tokens(config, *, loss):
       )
 
 
+def check_patches(config):
+  """Raises UserError where the patches of a tower do not divide images; those of the size that it
+  was trained at may have a rest.
+  """
+  image, size = config.model.image, config.data.image_size
+  patch = image.get("patch")
+  if patch and size % patch and size != image.grid * patch + image.rest:
+    raise UserError(
+      f"config.data.image_size is {size}; expected a multiple of config.model.image.patch, {patch}"
+    )
+
+
 class Section(fields.Section):
   """`config.model.image` or `.text`: a name, and the fields of the encoder that has it.
 

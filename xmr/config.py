@@ -352,14 +352,8 @@ def validate(config):
       raise UserError(
         f'config.data.{side} is "{source}" but config.data.{side}_features names no .npy file'
       )
-  if config.evaluate.wise and not config.init:
-    raise UserError(
-      f"config.evaluate.wise is {config.evaluate.wise}, shares of the weights beside those of "
-      "config.init, which is not set"
-    )
   if config.task == "retrieval":
-    if sized:
-      models.check_patches(config)
+    models.check_towers(config, sized=sized)
     models.check_tokens(config, loss=losses.takes_tokens(config.loss.name, config.loss))
   for name, section, optional in (
     ("config.", config, False),

@@ -133,7 +133,9 @@ def is_regions(items: Any):
   """Says whether items are floats [N, R, F] or [N, H, W, F], or a pair of them and a mask."""
   if isinstance(items, tuple) and len(items) == 2:
     return is_regions(items[0])
-  return getattr(getattr(items, "dtype", None), "kind", None) == "f" and items.ndim in (3, 4)
+  return getattr(getattr(items, "dtype", None), "kind", None) == "f" and getattr(
+    items, "ndim", 0
+  ) in (3, 4)
 
 
 def regions(items, run):

@@ -201,13 +201,20 @@ def check_tokens(config, *, loss):
       )
 
 
-def check_patches(config):
-  """Raises UserError where the patches of a tower do not divide images; those of the size that it
-  was trained at may have a rest.
+def check_towers(config, *, sized=True):
+  """Raises UserError where the patches of a tower do not divide images (those of the size that it
+  was trained at may have a rest), or weights are averaged with those of no run.
+
+  sized: False where the size of images is not known yet.
   """
+  if config.evaluate.wise and not config.init:
+    raise UserError(
+      f"config.evaluate.wise is {config.evaluate.wise}, shares of the weights beside those of "
+      "config.init, which is not set"
+    )
   image, size = config.model.image, config.data.image_size
   patch = image.get("patch")
-  if patch and size % patch and size != image.grid * patch + image.rest:
+  if sized and patch and size % patch and size != image.grid * patch + image.rest:
     raise UserError(
       f"config.data.image_size is {size}; expected a multiple of config.model.image.patch, {patch}"
     )

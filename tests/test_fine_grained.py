@@ -117,7 +117,10 @@ def test_one_command_trains_both_stages_and_leaves_figures_and_pictures(
     assert (tmp_path / "run" / file).stat().st_size
   assert (tmp_path / "run" / "hardness.md").read_text().count("- g = ") == 10
   assert any("val/auc" in line for line in scores_of(tmp_path / "run" / "siamese"))
-  assert "semantic matching" in capsys.readouterr().out
+  said = capsys.readouterr()
+  assert "semantic matching" in said.out
+  for name in (make_config().siamese.loss, make_config().loss.name):
+    assert f"the step with {name}" in said.out + said.err
   with np.load(tmp_path / "run" / "queries.npz") as arrays:
     assert arrays["i2t/map"].mean() == pytest.approx(results["metrics"]["i2t/map"])
   metrics = (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -172,3 +172,11 @@ def test_plans_become_rows():
   assert text.splitlines()[-1] == shown
   with pytest.raises(UserError, match="no record q.json of a plan"):
     render.table({"plans": [["MH", "q"]]}, {}, {"p": plan})
+
+
+def test_a_record_names_no_folder_of_a_machine():
+  found = records.public(
+    "python -m xmr.main --config.data.dir=/home/me/a --workdir=/b --config.seed=1"
+  )
+  assert found == "python -m xmr.main --config.data.dir=DATA --workdir=WORKDIR --config.seed=1"
+  assert records.public(None) is None

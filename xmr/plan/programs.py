@@ -191,7 +191,9 @@ def alignment_block(config, mesh, sizes):
   rows = token_scores.block_of(sizes.regions, words)
 
   def tokens(number):
-    of = lambda shape, dtype: shapes.on(parallel.replicated(mesh), shape, dtype)  # noqa: E731
+    def of(shape, dtype) -> Any:  # A shape, in the place of an array.
+      return shapes.on(parallel.replicated(mesh), shape, dtype)
+
     return Tokens(of((rows, number, config.model.dim), jnp.float32), of((rows, number), jnp.bool_))
 
   return (

@@ -9,6 +9,7 @@ from the defaults, "seed", "metrics": {name: number}, "versions", "commit", "mac
 
 import json
 import pathlib
+import re
 import statistics
 
 from xmr.errors import UserError
@@ -86,8 +87,17 @@ def of_run(workdir, row):
     "config": differences(found["config"]),
     "seed": results["seed"],
     **{key: results.get(key) for key in ("metrics", "versions", "commit", "machine", "seconds")},
-    **{key: results.get(key) for key in ("date", "command", "n_images", "n_texts", "protocol")},
+    **{key: results.get(key) for key in ("date", "n_images", "n_texts", "protocol")},
+    "command": public(results.get("command")),
   }
+
+
+def public(command):
+  """Returns a command line with names in the place of this machine's folders; None for none."""
+  names = {"data.dir": "DATA", "data.cache_dir": "CACHE", "workdir": "WORKDIR"}
+  for name, shown in names.items():
+    command = command and re.sub(rf"(--(?:config\.)?{re.escape(name)}=)\S+", rf"\1{shown}", command)
+  return command
 
 
 def differences(flat_config):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
 from xmr.errors import UserError, reported
 from xmr.preemption import Stop
@@ -98,6 +99,32 @@ def test_ctrl_c_that_a_callback_swallowed_stops_before_the_training_begins(capsy
     with Stop():
       pytest.fail("the training began")
   assert stopped.value.code == 130 and capsys.readouterr().err == "xmr: interrupted\n"
+
+
+@pytest.mark.parametrize("made", ["ImportError", "UserError", "SystemError"])
+def test_ctrl_c_that_a_library_made_another_error_of_is_one_line_and_status_130(capsys, made):
+  with pytest.raises(SystemExit) as stopped, reported():
+    try:
+      signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+      kinds = {"UserError": UserError, "ImportError": ImportError, "SystemError": SystemError}
+      raise kinds[made]("an extension stopped") from None
+  assert stopped.value.code == 130 and capsys.readouterr().err == "xmr: interrupted\n"
+
+
+def test_ctrl_c_in_code_that_was_given_to_exec_has_the_status_of_any_other(tmp_path):
+  (tmp_path / "command.py").write_text(
+    "import signal\nfrom xmr.errors import reported\nwith reported():\n"
+    "  exec('signal.raise_signal(signal.SIGINT)')"
+  )
+  done = subprocess.run(
+    [sys.executable, "-m", "command"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (130, "xmr: interrupted\n")
 
 
 TWICE = {

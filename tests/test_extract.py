@@ -1,7 +1,6 @@
 """Features of a dataset's images: right rows, right averages, and no work lost or done twice."""
 
 import io
-import json
 import os
 import pathlib
 import socket
@@ -18,11 +17,13 @@ from variables import random_variables
 from xmr import config as config_lib
 from xmr import data, extract
 from xmr.data import images
+from xmr.data.features import open_features
 from xmr.errors import UserError
 from xmr.inspect import extraction
 from xmr.interop import weights
 from xmr.models import convert, image, resnet
 from xmr.storage import files
+from xmr.storage.locks import locked
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE, RESIZE = 40, 48
@@ -78,6 +79,10 @@ def features(backbone):
   return lambda pixels, keep=False: np.asarray((grid if keep else plain)(pixels))
 
 
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
 def run(config, weights_of, out, **changes):
   options = {"backbone": "resnet18", "weights": weights_of[0], "out": out, "batch_size": 8}
   return extract.extract(config, **(options | changes))
@@ -90,14 +95,14 @@ def test_rows_are_image_ids_and_the_manifest_says_of_what(
   found = np.load(tmp_path / "features.npy", allow_pickle=False)
   assert found.shape == (20, 16) and found.dtype == np.float32
   np.testing.assert_allclose(found, features(centre), rtol=1e-4, atol=1e-4)
-  assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+  assert files.read_json(tmp_path / "manifest.json") == manifest
   assert (
     manifest["source"] == "made.pth"
     and manifest["source_sha256"] == "abc"
     and manifest["complete"] is True
   )
   assert manifest["shape"] == [20, 16] and manifest["resize"] == RESIZE and manifest["crop"] == SIZE
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "manifest.json"]
+  assert names(tmp_path) == [".lock", "features.npy", "manifest.json"]
 
 
 def test_flip_averages_the_image_and_its_mirror(config, backbone, centre, features, tmp_path):
@@ -155,7 +160,10 @@ def test_a_killed_run_goes_on_where_it_stopped(config, backbone, tmp_path, monke
   assert not count, "finished work was done again"
 
 
-def test_a_damaged_block_is_made_again(config, backbone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("harm", ["cut", "flipped"])
+def test_a_damaged_block_is_made_again(
+  config, backbone, features, centre, tmp_path, monkeypatch, harm
+):
   monkeypatch.setattr(extract, "BLOCK", 8)
   assemble = extract.assemble
 
@@ -167,10 +175,29 @@ def test_a_damaged_block_is_made_again(config, backbone, tmp_path, monkeypatch):
     run(config, backbone, tmp_path)
   monkeypatch.setattr(extract, "assemble", assemble)
   block = tmp_path / "blocks/00000008.npy"
-  block.write_bytes(block.read_bytes()[:-10])
+  whole = block.read_bytes()
+  block.write_bytes(whole[:-10] if harm == "cut" else whole[:130] + b"\x40" + whole[131:])
   run(config, backbone, tmp_path)
   found = np.load(tmp_path / "features.npy", allow_pickle=False)
-  assert np.abs(found).min(axis=1).shape == (20,) and (np.abs(found).max(axis=1) > 0).all()
+  np.testing.assert_allclose(found, features(centre), rtol=1e-4, atol=1e-4)
+
+
+def test_a_flipped_bit_of_features_is_named_where_they_are_read(config, backbone, tmp_path):
+  run(config, backbone, tmp_path)
+  path = tmp_path / "features.npy"
+  options = {"field": "data.image_features", "rows": 20, "row_is": "imgid"}
+  np.testing.assert_array_equal(open_features(path, **options), np.load(path))
+  whole = path.read_bytes()
+  path.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
+  with pytest.raises(UserError, match="are not what was written .digests differ.; make it again"):
+    open_features(path, **options)
+
+
+def test_a_folder_that_another_process_fills_is_refused(config, backbone, tmp_path):
+  with locked(tmp_path / ".lock", busy=pytest.fail):
+    with pytest.raises(UserError, match="another process is writing features in"):
+      run(config, backbone, tmp_path)
+  assert names(tmp_path) == [".lock"]
 
 
 def test_other_work_in_the_folder_is_named_and_kept(config, backbone, tmp_path):

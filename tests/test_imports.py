@@ -39,7 +39,7 @@ ALLOWED = {
   "models": {"errors", "fields", "ops", "models"},
   "models.convert": {"errors", "command_line", "interop", "models"},
   "models.transformer": {"errors", "ops", "models", "interop.torch_files"},
-  "interop": {"errors", "models", "interop", "data.subwords"},
+  "interop": {"errors", "storage", "models", "interop", "data.subwords"},
   "eval.metrics": {"errors"},
   "eval.table": {"errors", "fields", "eval.truth"},
   "run_folder": {"errors", "config", "checkpoint", "terminal", "storage"},

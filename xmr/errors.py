@@ -65,8 +65,9 @@ def reported():
   """
   with interrupts.heard(), output.plain():
     try:
-      yield
-      sys.stdout.flush()
+      with interrupts.kept():
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
       if not reader_is_gone():
         raise
@@ -75,6 +76,9 @@ def reported():
       raise SystemExit(1) from None
     except KeyboardInterrupt:
       print("xmr: interrupted", file=sys.stderr)
+      # Where the interrupt passed through code that a library gave to exec, Python would end by the
+      # signal instead of the status. Its next exec forgets that.
+      exec("")
       raise SystemExit(interrupts.STATUS) from None
     except UserError as error:
       message = str(error).removesuffix(error.tree)

@@ -14,7 +14,7 @@ srun.
 
 import concurrent.futures
 import contextlib
-import json
+import os
 import pathlib
 import sys
 import time
@@ -80,6 +80,7 @@ def claim(out, manifest):
   Raises:
     UserError: it holds other work; every field that differs is named.
   """
+  from xmr.storage.digests import sealed
   from xmr.storage.files import read_json, write_json
 
   path = pathlib.Path(out) / "manifest.json"
@@ -97,7 +98,7 @@ def claim(out, manifest):
     return bool(old.get("complete")) and (path.parent / "features.npy").exists()
   try:
     (path.parent / "blocks").mkdir(parents=True, exist_ok=True)
-    write_json(path, manifest | {"complete": False})
+    write_json(path, sealed(manifest | {"complete": False}))
   except OSError as error:
     raise UserError(f"cannot write to {out}: {error.strerror}") from None
   return False
@@ -105,11 +106,11 @@ def claim(out, manifest):
 
 def finished(path, shape):
   """Whether a block's file is there and whole."""
-  import numpy as np
+  from xmr.storage.files import read_array
 
   try:
-    return np.load(path, mmap_mode="r", allow_pickle=False).shape == shape
-  except (OSError, ValueError, EOFError):
+    return read_array(path).shape == shape
+  except (OSError, ValueError, EOFError, OverflowError, TypeError):
     return False
 
 
@@ -119,6 +120,8 @@ def assemble(out, items, shape, dtype):
   """
   import numpy as np
 
+  from xmr.storage import digests
+
   temporary = out / ".features.npy"
   table = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=shape)
   for start in range(0, len(items), BLOCK):
@@ -126,6 +129,10 @@ def assemble(out, items, shape, dtype):
     table[rows] = np.load(out / "blocks" / f"{start:08d}.npy", allow_pickle=False)
   table.flush()
   del table
+  with temporary.open("r+b") as file:
+    digests.seal(file)
+    file.flush()
+    os.fsync(file.fileno())
   temporary.replace(out / "features.npy")
 
 
@@ -162,7 +169,9 @@ def extract(
   from xmr import parallel
   from xmr.data import images
   from xmr.inspect import extraction
-  from xmr.storage.files import write_array, write_json
+  from xmr.storage.digests import sealed
+  from xmr.storage.files import read_json, write_array, write_json
+  from xmr.storage.locks import folder_held
 
   if grid and average == "ten_crop":
     raise UserError(
@@ -192,34 +201,38 @@ def extract(
     **network.manifest,
   }
   out, first = pathlib.Path(out), jax.process_index() == 0
-  starts = list(range(0, len(items), BLOCK))
-  todo = np.zeros(len(starts), bool)
-  if first and not claim(out, manifest):
-    todo[:] = [
-      not finished(out / "blocks" / f"{start:08d}.npy", (len(items[start : start + BLOCK]), *shape))
-      for start in starts
-    ]
-  if processes > 1:
-    todo = multihost_utils.broadcast_one_to_all(todo)
-  made = first and (out / "features.npy").exists() and not todo.any()
-  if made and json.loads((out / "manifest.json").read_text()).get("complete"):
-    return manifest | {"complete": True}
-  variables = parallel.replicate(mesh, network.variables)
-  own = batch_size // processes
-
-  def pixels(item):
-    _, source, row, name = item
-    image = images.decode(source[row], name=name)
-    return extraction.views(image, average=average, **network.cut)
-
-  wanted = [
-    (start, min(start + BLOCK, len(items)))
-    for start, missing in zip(starts, todo, strict=True)
-    if missing
-  ]
-  work = [(start, begin) for start, stop in wanted for begin in range(start, stop, batch_size)]
-  began, count = time.perf_counter(), 0
   with contextlib.ExitStack() as stack:
+    if first:
+      stack.enter_context(folder_held(out, doing="writing features"))
+    starts = list(range(0, len(items), BLOCK))
+    todo = np.zeros(len(starts), bool)
+    if first and not claim(out, manifest):
+      todo[:] = [
+        not finished(
+          out / "blocks" / f"{start:08d}.npy", (len(items[start : start + BLOCK]), *shape)
+        )
+        for start in starts
+      ]
+    if processes > 1:
+      todo = multihost_utils.broadcast_one_to_all(todo)
+    made = first and (out / "features.npy").exists() and not todo.any()
+    if made and read_json(out / "manifest.json").get("complete"):
+      return manifest | {"complete": True}
+    variables = parallel.replicate(mesh, network.variables)
+    own = batch_size // processes
+
+    def pixels(item):
+      _, source, row, name = item
+      image = images.decode(source[row], name=name)
+      return extraction.views(image, average=average, **network.cut)
+
+    wanted = [
+      (start, min(start + BLOCK, len(items)))
+      for start, missing in zip(starts, todo, strict=True)
+      if missing
+    ]
+    work = [(start, begin) for start, stop in wanted for begin in range(start, stop, batch_size)]
+    began, count = time.perf_counter(), 0
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(threads))
     bar = stack.enter_context(
       tqdm(
@@ -252,17 +265,16 @@ def extract(
         if first:
           write_array(out / "blocks" / f"{start:08d}.npy", np.concatenate(done))
         done = []
-  if first:
-    assemble(out, items, tuple(manifest["shape"]), dtype)
-    write_json(out / "manifest.json", manifest | {"complete": True})
-    for start in starts:
-      (out / "blocks" / f"{start:08d}.npy").unlink(missing_ok=True)
-    (out / "blocks").rmdir()
-    speed = count / max(time.perf_counter() - began, 1e-9)
-    print(
-      f"{out / 'features.npy'}: {manifest['shape']} {dtype}, {count} images at {speed:.1f} images/s"
-    )
-  return manifest | {"complete": True}
+    if first:
+      assemble(out, items, tuple(manifest["shape"]), dtype)
+      write_json(out / "manifest.json", sealed(manifest | {"complete": True}))
+      for start in starts:
+        (out / "blocks" / f"{start:08d}.npy").unlink(missing_ok=True)
+      (out / "blocks").rmdir()
+      speed = count / max(time.perf_counter() - began, 1e-9)
+      made = f"{out / 'features.npy'}: {manifest['shape']} {dtype}"
+      print(f"{made}, {count} images at {speed:.1f} images/s")
+    return manifest | {"complete": True}
 
 
 def check_network(values):

@@ -62,14 +62,19 @@ def no_data(workdir):
 
 def check_folder(config, workdir):
   """Raises UserError where the folder holds a run of another config; it names the fields that
-  differ, the first eight of many.
+  differ, the first eight of many. The config of the run is that of its checkpoint, as anybody may
+  have edited config.json.
   """
   if not begun(workdir):
     return
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     raise UserError(f"{workdir} has checkpoints but no config.json; give another --workdir")
-  old = {name: home.expanded(value) for name, value in read_json(path).items()}
+  try:
+    old = checkpoint.record(workdir)["config"]
+  except (UserError, KeyError):
+    old = read_json(path)  # No checkpoint can be read; who needs one says so.
+  old = {name: home.expanded(value) for name, value in old.items()}
   old = config_lib.flat(config_lib.from_flat(old, where=path))
   different = config_lib.differences(old, config_lib.flat(config))
   if imported(workdir):

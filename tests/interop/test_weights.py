@@ -75,7 +75,7 @@ def test_only_the_backbone_is_filled_in(tmp_path, model, abstract):
 def test_the_file_says_where_it_came_from(tmp_path, model):
   saved(tmp_path / "x.safetensors", model, 1)
   with safetensors.safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
-    assert file.metadata() == {"kind": "tiny", "layers": "2"}
+    assert {**file.metadata(), "digests": ""} == {"kind": "tiny", "layers": "2", "digests": ""}
     assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}  # noqa: SIM118  (not a dict)
 
 
@@ -116,6 +116,25 @@ def test_what_is_no_whole_file_is_a_users_mistake(tmp_path, model, damage):
     path.write_bytes(b"" if damage == "empty" else b"not a tensor in sight")
   with pytest.raises(UserError, match="x.safetensors: "):
     weights.load_backbone(path, random_variables(model, INPUTS))
+
+
+def test_a_flipped_bit_of_a_weight_is_named(tmp_path, model):
+  path = tmp_path / "x.safetensors"
+  saved(path, model, 1)
+  whole, variables = path.read_bytes(), random_variables(model, INPUTS)
+  header = 8 + int.from_bytes(whole[:8], "little")
+  for place in np.random.default_rng(0).integers(header, len(whole), 20):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    with pytest.raises(UserError, match="is not what was written .digests differ.; convert it"):
+      weights.load_backbone(path, variables)
+  for change in ({}, {"digests": "{"}, {"digests": "[]"}):
+    flat = safetensors.numpy.load(whole)
+    safetensors.numpy.save_file(flat, path, change or None)
+    if change:
+      with pytest.raises(UserError, match="its header is not what was written"):
+        weights.load_backbone(path, variables)
+    else:  # As older versions wrote them.
+      weights.load_backbone(path, variables)
 
 
 def test_an_encoder_without_backbone_takes_no_weights(tmp_path):

@@ -3,18 +3,13 @@ wrong number.
 """
 
 import concurrent.futures
-import json
 import os
-import zlib
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-
-def of_json(value):
-  """Returns the digest of a JSON-able value, "crc32 in hexadecimal"."""
-  return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+from xmr.storage.digests import of_array
 
 
 def of_arrays(flat):
@@ -29,7 +24,7 @@ def of_arrays(flat):
   hosts = ((name, _on_host(x)) for name, x in flat.items())
   # Two threads at least: the next array is fetched while one is summed.
   with concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
-    made = [(name, pool.submit(_of_array, x)) for name, x in hosts]
+    made = [(name, pool.submit(of_array, x)) for name, x in hosts]
     return {name: digest.result() for name, digest in made}
 
 
@@ -39,11 +34,6 @@ def _on_host(x):
       return np.asarray(x.addressable_data(0))
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
   return np.asarray(x)
-
-
-def _of_array(x):
-  content = np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
-  return f"{x.dtype}[{','.join(map(str, x.shape))}] {zlib.crc32(content):08x}"
 
 
 def different(found, digests):

@@ -18,6 +18,7 @@ from xmr.checkpoint import digests
 from xmr.checkpoint.threads import last_words
 from xmr.checkpoint.trees import nest
 from xmr.errors import UserError
+from xmr.storage.digests import of_json
 from xmr.storage.files import read_json
 
 Folder = str | os.PathLike[str]
@@ -87,7 +88,7 @@ def of_step(folder):
     saved = run.pop("digests", None)
     if saved is None:
       return run, score, None
-    if saved.pop("run") != digests.of_json({"run": run, "score": score}):
+    if saved.pop("run") != of_json({"run": run, "score": score}):
       raise Damaged("its run or score is not what was saved")
     return run, score, saved
 

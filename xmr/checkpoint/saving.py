@@ -16,6 +16,7 @@ from xmr.checkpoint import digests, reading
 from xmr.checkpoint.threads import last_words
 from xmr.checkpoint.trees import flatten, targets, unflatten
 from xmr.errors import UserError, disk_full
+from xmr.storage.digests import of_json
 from xmr.storage.files import read_json
 
 managers = ocp.checkpoint_managers
@@ -100,7 +101,7 @@ class Checkpoints:
     params, state, run = flatten(params), flatten(state), json.loads(json.dumps(run))
     score = None if score is None or not math.isfinite(score) else float(score)
     saved = {
-      "run": digests.of_json({"run": run, "score": score}),
+      "run": of_json({"run": run, "score": score}),
       "params": digests.of_arrays(params),
       "state": digests.of_arrays(state),
     }

@@ -8,6 +8,7 @@ import numpy as np
 from xmr.data.files import opened
 from xmr.errors import UserError
 from xmr.ops.unit import unit
+from xmr.storage.files import read_array
 
 _BLOCK_BYTES = 1 << 26
 
@@ -30,8 +31,7 @@ def open_features(path, *, field, rows, row_is, ranks=None):
   try:
     with opened(path, what="a .npy file", field=field):
       pass  # A pipe would wait for ever below.
-    # Refuses pickled objects, as it cannot map them.
-    features = np.lib.format.open_memmap(path, mode="r")
+    features = read_array(path)
   except UserError:
     raise
   except OSError as error:

@@ -174,7 +174,13 @@ class Pixels(collections.abc.Sequence):
     if not 0 <= row < len(self):
       raise IndexError(f"row {row}; expected 0 to {len(self) - 1}")
     part = bisect.bisect_right(self._first, row) - 1
-    record = self._sources[part][int(row) - self._first[part]]
+    try:
+      record = self._sources[part][int(row) - self._first[part]]
+    except RuntimeError as error:  # A checksum of the file differs.
+      reason = str(error).splitlines()[0]
+      raise UserError(
+        f"record {row} of the cache cannot be read ({reason}); delete the cache"
+      ) from None
     if record["image_id"] != self._image_id[row]:
       raise UserError(
         f"record {row} holds image {record['image_id']}; expected {self._image_id[row]}: delete "

@@ -128,12 +128,12 @@ def check_out(out):
 
 def write(out, found):
   """Writes results.json into a folder; UserError where the folder takes nothing."""
-  from xmr.storage import files
+  from xmr.storage import digests, files
 
   folder = pathlib.Path(out)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "results.json", found)
+    files.write_json(folder / "results.json", digests.sealed(found))
   except OSError as error:
     raise UserError(f"--out: cannot write {folder}/results.json: {error.strerror}") from None
 

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from xmr.errors import UserError
+from xmr.storage import digests
 
 
 def load_array(path, *, ndim, integers=False):
@@ -37,10 +38,13 @@ def open_npy(path):
   if not path.is_file():
     raise UserError(f"no file {path}")
   try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
   except Exception as error:
     # NumPy reads the header as Python, whose errors are of many kinds.
     raise UserError(f"{path} is not a .npy file of numbers: {error}") from None
+  if isinstance(array, np.memmap) and not digests.whole(array):
+    raise UserError(f"{path} is not what was written (digests differ); make it again")
+  return array
 
 
 def load_json(path):

@@ -16,7 +16,7 @@ from xmr import __version__
 from xmr.eval import metrics, table
 from xmr.eval.positives import checked_image_of_text
 from xmr.eval.truth import of_split
-from xmr.storage import files
+from xmr.storage import digests, files
 
 TIE_RULE = "pessimistic: every non-positive that scores as the best positive stands before it"
 NAMES = {"i2t": "image to text", "t2i": "text to image"}
@@ -165,7 +165,7 @@ def report(image, text, split, *, config, step, workdir=None, seconds=None, only
   )
   if workdir is not None:
     files.write_arrays(pathlib.Path(workdir) / "queries.npz", queries)
-    files.write_json(pathlib.Path(workdir) / "results.json", found)
+    files.write_json(pathlib.Path(workdir) / "results.json", digests.sealed(found))
   return found
 
 

@@ -123,7 +123,7 @@ def finished(config, folder, digests):
     return None
   if not same_results(read_json(folder / "config.json"), json.loads(json.dumps(flat(config)))):
     return None
-  return json.loads((folder / "results.json").read_text())
+  return read_json(folder / "results.json")
 
 
 def single(config, variant, seed):

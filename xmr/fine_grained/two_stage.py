@@ -27,6 +27,7 @@ from xmr.fine_grained.stage import stage_of
 from xmr.models.graph import GraphEncoder
 from xmr.models.siamese import PairScore, Siamese
 from xmr.run_folder import begun, check_folder, held
+from xmr.storage.digests import sealed
 from xmr.storage.files import write_arrays, write_json
 
 
@@ -108,7 +109,7 @@ def both_stages(
   results = report.results(
     config, problem, embeddings, step=step, baselines=baselines, seconds=seconds
   )
-  write_json(workdir / "results.json", results)
+  write_json(workdir / "results.json", sealed(results))
   write_arrays(
     workdir / "queries.npz", report.per_query(*embeddings["test"], problem.label["test"])
   )

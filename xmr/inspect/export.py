@@ -13,6 +13,7 @@ from xmr.checkpoint import digests
 from xmr.data import vocabulary_from_json
 from xmr.errors import UserError
 from xmr.models import lora
+from xmr.storage.digests import of_json, sealed
 from xmr.storage.files import read_json, write_arrays
 
 EXPORT = "model.safetensors"
@@ -64,7 +65,7 @@ def write(run, folder):
       "format": "xmr",
       "step": str(run.step),
       "digests": json.dumps(digests.of_arrays(arrays)),
-      "vocabulary": digests.of_json(words),
+      "vocabulary": of_json(words),
     },
   )
   curves = {
@@ -72,8 +73,8 @@ def write(run, folder):
     for name, (steps, values) in run.metrics.items()
   }
   contents = {
-    "config.json": flat,
-    "run.json": {"step": run.step, "metrics": curves},
+    "config.json": sealed(flat),
+    "run.json": sealed({"step": run.step, "metrics": curves}),
   }
   if words is not None:
     contents["vocabulary.json"] = words
@@ -109,7 +110,7 @@ def read(folder):
       saved = file.metadata() or {}
     # Exports of older versions have none.
     wrong = digests.different(arrays, json.loads(saved["digests"])) if "digests" in saved else []
-    if saved.get("vocabulary", digests.of_json(words)) != digests.of_json(words):
+    if saved.get("vocabulary", of_json(words)) != of_json(words):
       wrong.append("vocabulary.json")
     if wrong:
       raise UserError(

@@ -124,11 +124,11 @@ def encode_features(run, path):
 def rows_of(path):
   """Returns the array of a .npy file, memory-mapped; UserError where it is none."""
   try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return files.read_array(path)
   except OSError as error:
     reason = error.strerror or "no .npy file"
     raise UserError(f"cannot read features {path}: {reason}") from None
-  except (ValueError, EOFError) as error:
+  except (ValueError, EOFError, OverflowError, TypeError) as error:
     raise UserError(f"{path} is no .npy file of numbers: {error}") from None
 
 

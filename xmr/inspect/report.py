@@ -4,7 +4,6 @@
 The page is WORKDIR/report.html (or --out=FILE). It needs no network and no other file.
 """
 
-import json
 import pathlib
 import sys
 
@@ -81,13 +80,15 @@ class _Scored:
     """Adds what results.json holds and is not computed here, such as graded metrics and weights
     between two runs', where it is of this step.
     """
+    from xmr.storage.files import read_json
+
     try:
-      found = json.loads((self.run.workdir / "results.json").read_text())
+      found = read_json(self.run.workdir / "results.json")
       if (found["step"], found["split"]) == (self.run.step, self.split.name):
         computed = self.results["metrics"]
         computed |= {name: x for name, x in found["metrics"].items() if name not in computed}
         self.results |= {"wise": found["wise"]} if "wise" in found else {}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
       return
 
 

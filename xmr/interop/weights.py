@@ -1,5 +1,6 @@
 """Weights of a pretrained backbone in one safetensors file, under our own names."""
 
+import json
 import pathlib
 
 import flax.traverse_util
@@ -8,6 +9,8 @@ import safetensors
 import safetensors.numpy
 
 from xmr.errors import UserError
+from xmr.storage import files
+from xmr.storage.digests import of_array
 
 
 def save(path, tree, metadata):
@@ -16,11 +19,15 @@ def save(path, tree, metadata):
   Args:
     path: of the file to write.
     tree: nested dict of arrays; for a backbone {"params": {...}, "batch_stats": {...}}.
-    metadata: dict of strings (kind, source, hash of the source ...), kept in the file's header.
+    metadata: dict of strings (kind, source, hash of the source ...), kept in the file's header
+      beside a digest of each tensor.
   """
   flat = flax.traverse_util.flatten_dict(tree, sep="/")
   tensors = {name: np.asarray(value, np.float32, order="C") for name, value in flat.items()}
-  safetensors.numpy.save_file(tensors, path, {key: str(value) for key, value in metadata.items()})
+  header = {key: str(value) for key, value in metadata.items()}
+  header["digests"] = json.dumps({name: of_array(x) for name, x in tensors.items()})
+  with files.replacing(path) as file:
+    safetensors.numpy.save_file(tensors, file.name, header)
 
 
 def load_backbone(path, variables, *, encoder="image_encoder"):
@@ -38,8 +45,8 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
   Returns:
     variables with the backbone's arrays replaced (NumPy, float32); the input is not changed.
   Raises:
-    UserError: the file is absent or not safetensors; this encoder has no backbone; or any tensor is
-      missing, extra, misshapen or not float32: all of them are named.
+    UserError: the file is absent, not safetensors or not what was written; this encoder has no
+      backbone; or any tensor is missing, extra, misshapen or not float32: all of them are named.
   """
   flat: dict = flax.traverse_util.flatten_dict(variables, sep="/")
   inside = f"/{encoder}/backbone/"
@@ -56,7 +63,9 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
     with safetensors.safe_open(path, framework="numpy") as file:
       found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
       _check(path, found, {name: tuple(flat[target].shape) for name, target in wanted.items()})
-      flat |= {target: file.get_tensor(name) for name, target in wanted.items()}
+      read = {name: file.get_tensor(name) for name in wanted}
+      _compare(path, read, (file.metadata() or {}).get("digests"))
+      flat |= {target: read[name] for name, target in wanted.items()}
   except safetensors.SafetensorError as error:
     raise UserError(f"{path}: not a whole safetensors file ({error})") from None
   return flax.traverse_util.unflatten_dict(flat, sep="/")
@@ -78,4 +87,19 @@ def _check(path, found, shapes):
   if problems:
     raise UserError(
       f"{path} does not fit this network in {len(problems)} tensors: {'; '.join(problems)}"
+    )
+
+
+def _compare(path, tensors, digests):
+  """Raises UserError where tensors are not those of the digests, JSON or None (older versions wrote
+  none).
+  """
+  try:
+    saved = {} if digests is None else json.loads(digests)
+    wrong = [name for name, x in tensors.items() if saved.get(name, of_array(x)) != of_array(x)]
+  except (ValueError, AttributeError):
+    wrong = ["its header"]
+  if wrong:
+    raise UserError(
+      f"{path}: {', '.join(wrong[:3])} is not what was written (digests differ); convert it again"
     )

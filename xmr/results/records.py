@@ -13,6 +13,7 @@ import re
 import statistics
 
 from xmr.errors import UserError
+from xmr.storage.files import read_json
 
 RUN = ("row", "config", "seed", "metrics", "versions", "commit", "machine", "seconds", "date")
 SUMMARY = ("row", "seeds", "mean", "deviation", "commit", "command")
@@ -78,9 +79,9 @@ def of_run(workdir, row):
   for name in ("config", "results"):
     path = workdir / f"{name}.json"
     try:
-      found[name] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-      raise UserError(f"{path}: {error}; expected the folder of a finished run") from None
+      found[name] = read_json(path)
+    except UserError as error:
+      raise UserError(f"{error}; expected the folder of a finished run") from None
   results = found["results"]
   return {
     "row": row,

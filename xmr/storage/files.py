@@ -8,6 +8,7 @@ import shutil
 import uuid
 
 from xmr.errors import UserError
+from xmr.storage import digests
 
 KINDS = {dict: "an object", list: "a list"}
 
@@ -22,7 +23,7 @@ def replacing(path):
   Args:
     path: of the file; its folder exists.
   Yields:
-    A binary file, open for writing.
+    A binary file, open for reading and writing.
   Raises:
     OSError: the folder is missing or takes no more.
   """
@@ -30,7 +31,7 @@ def replacing(path):
   # A random part, as processes of two machines that share the folder may have one number.
   temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
   try:
-    with temporary.open("xb") as file:
+    with temporary.open("x+b") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -84,11 +85,28 @@ def write_json(path, value):
 
 
 def write_array(path, array):
-  """Writes an array as .npy, without pickling."""
+  """Writes an array as .npy, without pickling; its digest follows it in the file."""
   import numpy as np
 
   with replacing(path) as file:
     np.save(file, array, allow_pickle=False)
+    digests.seal(file)
+
+
+def read_array(path):
+  """Returns the array of a .npy file, memory-mapped.
+
+  Raises:
+    OSError, ValueError, EOFError, OverflowError, TypeError: no such file, no array of numbers, or
+      not what write_array wrote.
+  """
+  import numpy as np
+
+  # Refuses pickled objects, as it cannot map them.
+  array = np.lib.format.open_memmap(path, mode="r")
+  if not digests.whole(array):
+    raise ValueError("its bytes are not what was written (digests differ); make it again")
+  return array
 
 
 def write_arrays(path, arrays, *, compressed=True):
@@ -107,8 +125,11 @@ def read_json(path, *, kind=dict):
 
   Args:
     path: of the file.  kind: dict or list, what it must hold.
+  Returns:
+    its content, without the digest that `sealed` puts beside the fields of an object.
   Raises:
-    UserError: no such file, not UTF-8, no JSON, nested too deeply to be read, or of another kind.
+    UserError: no such file, not UTF-8, no JSON, nested too deeply to be read, of another kind, or
+      not what was sealed.
   """
   path = pathlib.Path(path)
   try:
@@ -128,4 +149,10 @@ def read_json(path, *, kind=dict):
     raise UserError(f"{path} holds what cannot be read: {error}") from None
   if not isinstance(found, kind):
     raise UserError(f"{path} holds {json.dumps(found)[:40]}; expected {KINDS[kind]}")
+  if kind is dict:
+    found, same = digests.unsealed(found)
+    if not same:
+      raise UserError(
+        f"{path} is not what was written (digests differ); delete it to have it made again"
+      )
   return found

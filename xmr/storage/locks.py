@@ -42,3 +42,25 @@ def locked(path, *, busy):
       yield False
       return
     yield True
+
+
+@contextlib.contextmanager
+def folder_held(folder, *, doing):
+  """Makes a folder and holds it while the block runs.
+
+  Args:
+    folder: pathlib.Path.  doing: what another process does there, for the error.
+  Raises:
+    UserError: another process holds it, or it cannot be made.
+  """
+
+  def busy():
+    raise UserError(f"another process is {doing} in {folder}; wait for it, or name another folder")
+
+  with contextlib.ExitStack() as stack:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locked(folder / ".lock", busy=busy))
+    except OSError as error:
+      raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    yield

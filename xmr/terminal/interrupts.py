@@ -43,6 +43,18 @@ def check():
     raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def kept():
+  """Makes what a block raises a KeyboardInterrupt again where one came before: an extension that is
+  interrupted while it is imported raises an ImportError.
+  """
+  try:
+    yield
+  except Exception:
+    check()
+    raise
+
+
 def end_with_parent():
   """Asks this process to stop, as SIGTERM does, when the one that started it is gone, where that
   one keeps a pipe to our standard input open and says so in the environment.

@@ -10,6 +10,7 @@ import numpy as np
 from xmr.data.files import opened, read_file
 from xmr.data.own.rows import split_in_name
 from xmr.errors import UserError
+from xmr.storage import files
 
 # Upper ends of the shares: 80 % train, 10 % val, 10 % test.
 _TRAIN, _VAL = 0.8, 0.9
@@ -120,19 +121,16 @@ def digests(images, cache_dir, key):
   cache = pathlib.Path(cache_dir).expanduser()
   path = cache / f"own-{hashlib.sha256(key.encode()).hexdigest()[:16]}.digests.npy"
   try:
-    found = np.load(path, allow_pickle=False)
+    found = files.read_array(path)
     if found.shape == (len(images),) and found.dtype == np.uint64:
       return found
-  except (OSError, ValueError, EOFError):
+  except (OSError, ValueError, EOFError, OverflowError, TypeError):
     pass  # Not there yet, or damaged: it is made anew.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = np.fromiter(pool.map(_digest, images, chunksize=64), np.uint64, len(images))
   try:
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-      np.save(file, found, allow_pickle=False)
-    temporary.replace(path)
+    files.write_array(path, found)
   except OSError as error:
     raise UserError(
       f"config.data.cache_dir: cannot write to {cache}: {error.strerror}; expected a "

@@ -68,7 +68,7 @@ def test_a_flipped_bit_of_an_array_is_found_wherever_it_is(tmp_path):
   for _ in flipped(path):
     try:
       np.testing.assert_array_equal(files.read_array(path), x)  # A blank of the digest's header.
-    except (OSError, ValueError, EOFError, OverflowError, TypeError):
+    except (OSError, ValueError):
       found += 1
   assert found > 128 + x.nbytes
   np.save(path, x)  # Of somebody else: without a digest.

@@ -56,6 +56,17 @@ def test_eval_only_refuses_what_would_be_another_run(trained, capsys, changes, m
   assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_an_edited_config_json_is_not_what_is_scored(trained, capsys):
+  path = trained / "config.json"
+  whole = path.read_text()
+  path.write_text(whole.replace('"similarity": "cosine"', '"similarity": "order"'))
+  with pytest.raises(SystemExit) as stopped:
+    command("--eval_only", f"--workdir={trained}")
+  path.write_text(whole)
+  found = "holds a run of another config (config.similarity: 'cosine' -> 'order')"
+  assert stopped.value.code == 2 and found in capsys.readouterr().err
+
+
 def test_a_folder_without_a_config_cannot_be_scored(tmp_path, capsys):
   with pytest.raises(SystemExit):
     command("--eval_only", f"--workdir={tmp_path}")

@@ -110,7 +110,7 @@ def finished(path, shape):
 
   try:
     return read_array(path).shape == shape
-  except (OSError, ValueError, EOFError, OverflowError, TypeError):
+  except (OSError, ValueError):
     return False
 
 

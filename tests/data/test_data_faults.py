@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmr import extract
 from xmr.data import Split, features, images, load, split_file
 from xmr.data.files import opened
 from xmr.data.text import Vocabulary, load_glove, tokenize
 from xmr.errors import UserError
-from xmr.inspect import plots
+from xmr.inspect import extraction, plots
 
 
 @contextlib.contextmanager
@@ -167,7 +166,7 @@ def test_ten_crops_and_centre_crops_are_of_torchvisions_size(size, resize):
   )  # torchvision.transforms.functional._compute_resized_output_size
   whole = images.shorter_side(image, resize)
   assert sorted(whole.size) == sorted((resize, wanted))
-  crops = extract.views(image, size=64, resize=resize, average="ten_crop")
+  crops = extraction.views(image, size=64, resize=resize, average="ten_crop")
   corner = np.asarray(whole)[-64:, -64:]
   np.testing.assert_array_equal(crops[3], corner)
 

@@ -38,7 +38,7 @@ def open_features(path, *, field, rows, row_is, ranks=None):
     raise UserError(
       f"config.{field}: {path}: {error.strerror or 'truncated'}; expected a .npy file"
     ) from None
-  except (ValueError, EOFError, OverflowError, TypeError) as error:
+  except ValueError as error:
     raise UserError(f"config.{field}: {path} is no .npy array of numbers: {error}") from None
   ranks = ranks or {2: "features"}
   if features.ndim not in ranks or 0 in features.shape[1:]:

@@ -128,7 +128,7 @@ def rows_of(path):
   except OSError as error:
     reason = error.strerror or "no .npy file"
     raise UserError(f"cannot read features {path}: {reason}") from None
-  except (ValueError, EOFError, OverflowError, TypeError) as error:
+  except ValueError as error:
     raise UserError(f"{path} is no .npy file of numbers: {error}") from None
 
 

@@ -97,13 +97,17 @@ def read_array(path):
   """Returns the array of a .npy file, memory-mapped.
 
   Raises:
-    OSError, ValueError, EOFError, OverflowError, TypeError: no such file, no array of numbers, or
-      not what write_array wrote.
+    OSError: no such file.  ValueError: no array of numbers, or not what write_array wrote.
   """
   import numpy as np
 
-  # Refuses pickled objects, as it cannot map them.
-  array = np.lib.format.open_memmap(path, mode="r")
+  try:
+    # Refuses pickled objects, as it cannot map them.
+    array = np.lib.format.open_memmap(path, mode="r")
+  except OSError:
+    raise
+  except Exception as error:  # NumPy reads a header as Python, whose errors are of many kinds.
+    raise ValueError(str(error) or type(error).__name__) from None
   if not digests.whole(array):
     raise ValueError("its bytes are not what was written (digests differ); make it again")
   return array

@@ -124,7 +124,7 @@ def digests(images, cache_dir, key):
     found = files.read_array(path)
     if found.shape == (len(images),) and found.dtype == np.uint64:
       return found
-  except (OSError, ValueError, EOFError, OverflowError, TypeError):
+  except (OSError, ValueError):
     pass  # Not there yet, or damaged: it is made anew.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = np.fromiter(pool.map(_digest, images, chunksize=64), np.uint64, len(images))

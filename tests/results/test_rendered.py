@@ -139,8 +139,9 @@ def test_a_run_becomes_a_record(root, tmp_path, capsys):
 def test_times_of_a_bench_become_rows(root):
   case = {
     "name": "mh B 512",
-    "ratios": {"torch": 2.0},
+    "ratios": {"loop": 9.0, "torch": 2.0},
     "share": 0.5,
+    "goals": [{"goal": "share >= 0.6", "met": False}, {"goal": "ratio/best >= 1", "met": True}],
     "contenders": {"xmr": {"extra_mb": 4.2}},
   }
   bench = {
@@ -151,8 +152,9 @@ def test_times_of_a_bench_become_rows(root):
     "cases": [case],
   }
   text = render.table({"benches": ["b"]}, {}, {"b": bench})
-  assert (
-    text.splitlines()[-1] == "| losses: mh B 512 | torch | 2.00 | 50% | 4 MB | P, 2 cores | 1 |"
+  assert text.splitlines()[-1] == (
+    "| losses: mh B 512 | torch | 2.00 | 50% | share ≥ 0.6: missed; ratio/best ≥ 1: met | 4 MB "
+    "| P, 2 cores | 1 |"
   )
   with pytest.raises(UserError, match="no record c.json of a bench"):
     render.table({"benches": ["c"]}, {}, {"b": bench})

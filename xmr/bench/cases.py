@@ -9,10 +9,9 @@ OURS = "xmr"
 class Goal:
   """A bound on one figure of a case.
 
-  figure: "ratio/NAME" (time of that contender over ours), "share" (of the limit), "seconds", "rate"
-  (items per second),
-    "extra_mb" (memory beyond that of the resting process), or "facts/NAME" (something our contender
-    says of itself).
+  figure: "ratio/NAME" (time of that contender over ours), "ratio/best" (of the fastest contender),
+    "share" (of the limit), "seconds", "rate" (items per second), "extra_mb" (memory beyond that of
+    the resting process), or "facts/NAME" (something our contender says of itself).
   at_least, at_most: one of them is given.
   """
 

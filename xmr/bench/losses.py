@@ -23,13 +23,17 @@ def cases(*, quick):
     for loss in ("sh", "mh", "imc_cosine", "imc_l1"):
       l1 = loss == "imc_l1"
       times = 1 + 2 * L1_INSTRUCTIONS if l1 else PRODUCTS[loss]
-      goals = [] if quick else [Goal("ratio/torch", at_least=15 if l1 else 4)]
+      goals = [] if quick else [Goal("share", at_least=0.6), Goal("ratio/best", at_least=1)]
       if l1 and batch == 2048:
         goals.append(Goal("facts/temp_mb", at_most=L1_TEMPORARY_MB))
       found.append(
         Case(
           name=f"{loss} B {batch}",
-          contenders={OURS: "xmr.bench.losses:ours", "torch": "xmr.bench.losses:in_torch"},
+          contenders={
+            OURS: "xmr.bench.losses:ours",
+            "torch": "xmr.bench.losses:in_torch",
+            "torch.compile": "xmr.bench.losses:in_torch_compile",
+          },
           arguments={"loss": loss, "batch": batch, "dim": dim},
           products=times * 2.0 * batch**2 * dim,
           goals=tuple(goals),
@@ -86,8 +90,15 @@ def ours(*, loss, batch, dim):
   }
 
 
-def in_torch(*, loss, batch, dim):
+def in_torch_compile(*, loss, batch, dim):
+  """The same by torch.compile, which fuses what is between the products."""
+  return in_torch(loss=loss, batch=batch, dim=dim, compiled=True)
+
+
+def in_torch(*, loss, batch, dim, compiled=False):
   """The same loss in plain PyTorch; L1 through torch.cdist(p=1)."""
+  import shutil
+
   import torch
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,6 +130,11 @@ def in_torch(*, loss, batch, dim):
       return hinges(image, text, loss == "mh")
     intra = intra_cosine if loss == "imc_cosine" else intra_l1
     return hinges(image, text, True) + intra(image) + intra(text)
+
+  if compiled:
+    if device == "cpu" and not shutil.which("c++"):
+      raise ModuleNotFoundError("torch.compile wants a C++ compiler", name="torch")
+    value = torch.compile(value)
 
   def run():
     image.grad = text.grad = None

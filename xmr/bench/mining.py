@@ -31,8 +31,8 @@ def cases(*, quick):
       goals=()
       if quick
       else (
-        Goal("ratio/torch", at_least=4),
-        Goal("share", at_least=0.8),
+        Goal("share", at_least=0.6),
+        Goal("ratio/best", at_least=1),
         Goal("extra_mb", at_most=60),
       ),
     )

@@ -5,10 +5,8 @@ virtual machine.
 import os
 import time
 
-IDLE = (
-  3,
-  4,
-)  # of the fields of /proc/stat: idle, waiting for a disk; the first eight add up to all time
+# Of the fields of /proc/stat: idle, waiting for a disk; the first eight add up to all time.
+IDLE = (3, 4)
 
 
 def mark():

@@ -25,9 +25,8 @@ def cases(*, quick):
       goals=()
       if quick
       else (
-        Goal("ratio/loop", at_least=30),
-        Goal("ratio/argsort", at_least=10),
-        Goal("ratio/faiss", at_least=2),
+        Goal("share", at_least=0.6),
+        Goal("ratio/best", at_least=1),
         Goal("extra_mb", at_most=100),
       ),
     )

@@ -245,7 +245,8 @@ def figure(result, name):
   """Returns a figure of a case by the names of Goal, or None."""
   kind, _, rest = name.partition("/")
   if kind == "ratio":
-    return result["ratios"].get(rest)
+    ratios = result["ratios"]
+    return min(ratios.values(), default=None) if rest == "best" else ratios.get(rest)
   ours = result["contenders"].get(OURS, {})
   if kind == "facts":
     return ours.get("facts", {}).get(rest)

@@ -26,7 +26,7 @@ def cases(*, quick):
       traffic=STEPS * traffic,
       items=STEPS * batch,
       unit="pairs",
-      goals=() if quick else (Goal("ratio/torch", at_least=2.5), Goal("share", at_least=0.85)),
+      goals=() if quick else (Goal("share", at_least=0.6), Goal("ratio/best", at_least=1)),
     )
   ]
 

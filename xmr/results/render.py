@@ -87,29 +87,37 @@ def table(of, rows, benches):
 
 
 def _times(of, benches):
-  heads = ["case", "against", "ratio", "share of the limit", "more memory", "machine", "code"]
+  heads = ["case", "best of the others", "ratio", "share of the limit", "goals", "more memory"]
   lines = []
   for name in of["benches"]:
     if name not in benches:
       raise UserError(f"no record {name}.json of a bench; python -m xmr.bench makes it")
     bench = benches[name]
-    machine = bench["machine"]
+    machine = (
+      f"{bench['machine']['processor']}, {bench['cores'] or bench['machine']['cores']} cores"
+    )
     for case in bench["cases"]:
       share = "-" if case["share"] is None else f"{case['share']:.0%}"
       memory = case["contenders"].get("xmr", {}).get("extra_mb")
-      for other, ratio in case["ratios"].items() or {"-": None}.items():
-        lines.append(
-          [
-            f"{bench['bench']}: {case['name']}",
-            other,
-            "-" if ratio is None else f"{ratio:.2f}",
-            share,
-            "-" if memory is None else f"{memory:.0f} MB",
-            f"{machine['processor']}, {bench['cores'] or machine['cores']} cores",
-            bench["versions"].get("xmr") or "-",
-          ]
-        )
-  return heads, lines
+      best = min(case["ratios"], key=case["ratios"].get, default=None)
+      lines.append(
+        [
+          f"{bench['bench']}: {case['name']}",
+          best or "-",
+          f"{case['ratios'][best]:.2f}" if best else "-",
+          share,
+          "; ".join(map(_judged, case["goals"])) or "-",
+          "-" if memory is None else f"{memory:.0f} MB",
+          machine,
+          bench["versions"].get("xmr") or "-",
+        ]
+      )
+  return [*heads, "machine", "code"], lines
+
+
+def _judged(goal):
+  said = {True: "met", False: "missed", None: "not measured"}[goal["met"]]
+  return f"{goal['goal'].replace('>=', '≥').replace('<=', '≤')}: {said}"
 
 
 def _plans(of, plans):

@@ -124,12 +124,20 @@ def test_a_run_becomes_a_record(root, tmp_path, capsys):
   flat = json.loads(json.dumps(config_lib.flat(config_lib.base_config())))
   flat |= {"batch_size": 7, "data.dir": "/private", "seed": 3}
   (run / "config.json").write_text(json.dumps(flat))
-  results = run_record("", 3, rsum=9.0) | {"versions": {"jax": "0"}}
+  # As eval.results.record makes it.
+  results = run_record("", 3, rsum=9.0) | {"device": "P", "duration": 2.5}
+  results["command"] = (
+    "python -m xmr.main --workdir /a/b '--config.data.dir=/my data' --config=c.py"
+  )
   (run / "results.json").write_text(json.dumps(results))
   command.main(["results", f"--root={root}", f"--add={run}", "--row=mh"])
   made = json.loads((root / "docs/results/records/mh_seed3.json").read_text())
   assert made["config"] == {"batch_size": 7} and made["metrics"] == {"rsum": 9.0}
   assert made["row"] == "mh" and made["commit"] == "0123456789"
+  assert (made["machine"], made["seconds"]) == ("P", 2.5)
+  assert made["command"] == (
+    "python -m xmr.main --workdir WORKDIR --config.data.dir=DATA --config=c.py"
+  )
   assert "| MH | 3 |" in (root / "docs" / "page.md").read_text()
   with pytest.raises(SystemExit, match="2"):
     command.main(["results", f"--root={root}", f"--add={tmp_path}", "--row=mh"])
@@ -174,11 +182,3 @@ def test_plans_become_rows():
   assert text.splitlines()[-1] == shown
   with pytest.raises(UserError, match="no record q.json of a plan"):
     render.table({"plans": [["MH", "q"]]}, {}, {"p": plan})
-
-
-def test_a_record_names_no_folder_of_a_machine():
-  found = records.public(
-    "python -m xmr.main --config.data.dir=/home/me/a --workdir=/b --config.seed=1"
-  )
-  assert found == "python -m xmr.main --config.data.dir=DATA --workdir=WORKDIR --config.seed=1"
-  assert records.public(None) is None

@@ -9,13 +9,14 @@ from the defaults, "seed", "metrics": {name: number}, "versions", "commit", "mac
 
 import json
 import pathlib
-import re
+import shlex
 import statistics
 
 from xmr.errors import UserError
 from xmr.storage.files import read_json
 
 RUN = ("row", "config", "seed", "metrics", "versions", "commit", "machine", "seconds", "date")
+PATHS = {"--workdir": "WORKDIR", "--config.data.dir": "DATA", "--config.data.cache_dir": "CACHE"}
 SUMMARY = ("row", "seeds", "mean", "deviation", "commit", "command")
 
 
@@ -87,18 +88,25 @@ def of_run(workdir, row):
     "row": row,
     "config": differences(found["config"]),
     "seed": results["seed"],
-    **{key: results.get(key) for key in ("metrics", "versions", "commit", "machine", "seconds")},
-    **{key: results.get(key) for key in ("date", "n_images", "n_texts", "protocol")},
-    "command": public(results.get("command")),
+    "metrics": results["metrics"],
+    "machine": results["device"],
+    "seconds": results["duration"],
+    "command": anywhere(results["command"]),
+    **{key: results[key] for key in ("versions", "commit", "date")},
+    **{key: results.get(key) for key in ("n_images", "n_texts", "protocol")},
   }
 
 
-def public(command):
-  """Returns a command line with names in the place of this machine's folders; None for none."""
-  names = {"data.dir": "DATA", "data.cache_dir": "CACHE", "workdir": "WORKDIR"}
-  for name, shown in names.items():
-    command = command and re.sub(rf"(--(?:config\.)?{re.escape(name)}=)\S+", rf"\1{shown}", command)
-  return command
+def anywhere(command):
+  """Returns a command with WORKDIR, DATA and CACHE in place of the folders of one machine."""
+  words = shlex.split(command)
+  for i, word in enumerate(words):
+    flag, equals, _ = word.partition("=")
+    if equals and flag in PATHS:
+      words[i] = f"{flag}={PATHS[flag]}"
+    elif not equals and flag in PATHS and i + 1 < len(words):
+      words[i + 1] = PATHS[flag]
+  return shlex.join(words)
 
 
 def differences(flat_config):

@@ -245,18 +245,18 @@ def extract(
       )
     )
 
-    def load(place):
-      start, begin = place
+    def load(item):
+      start, begin = item
       batch = items[begin : min(begin + batch_size, start + BLOCK)]
       padded = batch + batch[-1:] * (batch_size - len(batch))
       mine = padded[own * jax.process_index() : own * (jax.process_index() + 1)]
       return len(batch), [pool.submit(pixels, item) for item in mine]
 
-    done, ahead = [], [load(place) for place in work[:1]]
+    done, ahead = [], [load(item) for item in work[:1]]
     for number, (start, begin) in enumerate(work):
       length, futures = ahead.pop()
       # The next batch is decoded while the devices work on this one.
-      ahead += [load(place) for place in work[number + 1 : number + 2]]
+      ahead += [load(item) for item in work[number + 1 : number + 2]]
       batch = parallel.shard(mesh, {"pixels": np.stack([future.result() for future in futures])})
       done.append(parallel.gather(encode(variables, batch["pixels"]))[:length].astype(dtype))
       bar.update(length)

@@ -1,7 +1,7 @@
-"""Searches a folder of pictures: python -m xmr.search --workdir=runs/imc --gallery=FOLDER "two dogs
+"""Searches a folder of images: python -m xmr.search --workdir=runs/imc --gallery=FOLDER "two dogs
 in snow".
 
-With --image=FILE the query is a picture. The folder is encoded once and kept; a stopped command
+With --image=FILE the query is an image. The folder is encoded once and kept; a stopped command
 goes on where it was. Prints rank, score and path, best first. A run on image features searches
 --gallery=FILE.npy; a query is then a caption, or a row: --image=FILE.npy:17, and for a run on text
 features "FILE.npy:17". A run on regions takes the mask of the gallery's regions, too: --mask=FILE.
@@ -19,16 +19,16 @@ def parser():
   """Returns the parser of the command line."""
   made = command_line.parser("xmr.search", __doc__)
   made.add_argument("query", nargs="?", help="a caption")
-  made.add_argument("--image", metavar="FILE", help="a picture to look for, or FILE.npy:ROW")
+  made.add_argument("--image", metavar="FILE", help="an image to look for, or FILE.npy:ROW")
   made.add_argument("--workdir", metavar="DIR", help="folder of the run")
-  made.add_argument("--gallery", metavar="FOLDER", help="of pictures, with subfolders; or FILE.npy")
+  made.add_argument("--gallery", metavar="FOLDER", help="of images, with subfolders; or FILE.npy")
   made.add_argument("--mask", metavar="FILE", help=".npy [N, R] bool of the gallery's regions")
   made.add_argument("-k", "--k", type=int, default=10, help="answers (10)")
   made.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
   made.add_argument(
     "--index",
     default="exact",
-    help="exact (default) or faiss: approximate, for millions of pictures",
+    help="exact (default) or faiss: approximate, for millions of images",
   )
   made.add_argument(
     "--step", default="best", help='checkpoint: "best" (default), "latest" or a number'

@@ -90,11 +90,9 @@ class Pairs:
     random = self._random(2, step)
     if self.scheme == "grid":
       text = item = rows
-      of_text, of_item = (
-        np.divmod(np.arange(len(rows) ** 2), len(rows))
-        if self.own
-        else np.triu_indices(len(rows), 1)
-      )
+      count = len(rows)
+      every = np.divmod(np.arange(count**2), count)
+      of_text, of_item = every if self.own else np.triu_indices(count, 1)
     elif self.scheme == "balanced":
       text, item = rows, np.concatenate([self._partners(row, random) for row in rows])
       of_text, of_item = np.repeat(np.arange(len(rows)), 4), np.arange(len(item))

@@ -236,8 +236,8 @@ def hard_examples(similarity, same, split, *, count=5, words=40):
     allowed = np.triu(allowed, 1)
     order = np.argsort(np.where(allowed, sign * similarity, np.inf), axis=None, kind="stable")
     used, shown = set(), 0
-    for place in order[: np.count_nonzero(allowed)]:
-      first, second = divmod(int(place), len(same))
+    for index in order[: np.count_nonzero(allowed)]:
+      first, second = divmod(int(index), len(same))
       if used & {first, second}:
         continue
       used |= {first, second}

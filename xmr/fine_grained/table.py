@@ -24,7 +24,7 @@ from xmr.fine_grained.semantic_matching import semantic_matching
 from xmr.run_folder import check_data, check_folder, held
 from xmr.storage.files import read_json, write_json
 
-FIGURES = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
+METRICS = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {
   "semantic_matching": "semantic matching, LDA",
   "semantic_matching_words": "semantic matching, words",
@@ -39,11 +39,11 @@ def run_table(config, workdir, stop, *, eval_only=False):
   by a seed's variants.
 
   Args:
-    config: with a table.  workdir: gets seed<S>/<variant>, table.md, table.json and the pictures.
+    config: with a table.  workdir: gets seed<S>/<variant>, table.md, table.json and the plots.
       stop: Stop.
     eval_only: True scores the checkpoints that are there.
   Returns:
-    {"rows": {variant: {figure: over_seeds}}, "tests": {variant: {figure: difference to base}},
+    {"rows": {variant: {metric: over_seeds}}, "tests": {variant: {metric: difference to base}},
     baselines}; None where it was stopped.
   """
   workdir = pathlib.Path(workdir)
@@ -82,10 +82,8 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
       return None
     with np.load(folder / variant / "queries.npz") as arrays:
       found.setdefault(variant, []).append(dict(arrays))
-    figures = " · ".join(
-      f"{title} {result['metrics'][name]:.3f}" for name, title in FIGURES.items()
-    )
-    print(f"seed {seed} {variant}: {figures}", flush=True)
+    values = " · ".join(f"{title} {result['metrics'][name]:.3f}" for name, title in METRICS.items())
+    print(f"seed {seed} {variant}: {values}", flush=True)
   problem = problems[config.graph.signal]
   label = problem.label["test"]
   posteriors = report.matching_posteriors(problem)
@@ -159,7 +157,7 @@ def mean_of(runs):
 
 
 def by_figure(row):
-  """Returns {figure: [Q] average precision} of the arrays of a queries.npz."""
+  """Returns {metric: [Q] average precision} of the arrays of a queries.npz."""
   return {
     "i2t/map": row["i2t/map"],
     "t2i/map": row["t2i/map"],
@@ -168,7 +166,7 @@ def by_figure(row):
 
 
 def over(runs):
-  """Returns {figure: [S] MAP of each seed}."""
+  """Returns {metric: [S] MAP of each seed}."""
   sides = {side: np.array([run[side].mean() for run in runs]) for side in ("i2t/map", "t2i/map")}
   return sides | {"map": (sides["i2t/map"] + sides["t2i/map"]) / 2}
 
@@ -180,32 +178,32 @@ def tests(found, rows):
     found: {variant: one dict of queries.npz per seed}, with "base".
     rows: {variant or baseline: arrays averaged over seeds}.
   Returns:
-    {row: {figure: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over
-    test pairs), "p_holm" (of all rows of that figure), "p_seeds" (Student's, paired by seed; NaN
+    {row: {metric: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over
+    test pairs), "p_holm" (of all rows of that metric), "p_seeds" (Student's, paired by seed; NaN
     for a baseline)}}}. The mean of a test pair is that of its image query and its text query.
   """
   names = [name for name in rows if name != "base"]
   result = {name: {} for name in names}
   of_query = {name: by_figure(row) for name, row in rows.items()}
   seeds = {name: over(runs) for name, runs in found.items()}
-  for figure in FIGURES:
+  for metric in METRICS:
     for name in names:
-      pair = of_query[name][figure], of_query["base"][figure]
+      pair = of_query[name][metric], of_query["base"][metric]
       test = paired_bootstrap(*pair) | {"p": paired_permutation(*pair)["p"], "p_seeds": np.nan}
       if name in seeds:
-        test["p_seeds"] = seed_difference(seeds[name][figure], seeds["base"][figure], paired=True)[
+        test["p_seeds"] = seed_difference(seeds[name][metric], seeds["base"][metric], paired=True)[
           "p"
         ]
-      result[name][figure] = test
+      result[name][metric] = test
     for name, adjusted in zip(
-      names, holm([result[name][figure]["p"] for name in names]), strict=True
+      names, holm([result[name][metric]["p"] for name in names]), strict=True
     ):
-      result[name][figure]["p_holm"] = float(adjusted)
+      result[name][metric]["p_holm"] = float(adjusted)
   return result
 
 
 def best_against(found, rows, *, baseline="semantic_matching_words"):
-  """Returns {"row", "baseline", and per figure "difference", "low", "high", "p"}: the best
+  """Returns {"row", "baseline", and per metric "difference", "low", "high", "p"}: the best
   variant's mean MAP against it.
   """
   if baseline not in rows:
@@ -213,9 +211,9 @@ def best_against(found, rows, *, baseline="semantic_matching_words"):
   best = max(found, key=lambda name: over(found[name])["map"].mean())
   ours, theirs = by_figure(rows[best]), by_figure(rows[baseline])
   tested = {}
-  for figure in FIGURES:
-    pair = ours[figure], theirs[figure]
-    tested[figure] = paired_bootstrap(*pair) | {"p": paired_permutation(*pair)["p"]}
+  for metric in METRICS:
+    pair = ours[metric], theirs[metric]
+    tested[metric] = paired_bootstrap(*pair) | {"p": paired_permutation(*pair)["p"]}
   return {"row": best, "baseline": baseline, **tested}
 
 
@@ -241,16 +239,16 @@ def markdown(results):
     "pairs, Holm's over all rows, and "
     "Student's p over paired seeds.",
     "",
-    f"| row | {' | '.join(FIGURES.values())} | difference to base | p | p, Holm | p, seeds |",
+    f"| row | {' | '.join(METRICS.values())} | difference to base | p | p, Holm | p, seeds |",
     "|---|" + "---|" * 7,
   ]
   for variant, row in results["rows"].items():
-    cells = [_over_seeds(row[name]) for name in FIGURES]
+    cells = [_over_seeds(row[name]) for name in METRICS]
     lines.append(
       f"| {TITLES.get(variant, variant)} | {' | '.join(cells)} | {_test(results, variant)} |"
     )
-  for name, figures in results["baselines"].items():
-    cells = [f"{100 * figures[key]:.1f}" for key in FIGURES]
+  for name, values in results["baselines"].items():
+    cells = [f"{100 * values[key]:.1f}" for key in METRICS]
     lines.append(f"| {BASELINES[name]} | {' | '.join(cells)} | {_test(results, name)} |")
   chance = f"{100 * results['random']:.1f}"
   lines.append(f"| random | {chance} | {chance} | {chance} | | | | |")
@@ -258,15 +256,15 @@ def markdown(results):
     "",
     *verdicts(results),
     "",
-    "Pictures: precision_recall.png, hardness.png; hardest pairs: hardness.md",
+    "Plots: precision_recall.png, hardness.png; hardest pairs: hardness.md",
     "",
   ]
   return "\n".join(lines)
 
 
-def _over_seeds(figure):
-  deviation = f" ± {100 * figure['deviation']:.1f}" if figure["n"] > 1 else ""
-  return f"{100 * figure['mean']:.1f}{deviation}"
+def _over_seeds(metric):
+  deviation = f" ± {100 * metric['deviation']:.1f}" if metric["n"] > 1 else ""
+  return f"{100 * metric['mean']:.1f}{deviation}"
 
 
 def _test(results, name):
@@ -291,8 +289,8 @@ def verdicts(results):
   best = results["best_against"]
   if best:
     cells = [
-      f"{title} {_interval(best[figure])}, p {best[figure]['p']:.4f}"
-      for figure, title in FIGURES.items()
+      f"{title} {_interval(best[metric])}, p {best[metric]['p']:.4f}"
+      for metric, title in METRICS.items()
     ]
     lines.append(
       f"- {TITLES.get(best['row'], best['row'])} against {BASELINES[best['baseline']]}: "

@@ -1,4 +1,4 @@
-"""Templates, pictures and data of a page that needs no network: everything in one HTML file,
+"""Templates, images and data of a page that needs no network: everything in one HTML file,
 everything escaped.
 """
 
@@ -103,7 +103,7 @@ def search_data(image, text, split, *, kind, k=10, limit=SEARCHABLE):
 
 
 def thumbnails(split, rows, *, folder, budget, side=THUMBNAIL):
-  """Small pictures of images, in the order given, as long as they fit.
+  """Thumbnails of images, in the order given, as long as they fit.
 
   Args:
     split: Split.  rows: image rows, the most needed first; repeated ones are skipped.

@@ -1,4 +1,4 @@
-"""Pictures of what a model retrieves."""
+"""Plots of what a model retrieves."""
 
 import contextlib
 import functools

@@ -43,12 +43,8 @@ class Run:
   """
 
   def __init__(self, workdir, *, config, step, variables, vocabulary, metrics, inputs=None):
-    self.workdir, self.config, self.step, self.variables = (
-      pathlib.Path(workdir),
-      config,
-      step,
-      variables,
-    )
+    self.workdir, self.config = pathlib.Path(workdir), config
+    self.step, self.variables = step, variables
     self.vocabulary, self.metrics, self.inputs = vocabulary, metrics, inputs or {}
     self.model = self.build()
 
@@ -93,7 +89,7 @@ class Run:
     return image, text
 
   def encode_image(self, pictures, *, batch_size=None, progress=False):
-    """Encodes pictures as evaluation does.
+    """Encodes images as evaluation does.
 
     Args:
       pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such

@@ -53,10 +53,10 @@ class _Reader:
 
   def since_mark(self):
     """Takes everything above the last mark from the stack."""
-    for place in range(len(self.stack) - 1, -1, -1):
-      if self.stack[place] is _MARK:
-        items = self.stack[place + 1 :]
-        del self.stack[place:]
+    for index in range(len(self.stack) - 1, -1, -1):
+      if self.stack[index] is _MARK:
+        items = self.stack[index + 1 :]
+        del self.stack[index:]
         return items
     raise ValueError("a mark is missing")
 

@@ -226,10 +226,10 @@ def compare(shapes, tensors, *, name, ignored=()):
         f"{theirs} has shape {tensors[theirs].shape}, expected {_theirs(path[-1], want.shape)}"
       )
       continue
-    place = variables.setdefault(collection, {})
+    node = variables.setdefault(collection, {})
     for key in path[:-1]:
-      place = place.setdefault(key, {})
-    place[path[-1]] = value.astype(np.float32)
+      node = node.setdefault(key, {})
+    node[path[-1]] = value.astype(np.float32)
   for theirs in tensors:
     if (
       theirs not in used

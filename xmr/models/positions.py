@@ -35,10 +35,10 @@ def cubic_matrix(inputs, outputs, *, antialias):
   wide = max(ratio, 1.0) if antialias else 1.0
   for row in range(outputs):
     centre = (row + 0.5) * ratio - 0.5
-    for place in range(math.ceil(centre - 2 * wide), math.floor(centre + 2 * wide) + 1):
-      if antialias and not 0 <= place < inputs:
+    for index in range(math.ceil(centre - 2 * wide), math.floor(centre + 2 * wide) + 1):
+      if antialias and not 0 <= index < inputs:
         continue
-      matrix[row, min(max(place, 0), inputs - 1)] += cubic((place - centre) / wide)
+      matrix[row, min(max(index, 0), inputs - 1)] += cubic((index - centre) / wide)
   return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 

@@ -21,13 +21,8 @@ class Journal:
     """writer: Writer.  batch_size: captions per step.  steps_per_epoch: int.  rates: learning rate
     of a step.  total: steps of the whole run.
     """
-    self.writer, self.batch_size, self.steps_per_epoch, self.rates, self.total = (
-      writer,
-      batch_size,
-      steps_per_epoch,
-      rates,
-      total,
-    )
+    self.writer, self.rates, self.total = writer, rates, total
+    self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
     self.alarm = Alarm()
     self.scores = {}  # shown on the progress line: the last validation, the best so far
     self.first = None  # (step, time) from which the time left is reckoned: nothing is compiled then

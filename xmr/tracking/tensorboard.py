@@ -52,7 +52,7 @@ class Board:
       self._write(step=step, summary=summaries.scalar(name, value))
 
   def image(self, step, name, pixels):
-    """Writes a picture [H, W, 3] uint8."""
+    """Writes an image [H, W, 3] uint8."""
     self._write(step=step, summary=summaries.image(name, pixels, dataformats="HWC"))
 
   def text(self, step, name, markdown):

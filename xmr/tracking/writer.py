@@ -81,7 +81,7 @@ class Writer:
       self.board.hparams(flat, ("val/rsum", "val/i2t/r1", "val/t2i/r1"))
 
   def image(self, step, name, pixels):
-    """Shows a picture [H, W, 3] uint8 in TensorBoard."""
+    """Shows an image [H, W, 3] uint8 in TensorBoard."""
     if self.active and self.board:
       self.board.image(step, name, pixels)
 

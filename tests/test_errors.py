@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import small_run
 from paths import ROOT
 
 from xmr.errors import UserError, reported
@@ -185,3 +186,28 @@ def test_a_run_that_another_command_started_stops_with_it(asked):
   process.stdin.close()  # As the system does where the parent was killed.
   assert process.wait(30) == (-signal.SIGTERM if asked else 0)
   process.stdout.close()
+
+
+def test_ctrl_c_between_the_line_of_devices_and_the_lock_is_one_line_and_nothing_is_trained(
+  tmp_path,
+):
+  data, workdir = small_run.write_data(tmp_path / "data"), tmp_path / "run"
+  process = subprocess.Popen(
+    small_run.command(data, workdir, steps=10_000),
+    cwd=ROOT,
+    env=small_run.environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  try:
+    for line in process.stdout:
+      if "device(s)" in line:
+        break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert (rest, process.wait(60)) == ("xmr: interrupted\n", 130)
+    assert not (workdir / "checkpoints").exists()
+  finally:
+    process.kill()
+    process.stdout.close()

@@ -11,6 +11,7 @@ import pytest
 from xmr import losses, parallel
 from xmr.models.dual_encoder import DualEncoder
 from xmr.models.features import MLP, Linear
+from xmr.models.tokens import Regions, Words
 from xmr.training import chunks
 
 ROWS, WIDTH = 32, 12
@@ -78,6 +79,32 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(batch, name):
   want = value_and_gradient(model, params, batch, count=1, loss=LOSSES[name])
   for count in (2, 8):
     equal(value_and_gradient(model, params, batch, count=count, loss=LOSSES[name]), want)
+
+
+def test_losses_on_tokens_in_parts_are_those_of_the_whole_batch_on_eight_devices_too(batch):
+  rng = np.random.default_rng(1)
+  rows = {
+    "image": rng.normal(size=(ROWS, 3, WIDTH)).astype(np.float32),
+    "image_mask": np.arange(3) < rng.integers(1, 4, (ROWS, 1)),
+    "text": rng.integers(0, 9, (ROWS, 6)).astype(np.int32),
+    "text_length": rng.integers(3, 7, ROWS).astype(np.int32),
+    "image_id": batch["image_id"],
+  }
+  model = DualEncoder(Regions(8), Words(8, 9, word_dim=4, layers=1, heads=2, dropout=0.0))
+  params = model.init(jax.random.key(0), rows)["params"]
+
+  def objective(params, rows, count):
+    image, text, _ = chunks.encoded(
+      model, {"params": params}, rows, chunks=count, key=jax.random.key(0), tokens=True
+    )
+    match = rows["image_id"][:, None] == rows["image_id"][None]
+    return losses.max_of_hinges(image, text, match=match, kind="symmetric")[0]
+
+  found = jax.jit(jax.value_and_grad(objective), static_argnums=2)
+  want = found(params, rows, 1)
+  equal(found(params, rows, 4), want)
+  mesh = parallel.mesh()
+  equal(found(parallel.replicate(mesh, params), parallel.shard(mesh, rows), 4), want)
 
 
 @pytest.mark.parametrize("form", ["plain", "ring"])

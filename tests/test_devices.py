@@ -15,6 +15,7 @@ from xmr import encode, experiment, losses, mining, parallel, train
 from xmr.config import base_config
 from xmr.errors import UserError
 from xmr.eval import protocol, ranks, top_k
+from xmr.ops.alignment import Tokens
 
 B, D, TOKENS = 32, 12, 5
 COUNTS = (1, 2, 8)
@@ -70,6 +71,44 @@ def test_every_loss_has_the_same_value_and_gradient_on_1_2_and_8_devices(name):
   assert any(np.any(leaf) for leaf in jax.tree.leaves(results[0][2]))
   for other in results[1:]:
     close(other, results[0])
+
+
+def test_losses_on_tokens_have_the_same_value_and_gradient_on_1_and_8_devices():
+  """A token's loss over the batch, a mined one and F-TERAN, in one program."""
+  rows = tensors_of("aligned_full_hard_negative")
+  match, results = rows.pop("match"), []
+
+  def total(arrays, masks):
+    image, text = (Tokens(arrays[side], masks[f"{side}_mask"]) for side in ("image", "text"))
+    negatives = [jax.tree.map(lambda x: jax.numpy.roll(x, 3, 0), side) for side in (image, text)]
+    values = [
+      losses.max_of_hinges(image, text, match=match, kind="MrSw")[0],
+      losses.info_nce(image, text, match=match, kind="symmetric_mean")[0],
+      losses.hard_negative(image, text, *negatives, kind="MwSr")[0],
+      losses.aligned_full_hard_negative(image, text, match=match)[0],
+    ]
+    return sum(values), values
+
+  for count in (1, 8):
+    placed = parallel.shard(parallel.mesh(jax.devices()[:count]), rows)
+    arrays = {side: placed.pop(side) for side in ("image", "text")}
+    (_, values), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(arrays, placed)
+    results.append(jax.device_get((values, gradient)))
+  assert all(value > 0 for value in results[0][0])
+  close(results[1], results[0])
+
+
+def test_ranks_by_alignments_on_eight_devices_equal_one_exactly():
+  rng = np.random.default_rng(4)
+  owner = np.repeat(np.arange(16), 2)
+  image = Tokens(rng.normal(size=(16, 3, D)).astype(np.float32), np.ones((16, 3), bool))
+  mask = np.arange(TOKENS) < rng.integers(1, TOKENS + 1, (32, 1))
+  text = Tokens(rng.normal(size=(32, TOKENS, D)).astype(np.float32), mask)
+  spread = [jax.device_put(x, parallel.sharded(parallel.mesh())) for x in (image, text)]
+  assert len(spread[0].x.sharding.device_set) == 8
+  assert protocol.score(*spread, owner, kind="symmetric") == protocol.score(
+    image, text, owner, kind="symmetric"
+  )
 
 
 @pytest.mark.parametrize("scope", ["batch", "train", "bank", "random", "released"])

@@ -120,6 +120,11 @@ FIELDS = {
     "plain: [B, B] at once; ring: blocks go around the devices, for large batches; equal numbers",
     choices=("plain", "ring"),
   ),
+  "loss_gather": field(
+    "float32",
+    "plain: what rows are sent as to the other devices; their gradient comes back as float32",
+    choices=("float32", "bfloat16"),
+  ),
   "warmup.loss": field(
     "sum_of_hinges",
     "of the first epochs: hardest negatives alone collapse a model from scratch",

@@ -244,8 +244,11 @@ def losses_of(config, mesh):
   plain = [losses.get(name, **settings) for name, settings in chosen]
   for loss in plain:
     try_out(loss)
+  sent = config.loss_gather
   if config.loss_form == "plain":
-    return tuple(over_devices(mesh, loss) for loss in plain)
+    return tuple(over_devices(mesh, loss, sent=sent) for loss in plain)
+  if sent != "float32":
+    raise UserError(f"config.loss_gather is {sent!r} but a ring gathers nothing; expected float32")
   return tuple(over_rows(mesh, losses.get_ring(name, **settings)) for name, settings in chosen)
 
 
@@ -256,17 +259,22 @@ def over_rows(mesh, ring, **options):
   )
 
 
-def over_devices(mesh, loss):
+def over_devices(mesh, loss, *, sent="float32"):
   """Returns a plain loss for a mesh: over several devices the same arithmetic in `jax.shard_map`.
 
   The compiler would send rows several times. In shard_map texts are gathered once, and their
-  gradient goes back once, to the device that each row came from.
+  gradient goes back once, to the device that each row came from. `sent`: type of rows on their way.
   """
   ring = losses.table.row(loss.name).ring
-  if mesh.size == 1 or ring is None or loss.parameters.get("kind", "dot") != "dot":
+  able = ring is not None and loss.parameters.get("kind", "dot") == "dot"
+  if sent != "float32" and not able:
+    raise UserError(
+      f"config.loss_gather is {sent!r} but loss {loss.name} gathers no rows; expected float32"
+    )
+  if mesh.size == 1 or not able:
     return loss
   bound = losses.get_ring(loss.name, learn=tuple(loss.learned), **loss.parameters)
-  return over_rows(mesh, bound, gather=True)
+  return over_rows(mesh, bound, gather=True if sent == "float32" else sent)
 
 
 def tensors(tokens):

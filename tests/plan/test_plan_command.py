@@ -71,7 +71,9 @@ def test_what_does_not_fit_ends_with_status_1_and_says_what_helps(run, capsys):
   with pytest.raises(SystemExit, match="1"):
     run("--config.mining.scope=batch", *flags)
   text = capsys.readouterr().out
-  assert "DOES NOT FIT; what helps: --config.loss_form=ring (no [B, B])" in text
+  assert "DOES NOT FIT, so nothing was compiled; what helps: --config.loss_form=ring" in text
+  # [B, B] / P alone: nobody waits for a compiler to say it.
+  assert "scores 128 GiB" in text and "compiling" not in text
 
 
 @pytest.mark.parametrize("scope", ["batch", "train", "bank"])

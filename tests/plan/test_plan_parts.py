@@ -11,6 +11,7 @@ from xmr.config import base_config
 from xmr.errors import UserError
 from xmr.eval import token_scores
 from xmr.plan import chips, operations, programs, topology, traffic
+from xmr.plan import sizes as sizes_lib
 
 
 def counted(function, *shapes):
@@ -113,11 +114,13 @@ def test_slices_have_sizes_and_gpus_a_description():
 def test_a_plan_knows_regions_and_the_blocks_of_their_alignments():
   config = teran_flickr.get_config("flickr8k_mh")
   config.model.dim, config.batch_size, config.data.image_mask = 8, 8, "mask.npy"
-  sizes = programs.Sizes(images=40, captions=40, words=6, vocabulary=20, image_width=5, regions=4)
+  given = {"images": 40, "captions": 40, "words": 6, "vocabulary": 20, "image_width": 5}
+  sizes = sizes_lib.of(config, given | {"regions": 4})
   mesh = parallel.mesh(jax.devices()[:1])
-  traced = {name: (rows, trace()) for name, rows, trace in programs.programs(config, mesh, sizes)}
+  calls = programs.calls(config, mesh, sizes)
+  traced = {call.name: (call.rows, call.trace()) for call in calls}
   assert list(traced) == [
-    *("training step", "encoding images", "encoding texts"),
+    *("training step", "warm-up step", "encoding images", "encoding texts"),
     "block of alignments",
   ]
   rows, block = traced["block of alignments"]
@@ -132,14 +135,13 @@ def test_a_plan_knows_averages_parts_and_adapters():
   config.update_from_flattened_dict(
     {"model.dim": 8, "data.image_size": 32, "batch_size": 8, "model.text.word_dim": 8}
   )
-  sizes = programs.Sizes(images=40, captions=40, words=6, vocabulary=20)
+  sizes = sizes_lib.of(config, {"images": 40, "captions": 40, "words": 6, "vocabulary": 20})
   mesh = parallel.mesh(jax.devices()[:1])
 
   def state_of(**changes):
     with config.unlocked():
       config.update_from_flattened_dict({key.replace("__", "."): x for key, x in changes.items()})
-    _, _, trace = next(programs.programs(config, mesh, sizes))
-    return trace().args_info[0][0]
+    return next(programs.calls(config, mesh, sizes)).trace().args_info[0][0]
 
   def moments(state):
     return len(jax.tree.leaves(state.opt_state))

@@ -57,7 +57,7 @@ def ring_sum_of_hinges(
   axis_name: str,
   margin: float = 0.2,
   reduce: str = "sum",
-  gather: bool = False,
+  gather: bool | str = False,
 ) -> Loss:
   """`sum_of_hinges` over several devices; see the module's docstring.
 
@@ -65,7 +65,7 @@ def ring_sum_of_hinges(
     image, text: this device's rows.  image_id: equal for texts of one image (never each other's
       negatives); None: all rows are different images.
     axis_name: the mesh axis of the rows.  margin, reduce: as in `sum_of_hinges`.
-    gather: True gathers all texts; False lets them go around.
+    gather: False lets texts go around; True gathers all of them, "bfloat16" rounded to that.
   Returns:
     (loss, terms): as `sum_of_hinges`; the same on all devices.
   """
@@ -80,7 +80,7 @@ def ring_max_of_hinges(
   axis_name: str,
   margin: float = 0.2,
   reduce: str = "sum",
-  gather: bool = False,
+  gather: bool | str = False,
 ) -> Loss:
   """`max_of_hinges` over several devices; arguments and results as `ring_sum_of_hinges`, terms as
   `max_of_hinges`.
@@ -128,7 +128,7 @@ def ring_info_nce(
   axis_name: str,
   temperature: Scalar = 0.07,
   bias: Scalar = 0.0,
-  gather: bool = False,
+  gather: bool | str = False,
 ) -> Loss:
   """`info_nce` over several devices; arguments and results as `ring_sum_of_hinges`, terms as
   `info_nce`.
@@ -151,7 +151,7 @@ def ring_sigmoid(
   axis_name: str,
   temperature: Scalar = 0.1,
   bias: Scalar = -10.0,
-  gather: bool = False,
+  gather: bool | str = False,
 ) -> Loss:
   """`sigmoid` over several devices; arguments and results as `ring_sum_of_hinges`, terms as
   `sigmoid`.
@@ -181,7 +181,7 @@ def ring_imc(
   form: str = "released",
   reduce: str = "sum",
   inter: str = "max_of_hinges",
-  gather: bool = False,
+  gather: bool | str = False,
 ) -> Loss:
   """`imc` over several devices; arguments and results as `ring_sum_of_hinges`, parameters and terms
   as `imc`.
@@ -201,7 +201,7 @@ def ring_imc(
 def _intra(band, axis_name, x, gather, whole=None):
   if gather and whole is None:
     # Its gradient comes from this device's own rows alone.
-    whole = ring.gathered(jax.lax.stop_gradient(x), axis_name)
+    whole = _all(jax.lax.stop_gradient(x), axis_name, gather)
   total = band_ring.constraint(band, axis_name, x, whole=whole)
   return jax.lax.psum(total, axis_name) / (len(x) * jax.lax.axis_size(axis_name))
 
@@ -215,8 +215,14 @@ def _rows(image, text, image_id, axis_name, gather):
     raise ValueError(
       f"image_id has shape {jnp.shape(image_id)}; expected {(size,)} for {size} images"
     )
-  texts = ring.gathered(text, axis_name) if gather else None
+  texts = _all(text, axis_name, gather) if gather else None
   return Rows(image, text, image_id, texts, axis_name)
+
+
+def _all(x, axis_name, gather):
+  if gather is True:
+    return ring.gathered(x, axis_name)
+  return ring.sent(x, axis_name, gather)
 
 
 def _with_scalars(image, text, temperature, bias):

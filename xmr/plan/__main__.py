@@ -5,10 +5,10 @@
 
 It compiles the config's own programs for the slice, without its data or devices. Status 1: one of
 them does not fit. TPUs need the extra plan (libtpu), NVIDIA's GPUs the extra plan-cuda; cpu:N shows
-the same for N processors. Fields follow as --config.key=value.
+the same for N processors. Counts of the dataset are those of config.data.dir where that is there.
+Answers are kept in config.data.cache_dir. Fields follow as --config.key=value.
 """
 
-import json
 import pathlib
 import sys
 
@@ -17,17 +17,9 @@ from ml_collections import config_flags
 
 from xmr import command_line
 from xmr.errors import UserError, reported
+from xmr.plan import sizes as sizes_lib
 from xmr.plan import topology as topologies
-
-COUNTS = {
-  "images": (29_000, "of the training split"),
-  "captions": (145_000, "of the training split"),
-  "words": (40, "of a caption in a batch"),
-  "vocabulary": (10_000, "words that the text encoder knows"),
-  "image_width": (2048, "numbers of an image's features, or of a region's"),
-  "regions": (36, "of an image"),
-  "text_width": (768, "numbers of a caption's features"),
-}
+from xmr.plan.status import Status
 
 
 def define():
@@ -36,8 +28,10 @@ def define():
   config_flags.DEFINE_config_file("config", None, "config to plan for", flag_values=own)
   flags.DEFINE_string("topology", None, "CHIP:SHAPE, as v5e:2x4, h100:8, cpu:8", flag_values=own)
   flags.DEFINE_string("json", None, "file that gets all of it as JSON", flag_values=own)
-  for name, (default, text) in COUNTS.items():
-    flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=own)
+  flags.DEFINE_bool("fresh", False, "compile what was compiled before", flag_values=own)
+  for name, (default, text) in sizes_lib.COUNTS.items():
+    text = f"{text}; {default:,} where no dataset says it"
+    flags.DEFINE_integer(name, None, text, lower_bound=1, flag_values=own)
   return own
 
 
@@ -73,27 +67,44 @@ def main(argv):
 def plan(own, topology):
   """Compiles, prints and writes; returns whether every program fits."""
   from xmr import config as config_lib
-  from xmr import recipe
   from xmr.plan import programs, report
+  from xmr.plan.answers import Answers, question
+  from xmr.storage import files
+  from xmr.tracking.progress import compiling
 
   config = own.config
   config_lib.validate(config)
   if config.task != "retrieval":
     raise UserError(f"config.task is {config.task!r}; expected retrieval")
-  command_line.keep_compiled(config.data.cache_dir)
-  sizes = programs.Sizes(**{name: own[name].value for name in COUNTS})
+  cache_dir, status = config.data.cache_dir, Status()
+  given = {name: own[name].value for name in sizes_lib.COUNTS if own[name].value is not None}
+  sizes = sizes_lib.of(config, given)
   devices = topologies.devices(topology)
-  if config.recipe == "by_size":
-    config = recipe.by_size(config, sizes.captions, devices=len(devices))
+  config = programs.complete(config, sizes, devices)
+  asked = question(config_lib.flat(config), topology, sizes)
+  about = {name: asked[name] for name in ("config", "topology", "sizes")}
+  answers = Answers(cache_dir, asked)
+  kept = {} if own.fresh else answers.read()
   found = []
   for program in programs.compiled(
-    config, topology, devices, sizes, say=lambda line: print(f"xmr: {line}", file=sys.stderr)
+    config,
+    topology,
+    devices,
+    sizes,
+    kept={name: program for name, (program, _) in kept.items()},
+    said=lambda name: compiling(
+      status, f"{name} for {topology.name}", key=[name, about], cache_dir=cache_dir
+    ),
   ):
     found.append(program)
+    if program.name in kept:
+      date = kept[program.name][1]
+      status.say(f"{program.name}: the answer of {date}; --fresh compiles it again")
+    elif program.compiled:
+      answers.keep(program)
     print(report.shown(program, topology, config), flush=True)
   if own.json:
-    document = report.document(found, topology, config, argv=sys.argv)
-    pathlib.Path(own.json).write_text(json.dumps(document, indent=2) + "\n")
+    files.write_json(own.json, report.document(found, topology, config, sizes, argv=sys.argv))
   return all(program.fits(topology.chip) for program in found)
 
 

@@ -4,8 +4,6 @@ import dataclasses
 
 from xmr.plan import operations, traffic
 
-MIB = 2**20
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -13,6 +11,7 @@ class Program:
 
   Attributes:
     name: for people.  rows: samples that one call handles, over all devices.
+    parts: {what: bytes} of its arguments, for people.
     memory: bytes: "peak", "arguments", "outputs", "temporary", "code"; outputs that take the
       place of arguments count once in the peak.
     flops: of products and convolutions, over all devices.
@@ -23,11 +22,17 @@ class Program:
 
   name: str
   rows: int
+  parts: dict[str, float]
   memory: dict[str, float]
   flops: float
   moved: list[traffic.Moved]
   seconds: dict[str, float]
   compile_seconds: float
+
+  @property
+  def compiled(self):
+    """True; least.TooLarge is not."""
+    return True
 
   @property
   def binds(self):
@@ -44,11 +49,11 @@ class Program:
     return self.memory["peak"] <= chip.memory
 
 
-def of(name, traced, compiled, *, rows, topology, compile_seconds):
+def of(name, traced, compiled, *, rows, parts, topology, compile_seconds):
   """Returns the Program of a compiled function.
 
   Args:
-    name, rows, compile_seconds: as in Program.
+    name, rows, parts, compile_seconds: as in Program.
     traced: of jit(...).trace(...), whose equations are counted.
     compiled: its executable.  topology: Topology that it is for.
   """
@@ -64,7 +69,7 @@ def of(name, traced, compiled, *, rows, topology, compile_seconds):
     # Links are stated for both directions together.
     "interconnect": 2 * sum(each.sent for each in moved) / chip.link,
   }
-  return Program(name, rows, memory, flops, moved, seconds, compile_seconds)
+  return Program(name, rows, parts, memory, flops, moved, seconds, compile_seconds)
 
 
 def memory_of(compiled):
@@ -81,20 +86,3 @@ def memory_of(compiled):
   # Some compilers state a peak of temporaries alone, or none.
   memory["peak"] = max(getattr(found, "peak_memory_in_bytes", 0) or 0, together) + memory["code"]
   return memory
-
-
-def advice(program, chip, config):
-  """Returns what would make a program fit a chip, as a list of words."""
-  found = []
-  if config.loss_form == "plain":
-    found.append("--config.loss_form=ring (no [B, B])")
-  if config.model.image.get("remat") is False:
-    found.append("--config.model.image.remat=true (blocks are computed again)")
-  if config.model.dtype == "float32":
-    found.append("--config.model.dtype=bfloat16")
-  if "batch_chunks" in config and config.batch_chunks == 1:
-    found.append("--config.batch_chunks=4 (parts of a batch, one after another)")
-  if "shard_params" in config and not config.shard_params:
-    found.append("--config.shard_params=true")
-  times = program.memory["peak"] / chip.memory
-  return [*found, f"a smaller batch, or more than {times:.1f} times the devices"]

@@ -1,34 +1,24 @@
 """The programs of a config, traced on shapes for a slice that is not there."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from xmr import config as config_lib
-from xmr import encode, experiment, mining, models, parallel, train
+from xmr import encode, experiment, mining, models, parallel, recipe, train
 from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval import blocks, resident, token_scores
 from xmr.ops.alignment import FORMS, Tokens
-from xmr.plan import bound, shapes
+from xmr.plan import bound, least, shapes
 from xmr.training import finetune, optim
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-  """What a plan has to know of a dataset."""
-
-  images: int = 29_000
-  captions: int = 145_000
-  words: int = 40  # of a caption in a batch
-  vocabulary: int = 10_000
-  image_width: int = 2048  # numbers of an image's features, or of a region's
-  regions: int = 36  # of an image
-  text_width: int = 768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,36 +34,75 @@ class Plan:
   loss: Any
 
 
-def compiled(config, topology, devices, sizes, *, say=lambda line: None):
-  """Compiles the programs of a config for a slice.
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A program that can be compiled.
+
+  Attributes:
+    name, rows: as in bound.Program.
+    parts: {what: bytes} that one device holds at least.
+    trace: function that traces it.
+  """
+
+  name: str
+  rows: int
+  parts: dict[str, float]
+  trace: Callable[[], Any]
+
+
+def complete(config, sizes, devices):
+  """Returns a config whose open fields are filled in as a run would: by the number of captions, or
+  by the imported weights of config.init (without it those of the config's encoders).
+  """
+  if config.recipe == "by_size":
+    return recipe.by_size(config, sizes.captions, devices=len(devices))
+  if config.recipe == "imported":
+    return recipe.imported(config, config.init) if config.init else recipe.example(config)
+  return config
+
+
+def compiled(config, topology, devices, sizes, *, kept=None, said=None):
+  """Compiles the programs of a config for a slice, but for those that are too large at a glance.
 
   Args:
-    config: validated.  topology: Topology.  devices: its devices.  sizes: Sizes.
-    say: function of a line of progress.
+    config: validated.  topology: Topology.  devices: its devices.  sizes: sizes.Sizes.
+    kept: {name: Program} that were compiled before.
+    said: function of a program's name, a context in which it is compiled.
   Yields:
-    bound.Program of the training step, of encoding images and texts, and of a block of ranks.
+    bound.Program or least.TooLarge of each: training steps, encoding, a block of ranks.
   Raises:
     UserError: a batch that does not split over the devices.
   """
   mesh = parallel.mesh(devices)
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
-  for name, rows, trace in programs(config, mesh, sizes):
-    say(f"compiling {name} for {topology.name}")
-    begun = time.perf_counter()
-    traced = trace()
-    lowered = traced.lower(lowering_platforms=(topology.chip.platform,))
-    executable = lowered.compile()
-    seconds = time.perf_counter() - begun
-    yield bound.of(name, traced, executable, rows=rows, topology=topology, compile_seconds=seconds)
+  experiment.check_chunks(config, mesh)
+  for call in calls(config, mesh, sizes):
+    if kept and call.name in kept:
+      yield kept[call.name]
+      continue
+    if sum(call.parts.values()) > topology.chip.memory:
+      yield least.TooLarge(call.name, call.rows, call.parts)
+      # What else there is would be compiled for nothing.
+      return
+    with said(call.name) if said else contextlib.nullcontext():
+      begun = time.perf_counter()
+      traced = call.trace()
+      executable = traced.lower(lowering_platforms=(topology.chip.platform,)).compile()
+      seconds = time.perf_counter() - begun
+    yield bound.of(
+      call.name,
+      traced,
+      executable,
+      rows=call.rows,
+      parts=call.parts,
+      topology=topology,
+      compile_seconds=seconds,
+    )
 
 
-def programs(config, mesh, sizes):
-  """Yields (name, samples of a call, function that traces it)."""
-  plan, transform = parts(config, mesh, sizes)
-  example = batch_of(config, sizes, config.batch_size)
-  variables = jax.eval_shape(plan.model.init, jax.random.key(0), batch_of(config, sizes, 2))
-  if plan.loss.learned:
-    variables["params"]["loss"] = plan.loss.start()
+def calls(config, mesh, sizes):
+  """Yields the Calls of a config: what a run compiles, in the order of a run."""
+  plan, warmup_loss, transform, variables = parts(config, mesh, sizes)
   miner, pool, bank = mining.make(plan, put=shapes)
   params = shapes.replicate(mesh, variables["params"])
   state = train.TrainState(
@@ -84,55 +113,78 @@ def programs(config, mesh, sizes):
     bank=bank,
     average=params if config.evaluate.ema else None,
   )
-  step = train.compiled(
-    transform=transform,
-    model=plan.model,
-    loss=plan.loss,
-    miner=miner,
-    match=config.match,
-    seed=config.seed,
-    chunks=config.batch_chunks,
-    ema=config.evaluate.ema,
-  )
-  batch = shapes.shard(mesh, example)
-  yield "training step", config.batch_size, lambda: step.trace(state, batch, pool)
+  batch = shapes.shard(mesh, batch_of(config, sizes, config.batch_size))
+
+  def step_of(loss):
+    return train.compiled(
+      options=parallel.compiler_options(mesh),
+      transform=transform,
+      model=plan.model,
+      loss=loss,
+      miner=miner,
+      match=config.match,
+      seed=config.seed,
+      chunks=config.batch_chunks,
+      ema=config.evaluate.ema,
+    )
+
+  phases = {"training step": plan.loss}
+  if config.warmup.epochs or config.warmup.steps:
+    phases["warm-up step"] = warmup_loss
+  for name, loss in phases.items():
+    held = least.of_step(state, batch, pool, config, mesh, loss=loss)
+    yield Call(
+      name,
+      config.batch_size,
+      held,
+      lambda loss=loss: step_of(loss).trace(state, batch, pool),
+    )
   rows = -(-config.eval_batch_size // mesh.size) * mesh.size
+  tokens = config.similarity in FORMS
   for side in ("image", "text"):
     part = shapes.shard(mesh, batch_of(config, sizes, rows))
-    one = {key: x for key, x in part.items() if key.startswith(side)}
-    yield (
+    one = {key: x for key, x in part.items() if key.startswith(side) and not key.endswith("_id")}
+    yield Call(
       f"encoding {side}s",
       rows,
+      {"parameters": least.per_device(state.variables), "batch": least.per_device(one)},
       lambda one=one, side=side: encode.encode_batch.trace(
-        state.variables, one, model=plan.model, side=side, tokens=config.similarity in FORMS
+        state.variables, one, model=plan.model, side=side, tokens=tokens
       ),
     )
-  if config.similarity in FORMS:
+  if tokens:
     yield alignment_block(config, mesh, sizes)
-    return
-  yield "block of ranks", blocks.BLOCK * mesh.size, lambda: ranks_block(mesh, config.model.dim)
+  else:
+    yield Call(
+      "block of ranks",
+      blocks.BLOCK * mesh.size,
+      {},
+      lambda: ranks_block(mesh, config.model.dim, config.similarity),
+    )
 
 
 def parts(config, mesh, sizes):
-  """Returns (Plan, optimiser) of a config."""
-  loss, _ = experiment.losses_of(config, mesh)
+  """Returns (Plan, loss of the warm-up, optimiser, shapes of the variables) of a config."""
+  loss, warmup_loss = experiment.losses_of(config, mesh)
   words = config.data.text == "words"
   model = models.build(config.model, vocabulary_size=sizes.vocabulary if words else None)
   length = (config.data.max_length or sizes.words) if words else None
   plan = Plan(config, mesh, {"train": split_of(config, sizes)}, None, length, model, loss)
-  shown = jax.eval_shape(model.init, jax.random.key(0), batch_of(config, sizes, 2))
-  params = dict(shown["params"])
+  variables = jax.eval_shape(model.init, jax.random.key(0), batch_of(config, sizes, 2))
+  variables = {**variables, "params": dict(variables["params"])}
   if loss.learned:
-    params["loss"] = loss.start()
+    variables["params"]["loss"] = loss.start()
   steps = max(1, sizes.captions // config.batch_size)
   transform, _ = optim.make(
     config.optimizer,
-    params,
+    variables["params"],
     steps_per_epoch=steps,
     total_steps=config_lib.in_steps(config, steps, name="config."),
-    frozen=finetune.frozen(config.model, params),
+    frozen=finetune.frozen(config.model, variables["params"]),
   )
-  return plan, transform
+  if loss.learned:
+    transform = optax.chain(transform, loss.projection())
+  return plan, warmup_loss, transform, variables
 
 
 def split_of(config, sizes):
@@ -146,7 +198,7 @@ def split_of(config, sizes):
       ("image", sizes.images, sizes.image_width),
       ("text", sizes.captions, sizes.text_width),
     )
-    if config.data[side] == "features"
+    if config.data[side] in ("features", "regions")
   }
   return Split(
     name="train",
@@ -164,18 +216,18 @@ def batch_of(config, sizes, rows):
   """Returns a batch of so many rows, as shapes (design: batch)."""
   shape = jax.ShapeDtypeStruct
   side = config.data.image_size
-  image = {
+  images = {
     "pixels": shape((rows, side, side, 3), np.uint8),
     "features": shape((rows, sizes.image_width), np.float32),
     "regions": shape((rows, sizes.regions, sizes.image_width), np.float32),
   }
   batch = {
-    "image": image[config.data.image],
+    "image": images[config.data.image],
     "image_id": shape((rows,), np.int32),
     "text_id": shape((rows,), np.int32),
   }
   if config.data.image == "regions" and config.data.image_mask:
-    batch["image_mask"] = shape((rows, sizes.regions), np.bool_)
+    batch["image_mask"] = shape((rows, sizes.regions), bool)
   if config.data.text == "words":
     length = config.data.max_length or sizes.words
     return batch | {
@@ -186,7 +238,7 @@ def batch_of(config, sizes, rows):
 
 
 def alignment_block(config, mesh, sizes):
-  """Returns (name, images, function that traces it) of the alignments of a block, on one device."""
+  """Returns the Call of the alignments of a block, on one device."""
   words = config.data.max_length or sizes.words
   rows = token_scores.block_of(sizes.regions, words)
 
@@ -196,21 +248,24 @@ def alignment_block(config, mesh, sizes):
 
     return Tokens(of((rows, number, config.model.dim), jnp.float32), of((rows, number), jnp.bool_))
 
-  return (
+  return Call(
     "block of alignments",
     rows,
+    {},
     lambda: token_scores.of_block.trace(
       tokens(sizes.regions), tokens(words), form=config.similarity
     ),
   )
 
 
-def ranks_block(mesh, dim):
+def ranks_block(mesh, dim, kind):
   """Traces the counts of a block of queries against a block of the gallery, as the devices of the
   mesh do it.
   """
+  order = kind == "order"
   if resident.stays(mesh):
-    return ranks_around(mesh, blocks.BLOCK * mesh.size, 2 * blocks.BLOCK * mesh.size, dim)
+    block = blocks.BLOCK * mesh.size
+    return ranks_around(mesh, block, 2 * block, dim, order=order)
   to_rows, to_columns = parallel.sharded(mesh), parallel.replicated(mesh)
   q, g = blocks.BLOCK * mesh.size, blocks.BLOCK * blocks.GALLERY_BLOCKS
   limits = lambda n, to: [shapes.on(to, (n,), jnp.float32)] * 2  # noqa: E731
@@ -220,12 +275,12 @@ def ranks_block(mesh, dim):
     limits(q, to_rows),
     limits(g, to_columns),
     (q, g),
-    order=False,
+    order=order,
     both=True,
   )
 
 
-def ranks_around(mesh, queries, items, dim):
+def ranks_around(mesh, queries, items, dim, *, order=False):
   """Traces a call of `resident.counts` for so many queries and items of dim numbers."""
   tile, sizes, room = resident.layout(queries, items, dim, block=blocks.BLOCK, devices=mesh.size)
   rows, limits = (
@@ -238,7 +293,7 @@ def ranks_around(mesh, queries, items, dim):
     [limits[1]] * 2,
     (queries, items),
     mesh=mesh,
-    order=False,
+    order=order,
     both=True,
     tile=tile,
     room=room,

@@ -2,23 +2,36 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 
-from xmr.plan import bound
+from xmr.plan.advice import advice
+from xmr.plan.answers import versions
 
 
 def shown(program, topology, config):
   """Returns the lines of one program for people."""
-  chip, memory = topology.chip, program.memory
+  chip = topology.chip
+  head = f"{program.name}, {program.rows:,} samples on {topology.name}:"
+  if not program.compiled:
+    advised = "; ".join(advice(program.parts, chip, config))
+    return "\n".join(
+      [
+        head,
+        f"  memory    at least {size(program.bytes)} of {size(chip.memory)} per device, before "
+        f"anything is computed: {sizes_of(program.parts)}",
+        f"  DOES NOT FIT, so nothing was compiled; what helps: {advised}",
+      ]
+    )
+  memory = program.memory
   share = memory["peak"] / chip.memory
-  parts = ", ".join(
-    f"{name} {size(memory[name])}" for name in ("arguments", "outputs", "temporary", "code")
-  )
+  kinds = {name: memory[name] for name in ("arguments", "outputs", "temporary", "code")}
   lines = [
-    f"{program.name}, {program.rows:,} samples on {topology.name}:",
-    f"  memory    {size(memory['peak'])} of {size(chip.memory)} per device ({share:.0%}): {parts}",
+    head,
+    f"  memory    {size(memory['peak'])} of {size(chip.memory)} per device ({share:.0%}): "
+    + sizes_of(kinds),
     f"  work      {program.flops / 1e12:.3g} TFLOP over all devices",
   ]
+  if program.parts:
+    lines.insert(2, f"  of them   {sizes_of(program.parts)}")
   for each in program.moved:
     lines.append(
       f"  traffic   {each.kind}: {each.count:,} of {size(each.bytes)} in all per device and call"
@@ -32,27 +45,43 @@ def shown(program, topology, config):
   if program.fits(chip):
     lines.append("  fits")
   else:
-    lines.append("  DOES NOT FIT; what helps: " + "; ".join(bound.advice(program, chip, config)))
+    parts = {**program.parts, "temporary": memory["temporary"]}
+    lines.append("  DOES NOT FIT; what helps: " + "; ".join(advice(parts, chip, config)))
   return "\n".join(lines)
 
 
-def document(programs, topology, config, *, argv):
-  """Returns what the JSON holds: slice, chip, programs, versions and the command."""
+def sizes_of(parts):
+  """Returns "parameters 3 MiB, batch 1 MiB", without parts of nothing."""
+  return ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
+
+
+def document(programs, topology, config, sizes, *, argv):
+  """Returns what the JSON holds: slice, chip, sizes, programs, versions and the command.
+
+  Fields of the config are those that differ from the defaults, as in the record of a run.
+  """
   from xmr import config as config_lib
+  from xmr.results import records
 
   return {
     "plan": topology.name,
     "devices": topology.size,
     "chip": dataclasses.asdict(topology.chip),
-    "config": config_lib.flat(config),
+    "config": records.differences(config_lib.flat(config)),
+    "sizes": dataclasses.asdict(sizes),
     "command": "python -m xmr.plan " + " ".join(argv[1:]),
     "date": datetime.date.today().isoformat(),
-    "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
-    "programs": [
-      dataclasses.asdict(program) | {"binds": program.binds, "fits": program.fits(topology.chip)}
-      for program in programs
-    ],
+    "versions": versions(),
+    "programs": [of_program(program, topology.chip) for program in programs],
   }
+
+
+def of_program(program, chip):
+  """Returns the JSON of a program."""
+  found = dataclasses.asdict(program) | {"fits": program.fits(chip)}
+  if program.compiled:
+    return found | {"binds": program.binds}
+  return found | {"memory": {"at_least": program.bytes}}
 
 
 def size(number):

@@ -55,7 +55,7 @@ def counted(config):
     found["image_width"] = train.image_features.shape[-1]
     if config.data.image == "regions":
       found["regions"] = train.image_features.shape[1]
-  if config.data.text == "features":
+  if train.text_features is not None:
     return found | {"text_width": train.text_features.shape[-1]}
   known = data.build_vocabulary(
     splits, min_count=config.vocabulary.min_count, source=config.vocabulary.splits

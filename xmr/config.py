@@ -121,9 +121,7 @@ FIELDS = {
     choices=("plain", "ring"),
   ),
   "loss_gather": field(
-    "float32",
-    "plain: what rows are sent as to the other devices; their gradient comes back as float32",
-    choices=("float32", "bfloat16"),
+    "float32", "plain: type of rows on their way to devices", choices=("float32", "bfloat16")
   ),
   "warmup.loss": field(
     "sum_of_hinges",

@@ -1,10 +1,23 @@
-"""Eight virtual CPU devices and checked types for every test, and where the real data lies."""
+"""Eight virtual CPU devices, quick compilation and checked types for every test, and where the real
+data lies.
+"""
 
+import atexit
 import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
+# Most of the suite's time is compilation. The passes of LLVM cost half of it and change no promise
+# of a test; a test of speed asks for them with JAX_DISABLE_MOST_OPTIMIZATIONS=0 in its process.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# The processes of the session (pytest's workers too) share what they compiled; a folder of the
+# user's own is kept.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xmr_tests_")
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Before JAX starts: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # And devices that wait for each other: on a machine with much else to do one of eight may come
@@ -21,6 +34,15 @@ from paths import GOLDEN, SHARED
 
 # Before anything of xmr is imported.
 typecheck.install()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Tests of a file stay in one process, which has compiled their programs; idle ones take over."""
+  if config.getoption("dist") == "load":
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,8 @@ def assert_gradient_is_the_slope(program, *arrays, step=1e-6, rtol=1e-5, atol=1e
   """Holds gradients to a central difference along a random direction, in float64.
 
   Args:
-    program: arrays -> (value, gradients in the leading arrays, one or a tuple of them), jitted.
+    program: arrays -> (value or (value, terms), gradients in the leading arrays, one or a tuple of
+      them), jitted.
     arrays: numbers or arrays; those that have a gradient are moved.
     step: length of the move of each entry, in units of its random direction.
   """
@@ -51,8 +52,10 @@ def assert_gradient_is_the_slope(program, *arrays, step=1e-6, rtol=1e-5, atol=1e
     moves = [rng.normal(size=x.shape) for x in arrays[: len(gradients)]]
     still = arrays[len(gradients) :]
     high, low = (
-      float(program(*(x + sign * step * m for x, m in zip(arrays, moves, strict=False)), *still)[0])
-      for sign in (1, -1)
+      float(jax.tree.leaves(program(*moved, *still)[0])[0])
+      for moved in (
+        [x + sign * step * m for x, m in zip(arrays, moves, strict=False)] for sign in (1, -1)
+      )
     )
   expected = (high - low) / (2 * step)
   found = sum(np.vdot(g, m) for g, m in zip(gradients, moves, strict=True))

@@ -192,6 +192,48 @@ def replicate(mesh, tree):
   )
 
 
+def split(mesh, shape):
+  """Returns the sharding of a parameter that is split over the devices: by its largest axis that
+  divides evenly; whole where there is none.
+  """
+  axes = [axis for axis, size in enumerate(shape) if size and size % mesh.size == 0]
+  if not axes:
+    return replicated(mesh)
+  longest = max(axes, key=lambda axis: shape[axis])
+  return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
+
+
+def split_over(mesh, tree):
+  """Puts a tree of host arrays, the same in every process, on the devices in parts (`split`)."""
+
+  def placed(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, split(mesh, x.shape), lambda index: x[index])
+
+  return jax.tree.map(placed, tree)
+
+
+def kept_split(mesh, tree):
+  """Returns a tree of traced arrays with the placement of `split`."""
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split(mesh, x.shape)), tree)
+
+
+def gathered(mesh, tree):
+  """Returns a tree of traced arrays whole on every device; their gradient is summed into parts."""
+
+  @jax.custom_vjp
+  def whole(tree):
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+  whole.defvjp(lambda tree: (whole(tree), None), lambda _, found: (kept_split(mesh, found),))
+  return whole(tree)
+
+
+def whole(mesh, tree):
+  """Returns a tree of arrays on the devices with every one of them whole on each."""
+  return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+
+
 def shard(mesh, batch):
   """Makes global arrays of a process's own rows.
 

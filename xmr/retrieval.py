@@ -70,6 +70,7 @@ def stage(experiment):
       seed=config.seed,
       chunks=config.batch_chunks,
       ema=config.evaluate.ema,
+      split_over=e.mesh if config.shard_params else None,
     )
     return train.Phase(name, until, step)
 
@@ -79,7 +80,12 @@ def stage(experiment):
     workdir=e.workdir,
     config=config,
     initial=lambda: train.create_train_state(
-      e.variables, e.transform, mesh=e.mesh, bank=bank, averaged=config.evaluate.ema > 0
+      e.variables,
+      e.transform,
+      mesh=e.mesh,
+      bank=bank,
+      averaged=config.evaluate.ema > 0,
+      split=config.shard_params,
     ),
     phases=(
       phase(config.warmup.loss, warmup, e.warmup_loss),
@@ -116,7 +122,10 @@ def embeddings(experiment, variables, split):
 def validation(experiment, state):
   """Returns the Validation of a state: recall on the validation split, rsum selects."""
   config, split = experiment.config, experiment.splits["val"]
-  image, text = embeddings(experiment, state.variables, split)
+  variables = state.variables
+  if config.shard_params:
+    variables = parallel.whole(experiment.mesh, variables)
+  image, text = embeddings(experiment, variables, split)
   metrics = protocol.score(
     encode.over_devices(image, experiment.mesh), text, split.image_of_text, kind=config.similarity
   )

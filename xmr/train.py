@@ -87,7 +87,17 @@ def embed_and_compare(
   return value, (terms, {"batch_stats": batch_stats, "bank": bank})
 
 
-def train_step(state, batch, pool, *, transform, objective=embed_and_compare, ema=0.0, **settings):
+def train_step(
+  state,
+  batch,
+  pool,
+  *,
+  transform,
+  objective=embed_and_compare,
+  ema=0.0,
+  split_over=None,
+  **settings,
+):
   """One step of any stage: objective, gradient, update.
 
   Args:
@@ -98,21 +108,31 @@ def train_step(state, batch, pool, *, transform, objective=embed_and_compare, em
     objective: function (params, state, batch, pool, **settings) -> (loss, (terms, changes of the
       state)).
     ema: decay of state.average, where there is one: ema average + (1 - ema) parameters.
+    split_over: the mesh over which parameters, optimiser and average are split; None: each device
+      has them whole.
     settings: of the objective: for retrieval `model`, `loss`, `miner`, `match`, `seed`, `chunks`.
   Returns:
     (TrainState, terms): terms a dict of [] float32: loss, its named terms, norms of gradient,
     parameters and update.
   """
-  (value, (terms, changes)), gradient = jax.value_and_grad(objective, has_aux=True)(
-    state.params, state, batch, pool, **settings
-  )
+
+  def value(params):
+    # Whole where they are used; the gradient and all that follows from it is split again.
+    params = params if split_over is None else parallel.gathered(split_over, params)
+    return objective(params, state, batch, pool, **settings)
+
+  (loss, (terms, changes)), gradient = jax.value_and_grad(value, has_aux=True)(state.params)
   updates, opt_state = transform.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   if state.average is not None:
     average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.average, params)
     changes = {**changes, "average": average}
+  if split_over is not None:
+    kept = parallel.kept_split(split_over, (params, opt_state, changes.get("average")))
+    params, opt_state, average = kept
+    changes = changes if average is None else {**changes, "average": average}
   terms = {
-    "loss": value,
+    "loss": loss,
     **terms,
     "gradient_norm": optax.tree.norm(gradient),
     "parameter_norm": optax.tree.norm(params),
@@ -132,17 +152,29 @@ def compiled(*, options=None, **settings):
   )
 
 
-def create_train_state(variables, transform, *, mesh, bank=None, averaged=False):
+def create_train_state(variables, transform, *, mesh, bank=None, averaged=False, split=False):
   """Returns the state of step 0 on all devices of the mesh, from host variables; `averaged` adds
-  the average of its parameters.
+  the average of its parameters, `split` splits both and the optimiser over the devices.
   """
-  variables = parallel.replicate(mesh, variables)
-  opt_state = jax.jit(transform.init, out_shardings=parallel.replicated(mesh))(variables["params"])
+  place = parallel.split_over if split else parallel.replicate
+  others = {key: x for key, x in variables.items() if key != "params"}
+  variables = parallel.replicate(mesh, others) | {"params": place(mesh, variables["params"])}
+  opt_state = jax.jit(
+    transform.init, out_shardings=optimizer_shardings(transform, variables["params"], mesh, split)
+  )(variables["params"])
   step = parallel.replicate(mesh, np.zeros((), np.int32))
   # A copy: a step uses up the state that it is given, and may not be given a buffer twice.
   average = jax.tree.map(jax.numpy.copy, variables["params"]) if averaged else None
   return TrainState(
     step, variables["params"], variables.get("batch_stats", {}), opt_state, bank, average
+  )
+
+
+def optimizer_shardings(transform, params, mesh, split):
+  """Returns the shardings of the optimiser's state: as those of parameters of the same shapes."""
+  return jax.tree.map(
+    lambda x: parallel.split(mesh, x.shape) if split else parallel.replicated(mesh),
+    jax.eval_shape(transform.init, params),
   )
 
 

@@ -9,7 +9,14 @@ from xmr.fine_grained.config import BASE, CROSS_ENTROPY, FINE_GRAINED
 from xmr.terminal import home
 
 # Fields that change what retrieval trains and that the two stages do not read.
-UNREAD = ("init", "batch_chunks", "evaluate.ema", "model.lora.rank", "model.shared_layers")
+UNREAD = (
+  "init",
+  "batch_chunks",
+  "shard_params",
+  "evaluate.ema",
+  "model.lora.rank",
+  "model.shared_layers",
+)
 
 
 def validate(config):

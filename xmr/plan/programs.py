@@ -104,12 +104,13 @@ def calls(config, mesh, sizes):
   """Yields the Calls of a config: what a run compiles, in the order of a run."""
   plan, warmup_loss, transform, variables = parts(config, mesh, sizes)
   miner, pool, bank = mining.make(plan, put=shapes)
-  params = shapes.replicate(mesh, variables["params"])
+  place = shapes.split_over if config.shard_params else shapes.replicate
+  params = place(mesh, variables["params"])
   state = train.TrainState(
     step=shapes.replicate(mesh, np.zeros((), np.int32)),
     params=params,
     batch_stats=shapes.replicate(mesh, variables.get("batch_stats", {})),
-    opt_state=shapes.replicate(mesh, jax.eval_shape(transform.init, variables["params"])),
+    opt_state=place(mesh, jax.eval_shape(transform.init, variables["params"])),
     bank=bank,
     average=params if config.evaluate.ema else None,
   )
@@ -126,6 +127,7 @@ def calls(config, mesh, sizes):
       seed=config.seed,
       chunks=config.batch_chunks,
       ema=config.evaluate.ema,
+      split_over=mesh if config.shard_params else None,
     )
 
   phases = {"training step": plan.loss}
@@ -141,15 +143,16 @@ def calls(config, mesh, sizes):
     )
   rows = -(-config.eval_batch_size // mesh.size) * mesh.size
   tokens = config.similarity in FORMS
+  variables = shapes.replicate(mesh, state.variables)
   for side in ("image", "text"):
     part = shapes.shard(mesh, batch_of(config, sizes, rows))
     one = {key: x for key, x in part.items() if key.startswith(side) and not key.endswith("_id")}
     yield Call(
       f"encoding {side}s",
       rows,
-      {"parameters": least.per_device(state.variables), "batch": least.per_device(one)},
+      {"parameters": least.per_device(variables), "batch": least.per_device(one)},
       lambda one=one, side=side: encode.encode_batch.trace(
-        state.variables, one, model=plan.model, side=side, tokens=tokens
+        variables, one, model=plan.model, side=side, tokens=tokens
       ),
     )
   if tokens:

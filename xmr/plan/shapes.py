@@ -17,6 +17,11 @@ def replicate(mesh, tree):
   return jax.tree.map(lambda x: on(sharding, np.shape(x), x.dtype), tree)
 
 
+def split_over(mesh, tree):
+  """As parallel.split_over."""
+  return jax.tree.map(lambda x: on(parallel.split(mesh, np.shape(x)), np.shape(x), x.dtype), tree)
+
+
 def shard(mesh, batch):
   """As parallel.shard, of a batch of all processes."""
   sharding = parallel.sharded(mesh)

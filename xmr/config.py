@@ -123,11 +123,6 @@ FIELDS = {
   "loss_gather": field(
     "float32", "plain: type of rows on their way to devices", choices=("float32", "bfloat16")
   ),
-  "shard_params": field(
-    False,
-    "parameters and optimiser in parts over the devices, whole where they are used; equal numbers",
-    **ON,
-  ),
   "warmup.loss": field(
     "sum_of_hinges",
     "of the first epochs: hardest negatives alone collapse a model from scratch",

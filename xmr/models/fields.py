@@ -3,6 +3,11 @@
 from xmr.fields import field
 
 TOWERS = {
+  "shard_params": field(
+    False,
+    "parameters and optimiser in parts over the devices, whole where they are used; equal numbers",
+    resumable=True,
+  ),
   "batch_chunks": field(
     1,
     "parts in which a batch is encoded, with the memory of one of them; the loss is of the whole",

@@ -3,11 +3,12 @@ them.
 """
 
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import lax
 from jaxtyping import Bool, Float, Int32, Integer
 
@@ -29,15 +30,15 @@ ULPS = 32
 class Options(NamedTuple):
   """What the miners of a run share."""
 
-  model: Any
-  mesh: Any
-  count: dict  # {"image": N, "text": T}, without padded rows
-  folded: dict  # {"image": bool, "text": bool}: scored in the space of features
-  skip_width: dict  # {"of_image", "of_text"}: longest list of relevant items
+  model: nn.Module  # a dual encoder
+  mesh: jax.sharding.Mesh
+  count: dict[str, int]  # {"image": N, "text": T}, without padded rows
+  folded: dict[str, bool]  # {"image": bool, "text": bool}: scored in the space of features
+  skip_width: dict[str, int]  # {"of_image", "of_text"}: longest list of relevant items
   rank: int = 0
   semi_hard: bool = False
   block: int = 4096
-  dtype: Any = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   refresh_steps: int = 100
   kind: str = "dot"  # of similarity
 

@@ -1,6 +1,5 @@
 """What results.json holds, what chance gives, and how the table says it."""
 
-import json
 import math
 import shlex
 
@@ -12,6 +11,7 @@ from xmr.config import base_config
 from xmr.data import Split
 from xmr.errors import UserError
 from xmr.eval import metrics, recall, results
+from xmr.storage import files
 
 
 def example(seed=0, images=20, captions=(1, 2, 5, 3), width=5, noise=1):
@@ -26,8 +26,8 @@ def split_of(owner, texts=None):
   n = int(owner.max()) + 1
   texts = texts or [f"caption {t}" for t in range(len(owner))]
   names = [f"{j}.jpg" for j in range(n)]
-  rows = np.arange(n), np.arange(len(owner))
-  return Split("test", *rows, owner, names, texts, [text.split() for text in texts])
+  rows = [np.asarray(x, np.int32) for x in (np.arange(n), np.arange(len(owner)), owner)]
+  return Split("test", *rows, names, texts, [text.split() for text in texts])
 
 
 def config(tmp_path, **changes):
@@ -50,7 +50,7 @@ def test_results_say_which_metrics_they_are(tmp_path):
     workdir=out,
     seconds=12.3456,
   )
-  assert json.loads((out / "results.json").read_text()) == found
+  assert files.read_json(out / "results.json") == found
   assert sorted(path.name for path in out.iterdir()) == ["queries.npz", "results.json"]
   said = {name: found[name] for name in ("dataset", "split", "step", "seed", "duration")}
   assert said == {"dataset": "scenes", "split": "test", "step": 70, "seed": 3, "duration": 12.346}

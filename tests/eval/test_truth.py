@@ -25,9 +25,7 @@ def test_a_run_scores_extra_positives_and_human_judgements_by_the_ids_of_its_spl
   texts = [f"caption number {t}" for t in range(40)]
   split = Split(
     "test",
-    np.arange(20),
-    9000 + np.arange(40),
-    owner,
+    *(x.astype(np.int32) for x in (np.arange(20), 9000 + np.arange(40), owner)),
     [f"COCO_val2014_{number:012d}.jpg" for number in coco],
     texts,
     [each.split() for each in texts],

@@ -1,3 +1,3 @@
-"""FG-CMIR: labels from a siamese text network, and pairs weighted by them; the label formula is a
-RECONSTRUCTION.
+"""FG-CMIR: a siamese text network labels pairs, and the labels weight them in the loss; the label
+formula is a RECONSTRUCTION.
 """

@@ -1,4 +1,4 @@
-"""The fields of FG-CMIR beside those of every run, with their defaults, and its forms by name."""
+"""The fields that FG-CMIR adds to those of every run, with defaults, and its named variants."""
 
 from xmr import config as config_lib
 from xmr.fields import field
@@ -15,8 +15,8 @@ VARIANTS = {
   "soft_targets": {"loss.name": FINE_GRAINED, "loss.form": "soft_targets"},
   "pair_margin": {"loss.name": FINE_GRAINED, "loss.form": "pair_margin"},
   "threshold": {"loss.name": FINE_GRAINED, "loss.form": "threshold"},
-  # Every pair by itself, with the fields that four folds of the training split chose; the last
-  # weights are kept.
+  # A loss of each pair by itself, with the settings chosen by four-fold cross-validation on the
+  # training split; the last weights are kept.
   "cross_entropy": {
     "loss.name": CROSS_ENTROPY,
     "model.dim": 512,
@@ -28,13 +28,12 @@ VARIANTS = {
     "steps": 800,
     "evaluate.steps": 800,
   },
-  # The text side of the base loss reads the set's own topic proportions instead of words on a
-  # graph.
+  # The base loss, with the set's own topic proportions as text input instead of words on a graph.
   "lda": {"loss.name": BASE, "graph.signal": "features", "graph.layers": 0},
 }
 
-# The group's own system and settings (yul_gcn), without labels: counts, linear layers, drawn
-# filters, its list of pairs.
+# The group's own system and settings (yul_gcn), without labels: word counts, linear layers, random
+# initial filters, its list of pairs.
 RELEASED = {
   "loss.name": BASE,
   "graph.signal": "count",
@@ -135,10 +134,10 @@ FIELDS = {
 
 
 def base_config():
-  """Returns the locked config of the task: all fields of a run, and those of the two stages."""
+  """Returns the locked config of the task: all fields of a run and those of the two stages."""
   return config_lib.base_config("fine_grained")
 
 
 def labelled(config):
-  """Returns whether the loss of stage 2 takes fine-grained labels, so that stage 1 is needed."""
+  """Returns whether the loss of stage 2 takes fine-grained labels and so needs stage 1."""
   return config.loss.name == FINE_GRAINED

@@ -1,5 +1,5 @@
-"""What both stages of FG-CMIR and their baselines read: signals of texts on the word graph, scaled
-image features, labels.
+"""The data of both stages of FG-CMIR and of their baselines: texts as signals on the word graph,
+scaled image features, and labels.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ FEATURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A labelled set, ready for the device; every dict has the keys train, val and test.
+  """A labelled data set, ready for the device; every dict has the keys train, val and test.
 
   Attributes:
     splits: Split.  digests: of data.digests.
-    graph: TextGraph, None where the signal is not words.  laplacian: Laplacian.
-    signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of all is
+    graph: TextGraph; None where the signal is not words.  laplacian: Laplacian.
+    signals: [T, N] float32.  images: [T, F] float32, scaled.  label: [T] int32; row i of each is
       pair i.
   """
 
@@ -42,11 +42,12 @@ class Problem:
 
 
 def load(config, *, splits=None):
-  """Returns the Problem of a config; the graph comes from the texts of train and val, the official
-  training split.
+  """Returns the Problem of a config.
+
+  The graph is built from the texts of train and val, which are the official training split.
 
   Args:
-    config: of the run.  splits: {name: Split}, where they have been read before.
+    config: of the run.  splits: {name: Split} if they have been read already, else None.
   """
   section = config.graph
   splits = splits or data.load(config)
@@ -110,13 +111,16 @@ def graph_of(config, splits):
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """Features in another scale; statistics are those of the training part alone.
+  """A scaling of features, with the statistics of the training part alone.
 
-  standard: each column minus its mean, over its deviation.   root_standard: the same of sign(x)
-  sqrt|x| (for histograms: Arandjelovic and Zisserman, CVPR 2012).   unit: unit rows.
+  standard: (x - mean) / deviation per column.
+  root_standard: the same of sign(x) sqrt|x|, for histograms (Arandjelovic and Zisserman, CVPR
+    2012).
+  unit: rows of unit length.
 
   Attributes:
-    kind: as above, or "none".  mean, deviation: [F] float32, of the standard ones; else None.
+    kind: as above, or "none".
+    mean, deviation: [F] float32 for the two standard kinds; else None.
   """
 
   kind: str
@@ -125,7 +129,7 @@ class Scale:
 
   @classmethod
   def of(cls, x, kind):
-    """Returns the scale that features [N, F] of the training part give."""
+    """Returns the Scale fitted to features [N, F] of the training part."""
     if kind not in SCALES:
       raise UserError(f"config.pairs.image_scale is {kind!r}; expected one of {', '.join(SCALES)}")
     if kind not in ("standard", "root_standard"):
@@ -149,14 +153,14 @@ class Scale:
 
 
 def scale(features, kind):
-  """Returns {split: [N, F] float32}, features of all splits in the Scale of the training part."""
+  """Returns {split: [N, F] float32}: features of all splits in the Scale of the training part."""
   scaled = Scale.of(features["train"], kind)
   return {name: scaled(x) for name, x in features.items()}
 
 
 def inputs_of(config, problem):
-  """Returns what a run keeps so that raw features and words can be encoded without its data: words,
-  idf and Laplacian of the graph, means and deviations of features.
+  """Returns what a run keeps to encode raw features and words without its data: the graph's words,
+  idf and Laplacian, and the means and deviations of features.
   """
   graph, train = problem.graph, problem.splits["train"]
   kept = {

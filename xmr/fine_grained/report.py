@@ -1,5 +1,5 @@
-"""What a run of FG-CMIR leaves in its folder: metrics beside the baselines, curves, and what the
-labels look like.
+"""What a run of FG-CMIR writes into its folder: metrics with those of the baselines, curves, and
+plots of the labels.
 """
 
 import pathlib
@@ -18,16 +18,18 @@ COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#57606a", "#cf222e")
 
 
 def results(config, problem, embeddings, *, step, baselines=True, seconds=None):
-  """Returns what results.json holds of a run.
+  """Returns the content of a run's results.json.
+
+  Queries are the test split. The gallery is the test split or, as released, the training split
+  (train and val); MAP is over the whole ranking or its first 100.
 
   Args:
-    config, problem: of the run.  embeddings: {split: (image [T, D], text [T, D])}.  step: of the
-      parameters scored.
+    config, problem: of the run.  embeddings: {split: (image [T, D], text [T, D])}.
+    step: of the parameters that are scored.
     baselines: measure semantic matching too.  seconds: since the command began.
   Returns:
-    dict, the keys of xmr.eval.results.record, and "baselines": {name: metrics}, "details"; MAPs
-    in [0, 1]. Queries are the test split; the gallery is the test split, or as released
-    the training split (train and val), over all of it or the first 100.
+    dict with the keys of xmr.eval.results.record, "baselines": {name: metrics} and "details"; MAPs
+    are in [0, 1].
   """
   image, text = embeddings["test"]
   label = problem.label["test"]
@@ -74,8 +76,9 @@ def results(config, problem, embeddings, *, step, baselines=True, seconds=None):
 
 def matching(problem):
   """Returns {"semantic_matching": ..., "semantic_matching_words": ...}: metrics of the baseline on
-  the set's own text features (LDA), where it has them, and on the words that the graph encoder
-  reads."""
+  the set's own text features (LDA), where there are any, and on the words that the graph encoder
+  reads.
+  """
   label = problem.label["test"]
   found = {
     name: semantic_matching(posterior, label)
@@ -117,14 +120,14 @@ def per_query(image, text, label):
 
 
 def random_map(label, *, seed=0):
-  """MAP of random scores on these labels: what nothing at all gives."""
+  """MAP of random scores on these labels, the chance level."""
   rng = np.random.default_rng(seed)
   query, gallery = rng.normal(size=(2, len(label), 16)).astype(np.float32)
   return mean_average_precision(query, gallery, label, label, kind="dot")
 
 
 def draw(workdir, problem: Problem, embeddings, similarity):
-  """Writes precision_recall.png and, where there are labels, hardness.png and hardness.md."""
+  """Writes precision_recall.png and, if pairs have labels, hardness.png and hardness.md."""
   label = problem.label["test"]
   workdir = pathlib.Path(workdir)
   image, text = embeddings["test"]
@@ -136,7 +139,7 @@ def draw(workdir, problem: Problem, embeddings, similarity):
 
 
 def draw_labels(workdir, problem, similarity):
-  """Writes what the labels of the training pairs look like: hardness.png and hardness.md."""
+  """Writes hardness.png and hardness.md, which show the labels of the training pairs."""
   label = problem.label["train"]
   same = label[:, None] == label[None, :]
   histogram(similarity, same).savefig(pathlib.Path(workdir) / "hardness.png")
@@ -146,12 +149,11 @@ def draw_labels(workdir, problem, similarity):
 
 
 def curves_figure(rows, *, share):
-  """Draws interpolated precision at eleven levels of recall, image and text queries beside each
-  other.
+  """Draws interpolated precision at eleven levels of recall, image and text queries side by side.
 
   Args:
-    rows: {name: with "i2t/curve" and "t2i/curve" [11] float}.  share: of relevant items, what a
-      random ranking gives.
+    rows: {name: dict with "i2t/curve" and "t2i/curve", [11] float}.
+    share: of relevant items, the precision of a random ranking.
   Returns:
     matplotlib Figure.
   """
@@ -175,15 +177,15 @@ def curves_figure(rows, *, share):
     axis.axhline(share, color="#6e7781", linewidth=0.8, linestyle="--", label="random")
     axis.set(xlabel="recall", title=title, xlim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
-  # Last: the axes share it, and a bound set before the second is drawn would cut its curves.
+  # Set last: the axes share this bound, and set earlier it would cut the curves of the second.
   figure.axes[0].set(ylabel="precision", ylim=(0, None))
   figure.axes[1].legend(loc="upper right", frameon=False, fontsize=8)
   return figure
 
 
 def histogram(similarity, same):
-  """Draws how g spreads over positives (each text with itself left out) and negatives; returns a
-  matplotlib Figure.
+  """Returns a matplotlib Figure: the histograms of g over positives (without each text's pair with
+  itself) and over negatives.
 
   Args:
     similarity: [T, T] g in [0, 1].  same: [T, T] bool, same category.
@@ -219,8 +221,8 @@ def histogram(similarity, same):
 
 
 def hard_examples(similarity, same, split, *, count=5, words=40):
-  """Returns Markdown of the hardest positives (lowest g) and negatives (highest g), no text twice,
-  with their words.
+  """Returns Markdown with the hardest positives (lowest g) and negatives (highest g) and their
+  words; no text occurs twice.
   """
   lines = [
     "# Hardest training pairs",

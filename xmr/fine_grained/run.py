@@ -17,9 +17,9 @@ from xmr.models.graph import Laplacian
 class Run(runs.Run):
   """A trained run of both stages; see xmr.inspect.runs.Run.
 
-  Images are features in the scale of the feature file; texts are str, or with
-  config.graph.signal=features the set's own text features. Scores are dot products: the constant
-  of the pair score is left out.
+  Images are features in the scale of the feature file; texts are str, or the set's own text
+  features with config.graph.signal=features. Scores are dot products, without the constant of the
+  pair score.
   """
 
   def build(self):
@@ -34,7 +34,7 @@ class Run(runs.Run):
         "xmr.main --eval_only --workdir=DIR writes it"
       )
     with self.config.unlocked():
-      self.config.similarity = "dot"  # Runs of earlier versions have a name that nothing read.
+      self.config.similarity = "dot"  # Earlier versions recorded another name, which nothing read.
     return pair_score(self.config)
 
   @functools.cached_property
@@ -81,7 +81,7 @@ class Run(runs.Run):
 
   def embeddings(self, split):
     """Returns (image [N, D], text [T, D]) float32 of a split of the run's data."""
-    # The loader leaves features as they are in the file.
+    # Splits hold features as they are in the file.
     text = split.text_features if self.config.graph.signal == FEATURES else split.texts
     return self.encode_image(np.asarray(split.image_features, np.float32)), self.encode_text(text)
 

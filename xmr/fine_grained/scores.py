@@ -10,7 +10,7 @@ def both_directions(image, text, label, *, gallery=None, at=None):
 
   Args:
     image, text: [Q, D] float queries.  label: [Q] int.
-    gallery: (image [G, D], text [G, D], label [G]); None: the queries' own split.
+    gallery: (image [G, D], text [G, D], label [G]); None is the queries' own split.
     at: R of AP@R, or None for the whole gallery.
   Returns:
     {"i2t/map", "t2i/map", "map"}.
@@ -22,8 +22,10 @@ def both_directions(image, text, label, *, gallery=None, at=None):
 
 
 def area_under_roc(scores, positive):
-  """Share of (positive, negative) pairs that scores order rightly, ties counting half; [P] float,
-  [P] bool -> float.
+  """Share of (positive, negative) pairs that the scores order correctly; ties count half.
+
+  Args:
+    scores: [P] float.  positive: [P] bool.
   """
   from scipy import stats
 

@@ -1,5 +1,5 @@
-"""Semantic matching, the baseline of labelled sets: a classifier of categories per modality,
-compared by its answers.
+"""Semantic matching, the baseline of labelled sets: a classifier of categories per modality, whose
+posteriors are compared.
 """
 
 import numpy as np
@@ -38,9 +38,9 @@ def logistic_regression(features, label, *, l2):
 
 
 def posteriors(image, text, label):
-  """Posteriors of the test split by a classifier per modality.
+  """Posteriors on the test split of one classifier per modality.
 
-  The penalty of each is the one with the best accuracy on the validation part.
+  Each penalty is the one with the best accuracy on the validation part.
 
   Args:
     image, text: {"train", "val", "test": [N, F] float}, row i of both is pair i.

@@ -1,4 +1,4 @@
-"""What both stages of FG-CMIR share: pairs are scored, and a loss compares scores and labels."""
+"""What both stages of FG-CMIR share: a network scores pairs, a loss compares scores and labels."""
 
 import itertools
 import pathlib
@@ -19,8 +19,8 @@ def score_and_compare(params, state, batch, arrays, *, scores, loss):
     params: of the network; differentiated.  state: TrainState.
     batch: of Pairs.batch: text [U], item [V], text_of_pair, item_of_pair [M] int32, positive [M]
       bool.
-    arrays: dict of what rows refer to: signal [T, N], and in stage 2 image [T, F] and similarity
-      [T, T]; and key, the random key of dropout.
+    arrays: dict of the arrays that the batch indexes: signal [T, N], and in stage 2 image [T, F]
+      and similarity [T, T]; and key, the random key of dropout.
     scores: function (params, arrays, batch, key) -> [M] float32.
     loss: function (scores, batch, arrays) -> (loss, terms).
   Returns:
@@ -52,12 +52,12 @@ def stage_of(
 
   Args:
     config: of the stage.  workdir: its folder.  name: "siamese" or "pairs".
-    pairs: Pairs.  params: starting values.  loss_name: for people.
+    pairs: Pairs.  params: starting values.  loss_name: shown to the user.
     scores, loss, arrays: as `score_and_compare`; whatever differs between seeds is in the arrays,
-      so that seeds share a program.
-    validate: function params -> {name of a metric: value}; the first one selects.
+      so that seeds share a compiled program.
+    validate: function params -> {name of a metric: value}; the first metric selects.
     steps: the last step.  every: steps between validations.
-    programs: dict of jitted steps, shared by the runs of a table; None: of this run alone.
+    programs: dict of jitted steps that the runs of a table share; None is for this run alone.
     digests: of the data.
   Raises:
     UserError: the folder was trained for more steps, or on other data.

@@ -1,6 +1,4 @@
-"""The table of FG-CMIR: every form of the labels with several seeds, baselines beside them, paired
-tests.
-"""
+"""The table of FG-CMIR: every variant with several seeds, the baselines, and paired tests."""
 
 import json
 import pathlib
@@ -35,16 +33,17 @@ LEVEL = 0.05
 
 
 def run_table(config, workdir, stop, *, eval_only=False):
-  """Runs config.table.variants with config.table.seeds; finished runs are read, stage 1 is shared
-  by a seed's variants.
+  """Runs config.table.variants with config.table.seeds.
+
+  Finished runs are read instead; the variants of a seed share stage 1.
 
   Args:
     config: with a table.  workdir: gets seed<S>/<variant>, table.md, table.json and the plots.
-      stop: Stop.
-    eval_only: True scores the checkpoints that are there.
+    stop: Stop.
+    eval_only: True scores existing checkpoints without training.
   Returns:
     {"rows": {variant: {metric: over_seeds}}, "tests": {variant: {metric: difference to base}},
-    baselines}; None where it was stopped.
+    baselines}; None if it was stopped.
   """
   workdir = pathlib.Path(workdir)
   check_folder(config, workdir)
@@ -58,7 +57,7 @@ def run_table(config, workdir, stop, *, eval_only=False):
 
 
 def rows_of(config, configs, workdir, stop, *, eval_only):
-  """As run_table, in a folder that is held; configs: {(variant, seed): config of one run}."""
+  """As run_table, in a locked folder.  configs: {(variant, seed): config of one run}."""
   problems, programs, found = {}, {}, {}
   splits = None
   for (variant, seed), one in configs.items():
@@ -112,8 +111,10 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
 
 
 def finished(config, folder, digests):
-  """Returns the results of a run that is done with just this config, or None; UserError where the
-  folder holds another config's, or a run on other data.
+  """Returns the results of a finished run with this config; None if there is none.
+
+  Raises:
+    UserError: the folder holds a run with another config or on other data.
   """
   check_folder(config, folder)
   check_data(digests, folder, where=config.data.dir or config.data.name)
@@ -141,7 +142,7 @@ def single(config, variant, seed):
 
 
 def draw_labels(configs, workdir, problem, stop):
-  """Draws the labels of the first seed, where a variant of the table has any."""
+  """Draws the labels of the first seed, if a variant of the table has any."""
   for (_, seed), one in configs.items():
     if labelled(one):
       similarity = two_stage.label_similarity(
@@ -152,7 +153,7 @@ def draw_labels(configs, workdir, problem, stop):
 
 
 def mean_of(runs):
-  """Returns the arrays of several seeds' queries.npz, averaged."""
+  """Returns the arrays of queries.npz, averaged over seeds."""
   return {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
 
 
@@ -172,7 +173,7 @@ def over(runs):
 
 
 def tests(found, rows):
-  """Paired differences of every row to base, over queries and over seeds.
+  """Paired differences between every row and base, over queries and over seeds.
 
   Args:
     found: {variant: one dict of queries.npz per seed}, with "base".
@@ -180,7 +181,7 @@ def tests(found, rows):
   Returns:
     {row: {metric: {"difference", "low", "high" (bootstrap over test pairs), "p" (permutation over
     test pairs), "p_holm" (of all rows of that metric), "p_seeds" (Student's, paired by seed; NaN
-    for a baseline)}}}. The mean of a test pair is that of its image query and its text query.
+    for a baseline)}}}. For "map", a test pair counts with the mean of its image and text query.
   """
   names = [name for name in rows if name != "base"]
   result = {name: {} for name in names}
@@ -203,8 +204,10 @@ def tests(found, rows):
 
 
 def best_against(found, rows, *, baseline="semantic_matching_words"):
-  """Returns {"row", "baseline", and per metric "difference", "low", "high", "p"}: the best
-  variant's mean MAP against it.
+  """Compares the variant with the best mean MAP to a baseline.
+
+  Returns:
+    {"row", "baseline", metric: {"difference", "low", "high", "p"}}; {} without that baseline.
   """
   if baseline not in rows:
     return {}
@@ -227,8 +230,8 @@ def _plain(value):
 
 
 def markdown(results):
-  """Returns the table as Markdown: MAP of image query, text query and mean, and the paired
-  difference to base.
+  """Returns the table as Markdown: MAP of image queries, of text queries and their mean, and the
+  paired difference to base.
   """
   lines = [
     f"# FG-CMIR on {results['dataset']}",
@@ -276,8 +279,8 @@ def _test(results, name):
 
 
 def verdicts(results):
-  """Returns a sentence per row that differs from base: does the mean column survive Holm's
-  adjustment?
+  """Returns lines of Markdown: whether each row's mean MAP differs from base after Holm's
+  adjustment, and the content of best_against.
   """
   lines = []
   for name, row in results["tests"].items():

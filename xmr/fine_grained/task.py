@@ -1,4 +1,4 @@
-"""FG-CMIR as a task: what the table of tasks asks of it."""
+"""FG-CMIR as a task: the functions that the table of tasks requires."""
 
 import pathlib
 
@@ -11,18 +11,19 @@ __all__ = ["Run", "base_config", "train_and_evaluate", "validate"]
 
 
 def train_and_evaluate(config, workdir, *, eval_only, stop):
-  """Runs both stages and scores the test split, or every row of config.table; goes on where an
-  earlier start ended.
+  """Runs both stages and scores the test split, or runs every row of config.table.
+
+  An interrupted run resumes.
 
   Args:
-    config: of configs/fgcmir_*.py.  workdir: folder of the run, or of the table.
-    eval_only: True scores the best checkpoints that are there, without training.
+    config: of configs/fgcmir_*.py.  workdir: folder of the run or of the table.
+    eval_only: True scores the best existing checkpoints without training.
     stop: Stop, not entered.
   Returns:
-    The results, as in results.json (of a table: as in table.json); None where the run was stopped
+    The results, as in results.json (of a table: as in table.json); None if the run was stopped
     before its end.
   Raises:
-    UserError: anything wrong in the config or the data, before anything is compiled.
+    UserError: an error in the config or the data, raised before anything is compiled.
   """
   validate(config)
   with stop:
@@ -35,7 +36,7 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
 
 
 def show(results, workdir):
-  """Prints MAP beside that of the baseline, and says where things lie."""
+  """Prints MAP with that of the baseline, and the paths of the files written."""
   cells = " · ".join(
     f"{name} {results['metrics'][name]:.3f}" for name in ("i2t/map", "t2i/map", "map")
   )

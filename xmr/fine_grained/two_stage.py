@@ -1,8 +1,8 @@
-"""FG-CMIR in two stages: a siamese text network labels pairs by hardness, then pairs are scored
-with hard ones weighted.
+"""FG-CMIR in two stages: a siamese text network labels pairs by hardness, then the retrieval
+network is trained with hard pairs weighted.
 
 The base system (graph of words, encoders, pairwise similarity loss) is that of the group's released
-code; the label formula and the weighted loss are a RECONSTRUCTION from the paper's abstract:
+code. The label formula and the weighted loss are a RECONSTRUCTION from the paper's abstract, since
 neither is public.
 """
 
@@ -57,13 +57,13 @@ def run(
   baselines=True,
   eval_only=False,
 ):
-  """One run of both stages; returns its results, or None where it was stopped.
+  """Runs both stages; returns the results, or None if it was stopped.
 
   Args:
     config: validated.  workdir: of the run.  stop: Stop.
-    siamese_dir: folder of stage 1, shared by runs of one seed; None: workdir/siamese.
-    problem: Problem, where several runs share one.  programs: dict of compiled steps, where several
-      runs share them.
+    siamese_dir: folder of stage 1, which runs of one seed share; None is workdir/siamese.
+    problem: Problem, if several runs share one.
+    programs: dict of compiled steps, if several runs share them.
     baselines: measure semantic matching too, and draw.  eval_only: True trains nothing.
   """
   workdir = pathlib.Path(workdir)
@@ -90,7 +90,7 @@ def run(
 def both_stages(
   config, workdir, stop, *, siamese_dir, problem, programs, baselines, eval_only=False
 ):
-  """As run, in a run folder that is held."""
+  """As run, in a locked run folder."""
   write_arrays(workdir / "inputs.npz", inputs_of(config, problem))
   began = time.perf_counter()
   similarity = None
@@ -146,11 +146,13 @@ def pair_score(config):
 
 
 def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=False):
-  """Trains or resumes stage 1, or only reads it; returns q of all pairs of training texts, [T, T];
-  None where stopped.
+  """Trains, resumes or only reads stage 1.
+
+  Returns:
+    [T, T], q of all pairs of training texts; None if it was stopped.
   """
   alone = config.copy_and_resolve_references()
-  # Stage 1 does not depend on the loss and length of stage 2: variants of one seed share its
+  # Stage 1 does not depend on the loss and the steps of stage 2, so variants of one seed share its
   # folder.
   alone.loss = losses.table.section(BASE).lock()
   alone.steps, alone.epochs = config.siamese.steps, 0.0
@@ -163,7 +165,7 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
   ]
 
   def scores(params, arrays, batch, key):
-    # One encoding serves both sides: grid pairs a batch's texts with each other.
+    # One encoding serves both sides, since the pairs are a grid of a batch's texts with themselves.
     shared = batch["text"].shape == batch["item"].shape and config.pairs.scheme == "grid"
     rows = batch["text"] if shared else jnp.concatenate([batch["text"], batch["item"]])
     second = batch["item_of_pair"] + (0 if shared else batch["text"].shape[0])
@@ -305,8 +307,8 @@ def _encode(model, params, signal, laplacian, image):
 
 
 def embed(model, params, problem: Problem, split):
-  """Returns (image [T, D], text [T, D]) float32 of a split; their dot product is the score without
-  its constant.
+  """Returns (image [T, D], text [T, D]) float32 of a split; dot products are scores without their
+  constant.
   """
   image, text = _encode(
     model, params, problem.signals[split], problem.laplacian, problem.images[split]

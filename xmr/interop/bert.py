@@ -44,8 +44,10 @@ _LAYER = {
 
 
 def hugging_face_name(path, *, kind):
-  """Name of one of our parameters, a path of modules and a leaf, in a Hugging Face BertModel or
-  MPNetModel.
+  """Name in a Hugging Face BertModel or MPNetModel of one of our parameters.
+
+  Args:
+    path: of modules and a leaf.  kind: "bert" or "mpnet".
   """
   *modules, leaf = path
   leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}[leaf]
@@ -59,11 +61,11 @@ def read_architecture(folder):
   """Sizes of the network in a Hugging Face folder.
 
   Args:
-    folder: path with config.json.
+    folder: path, with config.json.
   Returns:
     Architecture.
   Raises:
-    UserError: no config.json, another family than bert or mpnet, a missing or impossible field.
+    UserError: no config.json, a family other than bert and mpnet, or a missing or impossible field.
   """
   path = pathlib.Path(folder) / "config.json"
   config = read_json(path)
@@ -137,12 +139,12 @@ def load_folder(folder, *, normalize=False, longest=0, dtype=jnp.float32):
 
   Args:
     folder: Hugging Face folder with config.json, model.safetensors, tokenizer.json.
-    normalize: unit rows.  longest: most tokens of a text, see tokenizer.  dtype: of the
-      computation.
+    normalize: scale embeddings to unit length.  longest: most tokens of a text, see tokenizer.
+    dtype: of the computation.
   Returns:
     encoder: Transformer.  variables: {"params": nested NumPy}.  tokenizer: Subwords.
   Raises:
-    UserError: a file is missing, broken, or of another model.
+    UserError: a file is missing, broken or of another model.
   """
   net = read_architecture(folder)
   words = Subwords(tokenizer(folder, longest=longest))
@@ -165,12 +167,14 @@ def tokenizer(folder, *, longest=0):
 
 
 def variables(folder):
-  """Parameters of the network in a Hugging Face folder, {"params": nested NumPy float32}; UserError
-  as load_folder.
+  """Parameters of the network in a Hugging Face folder: {"params": nested NumPy float32}.
+
+  Raises:
+    UserError: as load_folder.
   """
   net = read_architecture(folder)
   found, path = read_weights(folder)
-  # Heads and pooler stand beside the encoder, and a whole model has its name in front.
+  # A model with heads stores them beside the encoder, whose names then begin with the model's.
   tensors = {name.removeprefix(f"{net.kind}."): value for name, value in found.items()}
   shapes = template(Transformer(net), np.zeros((1, 2), np.int32), np.ones(1, np.int32))
   params, problems = compare(

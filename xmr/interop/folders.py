@@ -1,5 +1,5 @@
-"""Folders of weights as people have them: their JSON files, their tensors whole or in shards, and
-what says that a download is not whole.
+"""Folders of downloaded weights: their JSON files, their tensors in one file or in shards, and the
+signs of an incomplete download.
 """
 
 import json
@@ -18,7 +18,7 @@ OPEN_CLIP_WEIGHTS = (
 
 
 def refuse_pointer(path):
-  """Raises UserError where a file is what git-lfs leaves in place of the real one."""
+  """Raises UserError where a file is the pointer that git-lfs leaves instead of the real file."""
   with open(path, "rb") as file:
     if file.read(len(POINTER)) == POINTER:
       raise UserError(
@@ -27,7 +27,11 @@ def refuse_pointer(path):
 
 
 def read_json(path):
-  """The JSON object in a file; UserError: no such file, a git-lfs pointer, or anything else."""
+  """The JSON object in a file.
+
+  Raises:
+    UserError: no such file, a git-lfs pointer, or a file without a JSON object.
+  """
   path = pathlib.Path(path)
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -48,12 +52,12 @@ def read_weights(folder, names=WEIGHTS):
   """All tensors of a folder.
 
   Args:
-    folder: path.  names: files to look for, the likelier first; NAME.index.json lists the shards
-      of NAME.
+    folder: path.
+    names: files to look for, the likelier first; NAME.index.json lists the shards of NAME.
   Returns:
-    ({name: array}, path): floats as float32; the file or the index that they are from.
+    ({name: array}, path): floats as float32, and the file or index that they are from.
   Raises:
-    UserError: none of the files, a shard that is missing or not whole, or a git-lfs pointer.
+    UserError: none of the files, a missing or incomplete shard, or a git-lfs pointer.
   """
   folder = pathlib.Path(folder)
   for name in names:

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and DINOv2 in Hugging Face folders: what their files say of the network, and its
+"""CLIP, SigLIP and DINOv2 in Hugging Face folders: the network that their files describe, and its
 weights in our layout.
 """
 
@@ -24,7 +24,7 @@ GELUS = {
   "gelu_new": "tanh",
 }
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
-# What a config.json that says nothing means.
+# Defaults of the fields that a config.json leaves out.
 VISION = {
   "clip": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
   | {"num_attention_heads": 12, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu"}
@@ -58,11 +58,11 @@ class Towers:
   Attributes:
     kind: "clip", "siglip" or "dinov2".
     image: fields of ImageTower.  text: fields of TextTower; None for an image tower alone.
-    data: {"image_size", "resize", "fit", "interpolation"}: how its images are cut.
+    data: {"image_size", "resize", "fit", "interpolation"}: how images are resized and cropped.
     tokenizer: content of Subwords, or None.
     params: {"image_encoder": nested, "text_encoder": nested}, NumPy float32.
-    temperature, bias: learned scalars of its loss: logits = cosine / temperature + bias; None where
-      it has none.
+    temperature, bias: learned scalars of its loss, logits = cosine / temperature + bias; None where
+      the loss has none.
     source: path of the weights.
   """
 
@@ -78,11 +78,11 @@ class Towers:
 
 
 def sizes(config, defaults, *, where):
-  """The fields that towers of images and of texts share, from a section of config.json.
+  """The fields that image and text towers share, from a section of config.json.
 
   Raises:
-    UserError: a size that is no positive integer, heads that do not divide the width, or an unknown
-      activation.
+    UserError: a size that is not a positive integer, heads that do not divide the width, or an
+      unknown activation.
   """
   found = defaults | {key: value for key, value in config.items() if value is not None}
   for field, default in defaults.items():
@@ -107,7 +107,7 @@ def sizes(config, defaults, *, where):
 
 
 def image_fields(config, kind, *, where):
-  """Fields of ImageTower, but for `dim` and the scale of pixels, from config.json's vision part."""
+  """Fields of ImageTower, except `dim`, mean and std, from config.json's vision section."""
   found, fields = sizes(config, VISION[kind], where=where)
   if found.get("num_channels", 3) != 3:
     raise UserError(f"{where}: num_channels is {found['num_channels']}; expected 3")
@@ -129,7 +129,7 @@ def image_fields(config, kind, *, where):
 
 
 def text_fields(config, kind, *, where):
-  """Fields of TextTower, but for `dim`, from config.json's text part."""
+  """Fields of TextTower, except `dim`, from config.json's text section."""
   found, fields = sizes(config, TEXT[kind], where=where)
   return fields | {
     "kind": kind,
@@ -141,12 +141,12 @@ def text_fields(config, kind, *, where):
 
 
 def preprocessing(folder, image_size):
-  """How the folder's processor cuts and scales images.
+  """How the folder's processor resizes, crops and scales images.
 
   Returns:
     data: {"image_size", "resize", "fit", "interpolation"}.  scale: {"mean", "std"}.
   Raises:
-    UserError: no preprocessor_config.json, or a step that we do not have.
+    UserError: no preprocessor_config.json, or a step that we do not support.
   """
   path = pathlib.Path(folder) / "preprocessor_config.json"
   found = read_json(path)
@@ -182,8 +182,9 @@ def preprocessing(folder, image_size):
 
 
 def check_patch(fields, image_size, *, where):
-  """Raises UserError where images of a size have no whole number of patches; that of training may
-  have a rest.
+  """Raises UserError where the patch does not divide the image size.
+
+  The size of pretraining is accepted either way: its border was cut off then too.
   """
   patch = fields["patch"]
   if image_size % patch and image_size != fields["grid"] * patch + fields["rest"]:
@@ -198,7 +199,7 @@ def load(folder):
 
   Raises:
     UserError: a file that is missing, broken, a pointer or of another model; an architecture that
-      is not there; a tensor that is missing, extra or misshapen: every one is named.
+      we do not have; or missing, extra or misshapen tensors, all of which are named.
   """
   folder = pathlib.Path(folder)
   path = folder / "config.json"
@@ -251,8 +252,10 @@ def load(folder):
 
 
 def end_of(config, tokenizer, *, where):
-  """What ends a text of CLIP, see Subwords: configs of before 2023 call it 2, whatever it is, and
-  transformers then takes the highest id.
+  """The end-of-text token of CLIP, as Subwords takes it: an id, or "highest".
+
+  Configs from before 2023 say 2 whatever the id is; transformers then takes the highest id of a
+  text, and so do we.
 
   Raises:
     UserError: the tokenizer ends texts with another id than config.json says.
@@ -269,7 +272,7 @@ def end_of(config, tokenizer, *, where):
 
 
 def without_bias(tensors, layers):
-  """Tensors of a DINOv2 whose queries, keys and values have no bias, with zeros for them."""
+  """Adds zero biases to a DINOv2 whose queries, keys and values have none."""
   result = dict(tensors)
   for i in range(layers):
     for part in ("query", "key", "value"):
@@ -280,8 +283,7 @@ def without_bias(tensors, layers):
 
 
 def variables(tensors, kind, image, text, image_size, *, source):
-  """Params of both towers and the loss's scalars, from tensors in Hugging Face's names; every
-  tensor is used or named.
+  """Params of both towers and the loss's scalars, from tensors under Hugging Face's names.
 
   Returns:
     {"params", "temperature", "bias"}, see Towers.

@@ -1,5 +1,5 @@
-"""CLIP and SigLIP in open_clip folders: what their files say of the network, and its weights in our
-layout.
+"""CLIP and SigLIP in open_clip folders: the network that their files describe, and its weights in
+our layout.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ from xmr.interop.tower_names import unpacked
 CONFIG = "open_clip_config.json"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-# What we have of each section; whatever else is set there makes another network.
+# The fields that we support in each section; any other field describes another network.
 KNOWN = {
   "vision_cfg": {"image_size", "layers", "width", "patch_size", "mlp_ratio", "head_width"}
   | {"patch_dropout", "timm_model_pretrained", "norm_kwargs", "act_kwargs"}
@@ -25,14 +25,14 @@ KNOWN = {
   | {"hf_tokenizer_name", "tokenizer_kwargs", "norm_kwargs", "act_kwargs", "no_causal_mask"}
   | {"proj_bias", "pool_type", "pad_id"},
 }
-# What SigLIP's sizes are called in timm; width, layers, heads, units of the feed-forward.
+# SigLIP's sizes by their name in timm: width, layers, heads, units of the feed-forward.
 SIGLIP_SIZES = {
   "base": (768, 12, 12, 3072),
   "large": (1024, 24, 16, 4096),
   "so400m": (1152, 27, 16, 4304),
   "giantopt": (1536, 40, 16, 6144),
 }
-# Those that timm computes with the tanh form of GELU; the others with the exact one, whatever
+# Models for which timm uses the tanh form of GELU; it uses the exact form for the others, whatever
 # big_vision trained with.
 SIGLIP_TANH = r"base_patch32_siglip_|large_patch16_siglip_512|so400m_patch16_|giantopt_"
 BLOCK = {
@@ -79,8 +79,8 @@ def load(folder):
   hugging_face.Towers.
 
   Raises:
-    UserError: a file that is missing, broken, a pointer or of another model; a network that is not
-      there; a tensor that is missing, extra or misshapen: every one is named.
+    UserError: a file that is missing, broken, a pointer or of another model; a network that we do
+      not have; or missing, extra or misshapen tensors, all of which are named.
   """
   folder = pathlib.Path(folder)
   path = folder / CONFIG
@@ -137,7 +137,7 @@ def _epsilon(section, otherwise):
 
 
 def image_fields(config, kind, *, where):
-  """Fields of ImageTower, but for `dim` and the scale of pixels, from model_cfg."""
+  """Fields of ImageTower, except `dim`, mean and std, from model_cfg."""
   found = config["vision_cfg"]
   if kind == "clip":
     if not isinstance(found.get("layers", 12), int):
@@ -179,7 +179,7 @@ def image_fields(config, kind, *, where):
 
 
 def text_fields(config, kind, *, where):
-  """Fields of TextTower, but for `dim`, from model_cfg."""
+  """Fields of TextTower, except `dim`, from model_cfg."""
   found = config["text_cfg"]
   causal, pool = not found.get("no_causal_mask"), found.get("pool_type", "argmax")
   if (causal, pool) != {"clip": (True, "argmax"), "siglip": (False, "last")}[kind]:
@@ -203,7 +203,7 @@ def text_fields(config, kind, *, where):
 
 
 def preprocessing(found, size, *, where):
-  """How preprocess_cfg cuts and scales images: data and scale as of hugging_face.preprocessing."""
+  """How preprocess_cfg cuts and scales images: data and scale as hugging_face.preprocessing."""
   size = found.get("size", size)
   if isinstance(size, list):
     if len(set(size)) != 1:
@@ -229,7 +229,7 @@ def _renamed(name, table):
 
 
 def _name(name):
-  """Hugging Face's name of a tensor of open_clip; None for one that we do not know."""
+  """Hugging Face's name of an open_clip tensor; None where we do not know the tensor."""
   block = re.fullmatch(r"(visual\.|text\.|)transformer\.resblocks\.(\d+)\.(.*)", name)
   if block:
     tower = "vision_model" if block[1] == "visual." else "text_model"
@@ -252,9 +252,9 @@ def _name(name):
 
 
 def renamed(tensors):
-  """Tensors of open_clip under Hugging Face's names and in its layout; strangers keep their name.
+  """open_clip's tensors under Hugging Face's names and in its layout; unknown ones keep their name.
 
-  Projections that are parameters lie there as [in, out], packed ones as [3 out, in].
+  open_clip stores projections that are bare parameters as [in, out], packed ones as [3 out, in].
   """
   result = {}
   for name, value in tensors.items():
@@ -266,7 +266,7 @@ def renamed(tensors):
     elif plain == "text_projection":
       result["text_projection.weight"] = value.T
     elif plain.startswith("text_projection."):
-      # A layer with a bias, SigLIP's.
+      # SigLIP's projection is a layer with a bias.
       result[plain.replace("text_projection", "text_model.head")] = value
     else:
       found = _name(name) or name

@@ -1,4 +1,4 @@
-"""A folder of pretrained towers, whoever wrote it, as the parts of a run."""
+"""A folder of pretrained towers, in either format, as the parts of a run."""
 
 import pathlib
 
@@ -9,17 +9,17 @@ from xmr.interop.torch_files import sha256
 
 IMAGE = {"clip": "clip_vit", "siglip": "siglip_vit", "dinov2": "dinov2"}
 TEXT = {"clip": "clip_text", "siglip": "siglip_text"}
-# What a name in config.model fixes, and what the config holds elsewhere.
+# Fields that an encoder's name fixes, or that the config holds outside the encoder's section.
 ELSEWHERE = ("kind", "dim", "vocabulary_size")
 
 
 def load(folder):
   """The Towers of a Hugging Face or open_clip folder.
 
-  A folder that holds both forms is read as Hugging Face's.
+  A folder that holds both formats is read as Hugging Face's.
 
   Raises:
-    UserError: no such folder, neither form, or as hugging_face.load and open_clip.load.
+    UserError: no such folder, neither format, or as hugging_face.load and open_clip.load.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -53,7 +53,7 @@ def settings(towers):
 
 
 def side_settings(towers, side):
-  """The fields of a config that one tower needs, its projection among them."""
+  """The fields of a config that one tower needs, including its projection."""
   fields, name = {"image": (towers.image, IMAGE), "text": (towers.text, TEXT)}[side]
   data = {f"data.{key}": value for key, value in towers.data.items()} if side == "image" else {}
   return {
@@ -65,9 +65,9 @@ def side_settings(towers, side):
 
 
 def source(towers):
-  """What a run folder says of where it is from: {"file", "sha256", "kind", "files"}.
+  """The source that a run folder records: {"file", "sha256", "kind", "files"}.
 
-  The hash is that of the weights; of weights in shards, that of the index, and one of each shard.
+  The hash is that of the weights; weights in shards have the hash of their index and one per shard.
   """
   path = towers.source
   files = {path.name: sha256(path)}

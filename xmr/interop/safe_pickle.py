@@ -14,8 +14,8 @@ class _Name(str):
 
 
 class _Reader:
-  """A stack machine for the few instructions that dictionaries, lists, words, numbers and bare
-  objects need.
+  """A stack machine for the few instructions that build dictionaries, lists, strings, numbers and
+  bare objects.
   """
 
   def __init__(self, classes):
@@ -24,7 +24,7 @@ class _Reader:
     self.memo = {}
 
   def run(self, data):
-    """The object that the pickle describes; ValueError where it wants more than plain data."""
+    """The object that the pickle describes; ValueError where it holds more than plain data."""
     for instruction, argument, _ in genops(data):
       name = instruction.name
       if name == "STOP":
@@ -52,7 +52,7 @@ class _Reader:
       raise ValueError(f"it holds the instruction {name}, which plain data needs not")
 
   def since_mark(self):
-    """Takes everything above the last mark from the stack."""
+    """Pops everything above the last mark off the stack."""
     for index in range(len(self.stack) - 1, -1, -1):
       if self.stack[index] is _MARK:
         items = self.stack[index + 1 :]
@@ -61,19 +61,19 @@ class _Reader:
     raise ValueError("a mark is missing")
 
   def set_items(self, items):
-    """Adds keys and values in turn to the dictionary on top."""
+    """Adds alternating keys and values to the dictionary on top of the stack."""
     if len(items) % 2 or not isinstance(self.stack[-1], dict):
       raise ValueError("an entry has no dictionary")
     self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
   def extend(self, items):
-    """Adds to the list on top."""
+    """Extends the list on top of the stack."""
     if not isinstance(self.stack[-1], list):
       raise ValueError("an item has no list")
     self.stack[-1].extend(items)
 
   def bare(self, found):
-    """A new object: an empty dictionary, where its class is an expected one."""
+    """A new object of an expected class, as an empty dictionary."""
     if not isinstance(found, _Name) or found.split()[-1] not in self.classes:
       raise ValueError(f"it holds a {found}; expected {' or '.join(self.classes)}")
     self.stack.append({})
@@ -86,8 +86,8 @@ class _Reader:
     self.bare(found)
 
   def reduce(self):
-    """An object of protocols 0 and 1: a call, of which only the one that makes a bare object is
-    understood.
+    """An object of protocols 0 and 1, which is a call; only a call that makes a bare object is
+    accepted.
     """
     arguments, found = self.stack.pop(), self.stack.pop()
     if (
@@ -107,7 +107,7 @@ class _Reader:
     target.update(state)
 
   def named(self):
-    """A class named by two words on the stack."""
+    """A class named by two strings on the stack."""
     name, module = self.stack.pop(), self.stack.pop()
     self.stack.append(_Name(f"{module} {name}"))
 
@@ -163,21 +163,21 @@ def read(data, *, classes, source):
   """The plain data in a pickle; an object of a known class becomes the dictionary of its
   attributes.
 
-  The pickle's instructions are read one by one (pickletools). Numbers, words, lists, tuples and
-  dictionaries are built from them; a class is only a name, and anything that would call or import
-  something ends in an error.
+  The pickle's instructions are read one by one (pickletools). They build numbers, strings, lists,
+  tuples and dictionaries; a class is only a name, and anything that would call or import something
+  is an error.
 
   Args:
-    data: bytes of the file.  classes: names of classes, without their module, whose objects may
-      occur.
+    data: bytes of the file.
+    classes: names, without their module, of the classes whose objects may occur.
     source: path, for errors.
   Returns:
     nested dict, list, tuple, str, int, float, bool and None.
   Raises:
-    UserError: no pickle, cut short, or it holds anything else.
+    UserError: not a pickle, cut short, or it holds anything else.
   """
   try:
     return _Reader(classes).run(data)
-  except Exception as error:  # A damaged or hostile file makes the reader raise anything.
+  except Exception as error:  # A damaged or hostile file can make the reader raise anything.
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{source}: no pickle of plain data ({reason}); nothing was executed") from None

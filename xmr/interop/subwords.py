@@ -11,11 +11,11 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
 
   Args:
     folder: path.  size: rows of the embedding.  context: most tokens of a text.
-    fill: every text is padded to the context.  end: the text ends at the first end-of-text token.
+    fill: pad every text to the context.  end: end the text at the first end-of-text token.
   Returns:
     dict, see Subwords.
   Raises:
-    UserError: a file that is missing or broken, or of another model.
+    UserError: a file that is missing, broken or of another model.
   """
   path = pathlib.Path(folder) / "tokenizer.json"
   tokenizer = read_json(path)
@@ -27,7 +27,7 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
   ids = (model["vocab"] if isinstance(model.get("vocab"), dict) else {}) | ids
 
   if kind == "Siglip2Tokenizer":
-    # transformers lowers capitals of such a folder, whether or not its tokenizer.json says so.
+    # transformers lower-cases texts for such a folder, whether or not its tokenizer.json says so.
     parts = [{"type": "Lowercase"}, tokenizer.get("normalizer")]
     sequence = {"type": "Sequence", "normalizers": [part for part in parts if part]}
     tokenizer = {**tokenizer, "normalizer": sequence}
@@ -55,15 +55,15 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
 
 
 def read_for(folder, *, encoder, context=0):
-  """The content of a Subwords for a text encoder of a config.
+  """The content of a Subwords for the text encoder of a config.
 
   Args:
-    folder: with tokenizer.json; config.json, where it is there, says how many rows an embedding of
-      it has.
-    encoder: config.model.text.name; CLIP's and SigLIP's texts end and are padded in their own way.
+    folder: with tokenizer.json; its config.json, where there is one, gives the number of rows of
+      the embedding.
+    encoder: config.model.text.name; CLIP and SigLIP end and pad texts in their own ways.
     context: most tokens of a text; 0 takes the folder's own, or 77.
   Raises:
-    UserError: as of read_subwords.
+    UserError: as read_subwords.
   """
   folder = pathlib.Path(folder)
   config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

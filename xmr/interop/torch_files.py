@@ -1,5 +1,5 @@
-"""Tensors out of PyTorch's files, and under which name each of our variables lies there. No file is
-ever executed.
+"""Tensors of PyTorch's files, and the name that each of our variables has there. No code in a file
+is ever executed.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def sha256(path):
 def _is_safetensors(path):
   with open(path, "rb") as file:
     head = file.read(9)
-  # An eight-byte length and then a JSON object; the length of a real header is below 100 MB.
+  # Eight bytes of length, then a JSON object; a real header is shorter than 100 MB.
   return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
@@ -43,15 +43,14 @@ def _float(file, name):
 
 
 def read_torch(path, *, containers=()):
-  """What torch.save wrote, tensors on the CPU, with PyTorch's weights_only reader: it builds plain
-  containers only.
+  """Reads what torch.save wrote, with PyTorch's weights_only reader, which builds only plain
+  containers.
 
   Args:
     path: a zip (PyTorch 1.6 and later) or the older format.
-    containers: further classes that may be built; only classes that hold attributes and run
-      nothing.
+    containers: further classes that may be built; each must only hold attributes and run nothing.
   Returns:
-    the saved object.
+    the saved object, its tensors on the CPU.
   Raises:
     UserError: no such file, PyTorch is missing, the file is cut short, or it holds anything but
       plain containers.
@@ -68,7 +67,7 @@ def read_torch(path, *, containers=()):
     with torch.serialization.safe_globals(list(containers)), warnings.catch_warnings():
       warnings.simplefilter("ignore")
       return torch.load(path, map_location="cpu", weights_only=True)
-  except Exception as error:  # A damaged file makes the reader raise anything.
+  except Exception as error:  # A damaged file can make the reader raise anything.
     raise UserError(f"{path}: {_reason(str(error))}") from None
 
 
@@ -92,8 +91,8 @@ def arrays(state, *, source):
   """A state dict as NumPy: {name: array}, floats as float32.
 
   Raises:
-    UserError: `state` is no dict from names to tensors; says what it is, and names the first that
-      is none.
+    UserError: `state` is not a dict from names to tensors; the message says what it is, and names
+      the first value that is not a tensor.
   """
   if not isinstance(state, dict):
     raise UserError(f"{source}: holds a {type(state).__name__}; expected a dict of tensors")
@@ -110,7 +109,7 @@ def arrays(state, *, source):
 
 
 def _without_values(tensor):
-  """Says what a tensor is that has no plain values of its own, or None."""
+  """Describes a tensor that has no plain values of its own; None for any other tensor."""
   if tensor.device.type != "cpu":
     return f"a tensor without values (device {tensor.device.type})"
   if str(tensor.layout) != "torch.strided":
@@ -118,7 +117,7 @@ def _without_values(tensor):
   if tensor.is_quantized or tensor.is_complex():
     return f"a tensor of type {str(tensor.dtype).removeprefix('torch.')}"
   if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-    # A few bytes in a file may claim to be a tensor of any size, by strides of 0.
+    # With strides of 0 a few bytes in a file can claim to be a tensor of any size.
     return f"a tensor of shape {tuple(tensor.shape)} with fewer values than that"
   return None
 
@@ -126,8 +125,8 @@ def _without_values(tensor):
 def read_tensors(path):
   """{name: NumPy array} of a .safetensors or PyTorch file of weights, told apart by content.
 
-  A training checkpoint is looked into for `state_dict` or `model`; the `module.` of DataParallel is
-  taken off.
+  Of a training checkpoint it reads `state_dict`, `model` or `model_state_dict`; DataParallel's
+  prefix `module.` is removed.
 
   Args:
     path: file.
@@ -164,7 +163,7 @@ def to_ours(value, leaf, shape):
     array of `shape`, or None where the tensor has another shape.
   """
   if leaf == "kernel" and value.ndim == 4 and len(shape) == 2:
-    # A fully connected layer stored as a convolution over the whole grid (timm's VGG).
+    # timm's VGG stores a fully connected layer as a convolution over the whole grid.
     value = value.reshape(value.shape[0], -1)
   if leaf == "kernel":
     value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
@@ -207,7 +206,7 @@ def compare(shapes, tensors, *, name, ignored=()):
     shapes: {"params": nested, "batch_stats": nested} of anything with .shape.
     tensors: {PyTorch name: array}.
     name: function from a path within the collection to the PyTorch name.
-    ignored: prefixes of PyTorch names that we have no use for; BatchNorm's step counter is always
+    ignored: prefixes of PyTorch names that we do not need; BatchNorm's step counter is always
       ignored.
   Returns:
     variables: nested like `shapes`, NumPy.  problems: list of str, one for each missing, extra or

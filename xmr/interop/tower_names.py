@@ -1,4 +1,4 @@
-"""How Hugging Face calls each parameter of our towers."""
+"""Hugging Face's name of each parameter of our towers."""
 
 import re
 
@@ -34,7 +34,7 @@ DINO_BLOCK = {
   "mlp.up": "mlp.fc1",
   "mlp.down": "mlp.fc2",
 }
-# Parameters that are no layer of ours, by the name of their module and leaf.
+# Parameters outside the layers, by the names of their module and leaf.
 WHOLE = {
   "image": {
     "class_token": "vision_model.embeddings.class_embedding",
@@ -66,7 +66,7 @@ PROJECTIONS = {
 
 
 def hugging_face_name(path, *, side, kind):
-  """Name of one of our parameters in a CLIPModel, SiglipModel or Dinov2Model.
+  """Name in a CLIPModel, SiglipModel or Dinov2Model of one of our parameters.
 
   Args:
     path: of modules and a leaf below the encoder: ("backbone", "layer0", "norm1", "scale").
@@ -91,8 +91,8 @@ def hugging_face_name(path, *, side, kind):
 
 
 def unpacked(tensors):
-  """Tensors with each packed in_proj_weight [3W, W] and in_proj_bias [3W] as q_proj, k_proj and
-  v_proj.
+  """Tensors with each packed in_proj_weight [3W, W] and in_proj_bias [3W] split into q_proj, k_proj
+  and v_proj.
   """
   result = {}
   for name, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Checkpoints of VSE++ and IMC as released: their weights in our layout, their vocabulary, their
+"""Checkpoints of VSE++ and IMC as released: their weights in our layout, their vocabulary and their
 settings.
 """
 
@@ -19,15 +19,14 @@ def read_vocabulary(path):
   """Words of a released vocabulary, by number.
 
   Reads the JSON form ({"word2idx": {word: number, ...}, ...} or {"words": [...]}) and the pickled
-  `Vocabulary` object; the pickle's plain data is read, the pickle is not loaded (see
-  plain_pickle.read).
+  `Vocabulary` object, of which it reads the plain data without unpickling (see safe_pickle.read).
 
   Args:
     path: .json or .pkl file.
   Returns:
     list of str, the word of each number from 0 on.
   Raises:
-    UserError: no such file, another content, a pickle that holds anything but a Vocabulary, or
+    UserError: no such file, other content, a pickle that holds anything but a Vocabulary, or
       numbers with gaps.
   """
   try:
@@ -62,16 +61,16 @@ def read_vocabulary(path):
 def read_checkpoint(path):
   """A released `model_best.pth.tar`: (image tensors, text tensors, options, report).
 
-  PyTorch's weights_only reader builds tensors and plain containers; of other classes only
+  PyTorch's weights_only reader builds tensors and plain containers; the only other class allowed is
   argparse.Namespace, which holds the options as attributes and runs nothing.
 
   Args:
-    path: what the authors' train.py saved.
+    path: of the file that the authors' train.py saved.
   Returns:
     image, text: {name: NumPy array}.  options: dict of the training command.
     report: {"step": steps done, "rsum": best validation score}; None where the file does not say.
   Raises:
-    UserError: no such file, not plain, or not such a checkpoint.
+    UserError: no such file, content that is not plain, or not such a checkpoint.
   """
   state = torch_files.read_torch(path, containers=[argparse.Namespace])
   if not isinstance(state, dict) or "model" not in state:
@@ -108,15 +107,15 @@ def image_part(tensors, options, *, source):
   """The image encoder: (variables {"params", "batch_stats"}, settings).
 
   `EncoderImageFull` holds a CNN under "cnn.module." (ResNet) or "cnn.features.module." (VGG) and
-  the projection "fc"; `EncoderImagePrecomp` the projection alone.
+  the projection "fc"; `EncoderImagePrecomp` holds the projection alone.
 
   Args:
-    tensors: {name: array}.  options: of the checkpoint; cnn_type names the CNN.  source: path, for
-      errors.
+    tensors: {name: array}.  options: of the checkpoint; cnn_type names the CNN.
+    source: path, for errors.
   Returns:
     variables as under "image_encoder"; settings {"model.image.name": ..., ...} for a config.
   Raises:
-    UserError: a tensor is missing, extra or misshapen, or the CNN is none of ours.
+    UserError: a tensor is missing, extra or misshapen, or we do not have the CNN.
   """
   _require(tensors, {"fc.weight": 2, "fc.bias": 1}, source=source)
   projection = {"kernel": tensors["fc.weight"].T, "bias": tensors["fc.bias"]}
@@ -157,8 +156,9 @@ def image_part(tensors, options, *, source):
 
 
 def text_part(tensors, *, source):
-  """The text encoder: (params as under "text_encoder", settings for a config); kind and sizes are
-  read from the shapes.
+  """The text encoder: (params as under "text_encoder", settings for a config).
+
+  Its kind and sizes follow from the shapes.
 
   Args:
     tensors: {name: array} of an EncoderText.  source: path, for errors.
@@ -200,8 +200,8 @@ def authors_variables(path, vocabulary):
     settings: {"model.dim": 1024, ...}, the fields of a config that these weights need.
     report: {"step", "rsum" and "sha256" of the checkpoint}.
   Raises:
-    UserError: unreadable or unfit files, or options that we do not have (order embeddings without
-      unit images).
+    UserError: files that cannot be read or do not fit, or options that we do not support (order
+      embeddings without unit image embeddings).
   """
   image, text, options, report = read_checkpoint(path)
   words = read_vocabulary(vocabulary)

@@ -1,4 +1,4 @@
-"""Parameters of the authors' text encoders, in PyTorch's names, as ours."""
+"""Converts the parameters of the authors' text encoders, under PyTorch's names, to ours."""
 
 from typing import Any
 
@@ -21,16 +21,16 @@ def import_text_encoder(state, *, cell, bidirectional, where="state"):
   The released projection, which no released code calls, is left out.
 
   Args:
-    state: dict of arrays, as its PyTorch state: embed.weight [V, E]; rnn.weight_ih_l0 [G H, E],
+    state: dict of arrays, its PyTorch state: embed.weight [V, E]; rnn.weight_ih_l0 [G H, E],
       rnn.weight_hh_l0 [G H, H], rnn.bias_ih_l0 and rnn.bias_hh_l0 [G H]; the same with _reverse
       where it is bidirectional; projection.* is ignored.
     cell: "lstm" (G = 4) or "gru" (G = 3).
     bidirectional: bool.
-    where: file that the state is from, for errors.
+    where: source of the state, for errors.
   Returns:
     {"embedding", "forward": {...}, "backward": {...} if bidirectional}, float32.
   Raises:
-    UserError: names every tensor that is missing, left over or has another shape.
+    UserError: tensors are missing, extra or misshapen; all of them are named.
   """
   directions = {"forward": ""} | ({"backward": "_reverse"} if bidirectional else {})
   sources = {

@@ -17,7 +17,7 @@ def save(path, tree, metadata):
   """Writes a tree of arrays as float32 tensors with names joined by "/".
 
   Args:
-    path: of the file to write.
+    path: file to write.
     tree: nested dict of arrays; for a backbone {"params": {...}, "batch_stats": {...}}.
     metadata: dict of strings (kind, source, hash of the source ...), kept in the file's header
       beside a digest of each tensor.
@@ -31,8 +31,7 @@ def save(path, tree, metadata):
 
 
 def load_backbone(path, variables, *, encoder="image_encoder"):
-  """Fills the backbone of one encoder from a file that `save` wrote, and leaves everything else as
-  it is.
+  """Fills the backbone of one encoder from a file that `save` wrote; all else stays as it is.
 
   Tensor "params/conv1/kernel" of the file becomes
   variables["params"][encoder]["backbone"]["conv1"]["kernel"], and so on for every collection.
@@ -41,12 +40,12 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
     path: safetensors file, float32, names joined by "/".
     variables: {"params": {encoder: {"backbone": ...}}, "batch_stats": ...}, arrays or their shapes
       (jax.eval_shape).
-    encoder: whose backbone.
+    encoder: the one whose backbone is filled.
   Returns:
     variables with the backbone's arrays replaced (NumPy, float32); the input is not changed.
   Raises:
-    UserError: the file is absent, not safetensors or not what was written; this encoder has no
-      backbone; or any tensor is missing, extra, misshapen or not float32: all of them are named.
+    UserError: the file is absent, not safetensors or not as it was written; this encoder has no
+      backbone; or tensors are missing, extra, misshapen or not float32, all of which are named.
   """
   flat: dict = flax.traverse_util.flatten_dict(variables, sep="/")
   inside = f"/{encoder}/backbone/"
@@ -72,8 +71,8 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
 
 
 def _check(path, found, shapes):
-  """Raises one UserError that names every tensor of the file that differs from the shapes that the
-  network has.
+  """Raises one UserError that names every tensor of the file that differs from the network's
+  shapes.
   """
   problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in found]
   for name, tensor in found.items():
@@ -91,8 +90,11 @@ def _check(path, found, shapes):
 
 
 def _compare(path, tensors, digests):
-  """Raises UserError where tensors are not those of the digests, JSON or None (older versions wrote
-  none).
+  """Raises UserError where tensors do not match their digests.
+
+  Args:
+    path: of the file.  tensors: of the file.
+    digests: JSON, or None in a file of an older version, which wrote no digests.
   """
   try:
     saved = {} if digests is None else json.loads(digests)

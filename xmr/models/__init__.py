@@ -1,6 +1,6 @@
-"""Encoders by name, and the dual encoder that a config describes. `table` has the encoders' rows.
+"""Encoders by name, listed in `table`, and the dual encoder that a config describes.
 
-What is asked for is imported when it is asked for: `xmr.models.table` alone needs no JAX.
+Names are imported when they are used, since `xmr.models.table` alone needs no JAX.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The block of pre-norm transformers, shared by towers of images and of texts."""
+"""The pre-norm transformer block that image and text towers share."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# CLIP's first release approximates the normal distribution by a logistic one, SigLIP by a tanh.
+# CLIP's first release approximates GELU with a logistic function, SigLIP with a tanh.
 GELU = {
   "exact": functools.partial(nn.gelu, approximate=False),
   "tanh": functools.partial(nn.gelu, approximate=True),
@@ -25,7 +25,7 @@ class Attention(nn.Module):
   """softmax(q k' / sqrt(d)) v for each head, then a linear map; q from x, k and v from `source`.
 
   Attributes:
-    heads: their number divides the width.  dtype: of the products; the softmax is float32.
+    heads: their number, which divides the width.  dtype: of the products; the softmax is float32.
   """
 
   heads: int
@@ -33,8 +33,12 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, source=None, mask=None):
-    """x: [B, Q, W] float.  source: [B, K, W], x where None.  mask: broadcasts to [B, 1, Q, K] bool,
-    False where a key is not seen.  Returns [B, Q, W]."""
+    """Returns [B, Q, W].
+
+    Args:
+      x: [B, Q, W] float.  source: [B, K, W]; None is x.
+      mask: bool, broadcasts to [B, 1, Q, K]; False hides a key.
+    """
     source = x if source is None else source
     width = x.shape[-1]
 
@@ -68,9 +72,9 @@ class Block(nn.Module):
   """x + s1 attention(norm(x)), then x + s2 feed_forward(norm(x)).
 
   Attributes:
-    heads, hidden: heads of the attention, units of the feed-forward.
+    heads: of the attention.  hidden: units of the feed-forward.
     gelu: a key of GELU.  epsilon: of the norms.
-    scale: the learned factors s1 and s2 of DINOv2, one per channel; else both are 1.
+    scale: True learns s1 and s2, one factor per channel (DINOv2); else both are 1.
     dtype: of the computation; parameters are float32.
   """
 
@@ -98,13 +102,13 @@ class Block(nn.Module):
 
 
 def blocks(x, *, layers, remat, mask=None, trained=-1, **fields):
-  """Applies `layers` Blocks, layer0 and so on, of the calling module.
+  """Applies `layers` Blocks, named layer0 and so on, in the calling module.
 
   Args:
     x: [B, T, W].  layers: their number.
-    remat: recompute each block in the backward pass instead of keeping what it computes.
+    remat: recompute each block in the backward pass instead of keeping its activations.
     mask: see Attention.
-    trained: no gradient reaches beyond the last so many blocks; -1 is all and what is before them.
+    trained: the gradient stops before the last `trained` blocks; -1 does not stop it.
     fields: of Block.
   Returns:
     [B, T, W].

@@ -1,4 +1,4 @@
-"""Types of what encoders take and give: B images or texts, D numbers of the joint space."""
+"""Types of encoders' inputs and outputs: B images or texts, D dimensions of the joint space."""
 
 import jax
 from jaxtyping import Bool, Float, Float32, Integer, UInt8
@@ -13,8 +13,8 @@ RegionMask = Bool[Array, "B R"]
 Words = Integer[Array, "B L"]
 Lengths = Integer[Array, " B"]
 Embeddings = Float32[jax.Array, "B D"]
-# Of an encoder that can be asked for its tokens.
+# The output of an encoder that can return its tokens.
 Encoded = Embeddings | Tokens
-# Whatever an encoder may read.
+# Any input of an encoder.
 AnyImage = Pixels | Features | Regions
 AnyText = Words | Features

@@ -34,7 +34,7 @@ KINDS = (*IMAGE_KINDS, *TOWER_KINDS, *TEXT_KINDS)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A backbone of images: our module, and how the tensors of each source are called."""
+  """An image backbone: our module, and the names of the tensors of each source."""
 
   module: Callable  # () -> linen module called as (images, train=)
   names: tuple  # functions from our path to the source's name, the likelier source first
@@ -42,7 +42,7 @@ class Kind:
 
 
 def kind(name):
-  """The Kind of that name; UserError for another, with the list of known ones."""
+  """The Kind of that name; UserError lists the known names for any other."""
   if name in RESNETS:
     from xmr.models import resnet
 
@@ -84,7 +84,7 @@ def image_variables(name, tensors, *, source):
   Returns:
     {"params": nested NumPy float32, "batch_stats": nested}.
   Raises:
-    UserError: missing, extra or misshapen tensors; names every one, or the kind that the file
+    UserError: missing, extra or misshapen tensors; it names all of them, or the kind that the file
       really holds.
   """
   from xmr.interop.torch_files import compare, refuse
@@ -96,7 +96,7 @@ def image_variables(name, tensors, *, source):
   results = attempts(name)
   variables, problems = min(results, key=lambda result: len(result[1]))
   if problems:
-    # Another architecture differs in far more than a tenth; describing all others takes a while.
+    # Another architecture differs in far more than a tenth, and trying all others takes a while.
     for other in IMAGE_KINDS if len(problems) > len(tensors) / 10 else ():
       if other != name and any(not found for _, found in attempts(other)):
         raise UserError(f"{source}: holds {other}; --kind says {name}")
@@ -111,8 +111,8 @@ def convert(name, source, target):
     name: one of KINDS.  source: path of the weights; a folder for towers.
     target: path of the .safetensors file to write.
   Returns:
-    {"kind", "source", "sha256"} as written into the metadata, "tensors": their number, and
-    "settings": fields of a config that a tower needs.
+    dict of "kind", "source" and "sha256" as in the metadata, "tensors", the number of tensors, and
+    "settings", the fields of a config that a tower needs.
   Raises:
     UserError: unknown kind, unreadable source, or tensors that do not fit; nothing is written.
   """
@@ -145,7 +145,7 @@ def convert(name, source, target):
 
 
 def tower(name, folder):
-  """One tower of a folder without its projection, which belongs to another joint space.
+  """One tower of a folder, without its projection, which belongs to another joint space.
 
   Args:
     name: key of TOWER_KINDS.  folder: of Hugging Face or open_clip.

@@ -1,4 +1,4 @@
-"""Two encoders into one space, as a config describes them."""
+"""The dual encoder that a config describes: an image and a text encoder into one joint space."""
 
 import inspect
 from collections.abc import Mapping
@@ -22,14 +22,15 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class DualEncoder(nn.Module):
   """Maps images and texts to the joint space, each with its own encoder.
 
-  Variables: {"params": {"image_encoder", "text_encoder"}, "batch_stats": {"image_encoder"} where
-  there is BatchNorm}; dropout draws from the random stream "dropout".
+  Variables: {"params": {"image_encoder", "text_encoder"}, "batch_stats": {"image_encoder"} with
+  BatchNorm}; dropout draws from the random stream "dropout".
 
   Attributes:
     image_encoder: module called as (image, *, train).
     text_encoder: module called as (text, text_length, *, train) on words, (text, *, train) on
-      features. An encoder that can be asked for `tokens=True` returns them before its last norm.
-    shared: transformer over the tokens of either side, as (x [B, N, D], mask [B, N]); None: none.
+      features. An encoder that takes `tokens=True` then returns its tokens, before its last norm.
+    shared: transformer over the tokens of either side, called as (x [B, N, D], mask [B, N]), or
+      None.
   """
 
   image_encoder: nn.Module
@@ -45,11 +46,11 @@ class DualEncoder(nn.Module):
       batch: dict with `image` [B, H, W, 3] uint8, [B, F] float, or [B, R, F] float with its
         `image_mask` [B, R] bool (may be left out); `text` [B, L] int32 and `text_length` [B] int32,
         or `text` [B, F] float alone; other keys are ignored.
-      train: True turns dropout on, and lets released BatchNorm use and update its statistics.
+      train: True turns dropout on; "released" BatchNorm then uses and updates batch statistics.
     Returns:
       image: [B, D] float32.  text: [B, D] float32.
     Raises:
-      ValueError: a shape or type that the encoder does not read.
+      ValueError: the encoder does not take the shape or type.
     """
     image = self.encode_image(batch["image"], batch.get("image_mask"), train=train)
     return image, self.encode_text(batch["text"], batch.get("text_length"), train=train)
@@ -82,7 +83,7 @@ class DualEncoder(nn.Module):
   def text_tokens(
     self, text: AnyText, text_length: Lengths | None = None, *, train: bool = False
   ) -> Tokens:
-    """Tokens [B, W, D] of the words of `text`, as `image_tokens`; <start> and <end> are padding."""
+    """Tokens [B, W, D] of the words of `text`, as `image_tokens`; <start> and <end> are masked."""
     found = self._text(text, text_length, train)
     return Tokens(normalize(found.x, self.text_encoder.normalize), found.mask)
 
@@ -95,7 +96,7 @@ class DualEncoder(nn.Module):
     return self._through(self.text_encoder(text, text_length, train=train, tokens=True))
 
   def _through(self, tokens):
-    """Tokens after the shared layers."""
+    """Passes tokens through the shared layers."""
     if self.shared is None:
       return tokens
     return Tokens(self.shared(tokens.x, tokens.mask), tokens.mask)
@@ -118,7 +119,7 @@ class DualEncoder(nn.Module):
 
 
 def gives_tokens(encoder):
-  """Returns whether an encoder gives tokens beside the pooled embedding."""
+  """Returns whether an encoder gives tokens as well as the pooled embedding."""
   return "tokens" in inspect.signature(type(encoder).__call__).parameters
 
 
@@ -133,8 +134,7 @@ def _given(image_mask):
 
 
 def build(config_model, *, vocabulary_size=None, word_vectors=None):
-  """Builds the dual encoder that `config.model` describes; nothing is computed and no weights are
-  read.
+  """Builds the dual encoder that `config.model` describes, without computing or reading weights.
 
   Each encoder gets the fields of its section that it declares, and `dim`, `normalize` and `dtype`
   of the model.
@@ -143,7 +143,7 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
     config_model: `config.model`: dim, normalize, dtype, and the sections image and text, each with
       a `name`.
     vocabulary_size: number of words, for encoders of words.
-    word_vectors: [vocabulary_size, word_dim] float32, their initial embedding; None is the
+    word_vectors: [vocabulary_size, word_dim] float32, initial word embedding; None is the
       encoder's own.
   Returns:
     DualEncoder, or lora.Adapted where config_model.lora.rank is set.
@@ -171,8 +171,8 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
 
 
 def _shared(config_model):
-  """The layers that both sides share, or None; UserError where their heads do not divide them."""
-  # A section may be built by hand, without the fields of what it does not have.
+  """The layers that both sides share, or None; UserError where their heads do not divide `dim`."""
+  # A config.model that is built by hand may lack these fields.
   if not config_model.get("shared_layers"):
     return None
   if config_model.dim % config_model.shared_heads:
@@ -186,7 +186,7 @@ def _shared(config_model):
 
 
 def _encoder(side, section, shared):
-  """Returns the module that config.model.<side>.name picks, with the fields that it declares."""
+  """Returns the module that config.model.<side>.name selects, with the fields that it declares."""
   row = table.row(side, section.name)
   encoder = resolve(row.path)
   known = set(inspect.signature(encoder).parameters) - {"name", "parent"} - set(row.fixed)

@@ -1,4 +1,4 @@
-"""EfficientNetV2-S, -M and -L, as in torchvision and as in the TensorFlow release (FullHN's image
+"""EfficientNetV2-S, -M and -L as in torchvision and in the TensorFlow release (FullHN's image
 features).
 """
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A run of equal blocks: the first one strides, the rest keep size and channels."""
+  """A sequence of equal blocks: the first has the stride, the rest keep size and channels."""
 
   fused: bool  # one dense convolution instead of 1x1 and depthwise, and no squeeze-and-excite
   expand: int  # hidden channels per input channel
@@ -76,8 +76,7 @@ class ConvNorm(nn.Module):
       strides=self.stride,
       use_bias=False,
       dtype=self.dtype,
-      # TensorFlow pads bottom and right where the stride leaves a choice; PyTorch pads all sides
-      # alike.
+      # With a stride, TensorFlow pads more at the bottom and right; PyTorch pads all sides equally.
       padding="SAME" if self.same else self.kernel // 2,
       feature_group_count=x.shape[-1] if self.depthwise else 1,
       kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -90,8 +89,8 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-  """(Fused) inverted bottleneck with a residual where shapes agree; `drop` is the chance to skip it
-  in training.
+  """(Fused) inverted bottleneck with a residual where shapes agree; `drop` is the probability of
+  skipping it in training.
   """
 
   stage: Stage
@@ -133,12 +132,12 @@ class EfficientNetV2(nn.Module):
   values per image.
 
   Args:
-    stages: one of STAGES.  same: TensorFlow's padding (weights of the original release) instead of
-      PyTorch's.
-    drop: chance to skip the last block in training; block i of n has drop * i / n.
+    stages: one of STAGES.
+    same: TensorFlow's padding (weights of the original release) instead of PyTorch's.
+    drop: probability of skipping the last block in training; block i of n has drop * i / n.
     batch_norm: "frozen" (running statistics always) or "released" (batch statistics in training).
-    dtype: of the computation; parameters stay float32.  remat: recompute each block in the backward
-      pass.
+    dtype: of the computation; parameters stay float32.
+    remat: recompute each block in the backward pass.
   Call:
     images: [B, H, W, 3] float, normalised as the weights expect: ImageNet mean and deviation for
       torchvision's, x / 127.5 - 1 for the TensorFlow release.
@@ -217,9 +216,7 @@ def _place(path):
 
 
 def torchvision_name(path, *, stages):
-  """Name of one of our variables, a path of modules and a leaf, in torchvision's
-  efficientnet_v2_*.
-  """
+  """Name in torchvision's efficientnet_v2_* of one of our variables, a path of modules and leaf."""
   stage, block, layer, part, leaf = _place(path)
   part = {"conv": "0", "bn": "1"}[part]
   if stage is None:
@@ -232,7 +229,7 @@ def torchvision_name(path, *, stages):
 
 
 def timm_name(path, *, stages):
-  """Name of one of our variables in timm's tf_efficientnetv2_*."""
+  """Name in timm's tf_efficientnetv2_* of one of our variables."""
   stage, block, layer, part, leaf = _place(path)
   if stage is None:
     names = {"stem": ("conv_stem", "bn1"), "head": ("conv_head", "bn2")}

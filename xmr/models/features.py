@@ -1,6 +1,4 @@
-"""Encoders of precomputed features, of images or of texts: a linear projection and a small
-network.
-"""
+"""Encoders of precomputed image or text features: a linear projection and a small network."""
 
 from typing import Any
 
@@ -15,7 +13,7 @@ ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": nn.tanh, "none": lambda
 
 def dense(width, *, bias=True, dtype=jnp.float32, name=None):
   """Returns a linen layer x W + b with W ~ U(-r, r), r = sqrt(6 / (inputs + width)), and b = 0, as
-  IMC releases it.
+  in IMC's released code.
   """
   return nn.Dense(
     width, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name
@@ -38,8 +36,8 @@ class Linear(nn.Module):
   Attributes:
     dim: width D of the joint space.
     bias: False leaves b out (Full-HN).
-    input_norm: unit rows before W: True for raw CNN features (IMC), False for features that are
-      normalised already.
+    input_norm: scale x to unit rows first: True for raw CNN features (IMC), False for features that
+      are normalised already.
     normalize: "l2", "abs" or "none", see `normalize.normalize`.
     dtype: of the product; parameters and norms are float32.
   References:
@@ -55,8 +53,10 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Features, *, train: bool = False) -> Embeddings:
-    """Encodes x: [B, F] float into [B, D] float32; `train` changes nothing.  ValueError: x is not
-    [B, F] float.
+    """Encodes x: [B, F] float into [B, D] float32; `train` changes nothing.
+
+    Raises:
+      ValueError: x is not [B, F] float.
     """
     del train
     check_features(x)
@@ -68,13 +68,13 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-  """Encodes features with a few dense layers; dropout acts in training (declared in the released
-  code, but inactive).
+  """Encodes features with a few dense layers, with dropout in training (which the released code
+  declares but does not apply).
 
   hidden = 0 is the released network: widths go from F to D in `depth` equal steps (for depth 2: F,
-  (F + D) / 2, D), every layer is followed by the activation, the last one too, and the first by
-  dropout. hidden > 0 has `depth` layers of so many units, each with activation and dropout, and a
-  linear projection to D.
+  (F + D) / 2, D); the activation follows every layer, including the last, and dropout the first.
+  hidden > 0 has `depth` layers of `hidden` units, each with activation and dropout, and a linear
+  projection to D.
 
   Attributes:
     dim: width D of the joint space.  hidden: units of a hidden layer, or 0.  depth: number of
@@ -98,8 +98,10 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Features, *, train: bool = False) -> Embeddings:
-    """Encodes x: [B, F] float into [B, D] float32; train=True drops units.  ValueError: x is not
-    [B, F] float.
+    """Encodes x: [B, F] float into [B, D] float32; train=True turns dropout on.
+
+    Raises:
+      ValueError: x is not [B, F] float.
     """
     check_features(x)
     if self.input_norm:

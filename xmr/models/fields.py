@@ -1,4 +1,4 @@
-"""Fields of a run that pretrained towers brought: how inputs are cut, and what is trained."""
+"""Fields of a run that pretrained towers need: how images are cropped, and what is trained."""
 
 from xmr.fields import field
 

@@ -15,7 +15,8 @@ from xmr.models.borders import Embeddings, Pixels
 from xmr.models.features import dense
 from xmr.models.normalize import normalize
 
-# Of ImageNet, per channel, on pixels in [0, 1]: what torchvision's weights were trained with.
+# Statistics of ImageNet per channel, for pixels in [0, 1], with which torchvision's weights were
+# trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -41,7 +42,7 @@ def backbone(name, *, batch_norm="frozen", remat=False, dtype=jnp.float32):
     batch_norm: "frozen" or "released", see `ResNet`; networks without BatchNorm ignore it.
     remat: recompute blocks in the backward pass.  dtype: of the computation.
   Returns:
-    linen module with the property `features`, its width.
+    linen module; its property `features` is the width.
   """
   fields = {"batch_norm": batch_norm, "remat": remat, "dtype": dtype}
   known = inspect.signature(BACKBONES[name]).parameters
@@ -49,7 +50,7 @@ def backbone(name, *, batch_norm="frozen", remat=False, dtype=jnp.float32):
 
 
 def standardize(image, *, dtype=jnp.float32):
-  """Turns bytes into what a backbone reads: (image / 255 - mean) / std per channel.
+  """Standardises bytes for a backbone: (image / 255 - mean) / std per channel.
 
   Args:
     image: [B, H, W, 3] uint8, RGB.  dtype: of the result; the arithmetic is float32.
@@ -72,8 +73,8 @@ class ConvNet(nn.Module):
   CPU.
 
   Patches of 4 x 4 pixels -> 32 -> 3 x 3 stride 2 -> 64 -> 3 x 3 stride 2 -> 128, each with
-  GroupNorm and ReLU; the readout is one linear map of the whole grid beside its mean, so that where
-  something is counts as well as what it is.
+  GroupNorm and ReLU; the readout is a linear map of the whole grid and its mean, so that it sees
+  where an object is as well as what it is.
 
   Attributes:
     dim: width D of the joint space.  bias: of the projection.  normalize: "l2", "abs" or "none".
@@ -91,15 +92,14 @@ class ConvNet(nn.Module):
     changes nothing.
 
     Raises:
-      ValueError: another shape or type.  The projection's parameters fit one image size.
+      ValueError: another shape or type; the projection's parameters fit only one image size.
     """
     del train
     x = standardize(image, dtype=self.dtype)
     batch, height, width, _ = x.shape
     if height % 4 or width % 4:
       raise ValueError(f"image has {height} x {width} pixels; convnet expects multiples of 4")
-    # Patches by reshape: a product of matrices is several times as fast on a CPU as the same
-    # strided convolution.
+    # On a CPU a matrix product over reshaped patches is several times as fast as a convolution.
     x = x.reshape(batch, height // 4, 4, width // 4, 4, 3).transpose(0, 1, 3, 2, 4, 5)
     x = nn.Dense(32, dtype=self.dtype, name="patch")(x.reshape(batch, height // 4, width // 4, 48))
     x = nn.relu(nn.GroupNorm(8, dtype=self.dtype, name="norm_0")(x))
@@ -113,19 +113,17 @@ class ConvNet(nn.Module):
 
 
 class PretrainedEncoder(nn.Module):
-  """Projects the feature of a pretrained backbone to the joint space: f(x) = n(u(backbone(x)) W +
-  b).
+  """Projects the feature of a pretrained backbone to the joint space.
 
-  u(x) = x / (||x|| + 1e-12) with `input_norm`, else x; n is `normalize`. The backbone's variables
-  are under "backbone", W and b under "projection".
+  f(x) = n(u(backbone(x)) W + b), where u(x) = x / (||x|| + 1e-12) with `input_norm`, else x, and n
+  is `normalize`. The backbone's variables are under "backbone", W and b under "projection".
 
   Attributes:
     arch: a key of `BACKBONES`.  dim: width D of the joint space.  bias: of the projection.
-    input_norm: unit rows before the projection.  normalize: "l2", "abs" or "none".
-    trainable: False stops the gradient at the backbone's output, so that no backward pass through
-      it is computed.
-    batch_norm, remat: see `ResNet`.  dtype: of the computation; parameters, statistics and norms
-      are float32.
+    input_norm: scale features to unit rows first.  normalize: "l2", "abs" or "none".
+    trainable: False stops the gradient at the backbone's output, which saves its backward pass.
+    batch_norm, remat: see `ResNet`.
+    dtype: of the computation; parameters, statistics and norms are float32.
   References:
     Faghri et al., VSE++, BMVC 2018, and Chen et al., IMC, ICIP 2022, as released
     (`EncoderImageFull`).
@@ -148,11 +146,10 @@ class PretrainedEncoder(nn.Module):
     self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype)
 
   def features(self, image, *, train=False, grid=False):
-    """Returns the backbone's features of image [B, H, W, 3] uint8: [B, F] float, or its grid [B,
-    H', W', F].
+    """Returns the backbone's features of image [B, H, W, 3] uint8: [B, F] float, or its grid
+    [B, H', W', F].
     """
-    # A frozen network gives the same feature every time, unless the released statistics are asked
-    # for.
+    # A frozen network gives the same features in training, unless BatchNorm is "released".
     train = train and (self.trainable or self.batch_norm == "released")
     return self.backbone(standardize(image, dtype=self.dtype), train=train, grid=grid)
 

@@ -15,13 +15,13 @@ ADAPTERS = "lora"
 
 
 def kernels(params, pattern):
-  """{path: shape} of the kernels whose path a regular expression is found in.
+  """{path: shape} of the kernels whose path contains a match of a regular expression.
 
   Args:
     params: nested dict of arrays or shapes.
-    pattern: regular expression; "attention/(query|value)/kernel".
+    pattern: regular expression, such as "attention/(query|value)/kernel".
   Raises:
-    UserError: no regular expression, or none of the kernels [in, out] has such a path.
+    UserError: not a regular expression, or no path of a kernel [in, out] contains a match.
   """
   found = {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
@@ -39,11 +39,11 @@ def kernels(params, pattern):
 
 
 def start(params, *, rank, pattern, seed):
-  """Adapters that change nothing yet: A ~ N(0, 1 / rank), B = 0.
+  """Fresh adapters, which leave the kernels as they are: A ~ N(0, 1 / rank), B = 0.
 
   Args:
     params: nested dict of arrays or shapes.  rank: int.  pattern: see kernels.
-    seed: int; numbers of a kernel depend on it and on the kernel's path.
+    seed: int; the values of A depend on it and on the kernel's path.
   Returns:
     nested like `params`, {"a": [in, rank], "b": [rank, out]} in place of a kernel; NumPy float32.
   """
@@ -56,14 +56,14 @@ def start(params, *, rank, pattern, seed):
 
 
 def merged(params, *, scale):
-  """Parameters with their adapters added and taken out.
+  """Parameters with their adapters merged into the kernels.
 
   Args:
-    params: nested dict with ADAPTERS beside the encoders.  scale: alpha / rank.
+    params: nested dict with ADAPTERS next to the encoders.  scale: alpha / rank.
   Returns:
     nested dict without ADAPTERS; kernels are W + scale A B in float32.
   Raises:
-    ValueError: an adapter of a kernel that is not there.
+    ValueError: an adapter without its kernel.
   """
   adapters: dict = traverse_util.flatten_dict(params.get(ADAPTERS, {}), sep="/")
   base = {name: tree for name, tree in params.items() if name != ADAPTERS}
@@ -79,11 +79,11 @@ def merged(params, *, scale):
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-  """A model whose parameters have adapters beside them; it is called like the model.
+  """A model with adapters next to its parameters; it is called like the model.
 
   Attributes:
     model: linen module.  rank, alpha: of the adapters.  kernels: regular expression, see kernels.
-    seed: of the adapters' first values.
+    seed: of the adapters' initial values.
   """
 
   model: Any
@@ -105,7 +105,7 @@ class Adapted:
     return self.alpha / self.rank
 
   def with_adapters(self, variables):
-    """The model's variables with fresh adapters; UserError as of kernels."""
+    """The model's variables with fresh adapters; UserError as kernels."""
     params = variables["params"]
     adapters = start(params, rank=self.rank, pattern=self.kernels, seed=self.seed)
     return {**variables, "params": {**params, ADAPTERS: adapters}}
@@ -116,7 +116,7 @@ class Adapted:
     return jax.tree.map(jnp.asarray, variables)
 
   def apply(self, variables, *inputs, **options):
-    """As the model's apply. No gradient reaches what is not an adapter."""
+    """As the model's apply; only the adapters get a gradient."""
     params = {
       name: tree if name == ADAPTERS else jax.lax.stop_gradient(tree)
       for name, tree in variables["params"].items()

@@ -13,8 +13,8 @@ KINDS = ("l2", "abs", "none")
 def normalize(x: Float[Array, "*rows D"], kind: str) -> Float32[jax.Array, "*rows D"]:
   """Brings rows to the form that the similarity expects.
 
-  l2: x / ||x||; abs: the absolute values of the same (order embeddings); none: x. A row of
-  zeros stays zero, with a zero gradient.
+  l2: x / ||x||; abs: |x| / ||x|| (order embeddings); none: x. A row of zeros stays zero, with a
+  zero gradient.
 
   Args:
     x: [..., D] float, computed in float32.  kind: "l2", "abs" or "none".
@@ -23,8 +23,8 @@ def normalize(x: Float[Array, "*rows D"], kind: str) -> Float32[jax.Array, "*row
   Raises:
     ValueError: another kind.
   References:
-    Chen et al., IMC, ICIP 2022, `l2norm` as released, but for the 1e-8 added to the norm; abs:
-      Vendrov et al., Order-Embeddings, ICLR 2016.
+    Chen et al., IMC, ICIP 2022, `l2norm` as released, except for the 1e-8 added to the norm.
+    Vendrov et al., Order-Embeddings, ICLR 2016 (abs).
   """
   if kind not in KINDS:
     raise ValueError(f"normalize kind is {kind!r}; expected l2, abs or none")

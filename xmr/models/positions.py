@@ -9,13 +9,13 @@ import numpy as np
 def cubic_matrix(inputs, outputs, *, antialias):
   """Weights of cubic interpolation along one axis: result = matrix @ values.
 
-  Output o lies at (o + 1/2) inputs / outputs - 1/2 among the inputs. Without antialias the four
-  nearest inputs count, those beyond the border as the border, with a = -0.75; with antialias a
-  smaller output averages over as much wider a window, and a = -0.5.
+  Output o lies at (o + 1/2) inputs / outputs - 1/2 among the inputs. Without antialias, a = -0.75
+  and the four nearest inputs count; inputs beyond the border repeat it. With antialias, a = -0.5,
+  and a reduction widens the window by its factor.
 
   Args:
     inputs, outputs: numbers of values, 1 or more.
-    antialias: False as CLIP, SigLIP and DINOv2, True as DINOv2 with registers and open_clip.
+    antialias: False for CLIP, SigLIP and DINOv2; True for DINOv2 with registers and open_clip.
   Returns:
     [outputs, inputs] float32, rows sum to 1.
   References:
@@ -50,7 +50,7 @@ def resized(positions, height, width, *, antialias):
     height, width: of the wanted grid.
     antialias: see cubic_matrix.
   Returns:
-    [height * width, W] float32; the input itself where the size is the same.
+    [height * width, W] float32; the input itself if the size is the same.
   """
   side = math.isqrt(len(positions))
   if (height, width) == (side, side):

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Blocks of the four stages, and whether a block is a bottleneck (1x1, 3x3, 1x1 with four times the
-# channels).
+# Numbers of blocks of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1 with four
+# times the channels).
 RESNETS = {
   "resnet18": ((2, 2, 2, 2), False),
   "resnet34": ((3, 4, 6, 3), False),
@@ -23,12 +23,11 @@ KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Pointwise(nn.Module):
-  """A convolution of one pixel as a product of matrices, on CPUs up to a third faster than the same
-  convolution.
+  """A 1x1 convolution as a matrix product, which is up to a third faster on CPUs.
 
   Attributes:
-    channels: of the result.  stride: of both sides.  dtype: of the product; the kernel [1, 1, C,
-      channels] is float32.
+    channels: of the result.  stride: of both sides.
+    dtype: of the product; the kernel [1, 1, C, channels] is float32.
   """
 
   channels: int
@@ -46,7 +45,7 @@ class Pointwise(nn.Module):
 def _conv(channels, kernel, stride=1, *, dtype, name):
   if kernel == 1:
     return Pointwise(channels, stride, dtype, name=name)
-  # Explicit padding: SAME pads a stride of 2 on the other side than PyTorch.
+  # Explicit padding: with a stride of 2, SAME pads the opposite side from PyTorch.
   return nn.Conv(
     channels,
     (kernel, kernel),
@@ -65,9 +64,9 @@ class Block(nn.Module):
 
   Attributes:
     width: channels inside; the output has 4 * width in a bottleneck, else width.
-    stride: of the first 3x3 convolution (v1.5: the second one of a bottleneck).  bottleneck: which
-      of the two kinds.
-    norm: makes the BatchNorm layer of a name.  dtype: of the convolutions.
+    stride: of the first 3x3 convolution (v1.5: in a bottleneck that is the second convolution).
+    bottleneck: which of the two kinds.
+    norm: function from a name to a BatchNorm layer.  dtype: of the convolutions.
   """
 
   width: int
@@ -96,16 +95,16 @@ class Block(nn.Module):
 def repeat(module, block, names, x, *, remat=False):
   """Applies equal residual blocks in a loop.
 
-  A loop, because where XLA on CPUs sees all blocks it computes the sums before a block once more in
-  each later one, a third of the network's time, and merges what remat recomputes with what it had;
-  it also compiles one block instead of all.
+  With unrolled blocks, XLA on CPUs recomputes the earlier sums in each later block, a third of the
+  network's time, and merges what remat recomputes with the original, which defeats remat. A loop
+  avoids both and compiles only one block.
 
   Args:
     module: bound module whose variables hold those of each block under its name.
     block: unbound module, x -> [like x].  names: of the blocks in their order.  x: [B, H, W, C].
-    remat: keep the input of each block alone and recompute the rest in the backward pass.
+    remat: keep only the input of each block and recompute the rest in the backward pass.
   Returns:
-    [B, H, W, C]; statistics that moved are put into the module's variables.
+    [B, H, W, C]; updated statistics are written to the module's variables.
   """
   collections = [name for name in ("params", "batch_stats") if module.has_variable(name, names[0])]
   each = [
@@ -130,17 +129,17 @@ class ResNet(nn.Module):
   image.
 
   Parameters and statistics carry torchvision's names with `_` before a number: layer1_0/conv1,
-  layer2_0/downsample_0. BatchNorm has eps 1e-5 and keeps 0.9 of its running statistics; torch's
-  running variance is n / (n - 1) times the one used for normalising, ours is the same one: n is B H
-  W, so they differ by less than 1e-3 from B = 32 on.
+  layer2_0/downsample_0. BatchNorm has eps 1e-5 and keeps 0.9 of its running statistics. PyTorch's
+  running variance is n / (n - 1) times the variance used for normalising, with n = B H W; ours is
+  that variance itself, which differs by less than 1e-3 from B = 32 on.
 
   Attributes:
     blocks: number of blocks of the four stages.  bottleneck: the kind of block, see `RESNETS`.
     width: channels of the stem, 64 as published.
-    batch_norm: "frozen": running statistics always. "released": batch statistics in training, and
-      the running ones move, whether or not the parameters are trained (VSE++ and IMC as released).
+    batch_norm: "frozen" always uses the running statistics; "released" uses batch statistics in
+      training and updates the running ones, even if the parameters are frozen (VSE++ and IMC).
     dtype: of the computation; parameters and statistics stay float32.
-    remat: keep the inputs of blocks alone and recompute the rest in the backward pass.
+    remat: keep only the inputs of blocks and recompute the rest in the backward pass.
   References:
     He et al., CVPR 2016, table 1; torchvision's resnet{18,34,50,101,152}, stride on the 3x3
     convolution.
@@ -162,13 +161,11 @@ class ResNet(nn.Module):
     """Computes image features.
 
     Args:
-      images: [B, H, W, 3] float, ImageNet mean and deviation taken off.
-      train: batch statistics where batch_norm is "released" (update them with
-        mutable=["batch_stats"]).
+      images: [B, H, W, 3] float, standardised with ImageNet's mean and deviation.
+      train: use batch statistics if batch_norm is "released" (with mutable=["batch_stats"]).
       grid: return the map before the average.
     Returns:
-      [B, features] float of `dtype`, or with grid [B, H / 32, W / 32, features] (7 x 7 for 224
-      pixels).
+      [B, features] of `dtype`, or with grid [B, H / 32, W / 32, features] (7 x 7 for 224 pixels).
     Raises:
       ValueError: another shape, or an unknown batch_norm.
     """
@@ -195,8 +192,8 @@ class ResNet(nn.Module):
       first = nn.remat(Block) if self.remat else Block
       first = functools.partial(first, *block.args, **block.keywords)
       x = first(stride=2 if stage else 1, name=names[0])(x)
-      # Plainly in training: in a loop XLA on CPUs computes the gradients of convolutions six times
-      # slower.
+      # Training without remat uses no loop, in which XLA on CPUs computes the gradients of
+      # convolutions six times slower.
       if count > 1 and (self.remat or not train) and not self.is_initializing():
         x = repeat(self, block(stride=1, parent=None), names[1:], x, remat=self.remat)
         continue
@@ -206,7 +203,7 @@ class ResNet(nn.Module):
 
 
 def torchvision_name(path: Sequence[str]) -> str:
-  """Name of one of our variables, a path of modules and a leaf, in torchvision's state dict."""
+  """Name in torchvision's state dict of one of our variables, a path of modules and a leaf."""
   *modules, leaf = path
   theirs = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
   return ".".join([*(module.replace("_", ".") for module in modules), theirs.get(leaf, leaf)])

@@ -1,4 +1,4 @@
-"""Scores of pairs: two texts (the siamese network that labels) and a text with an image (the
+"""Scores of pairs: of two texts (the siamese network that labels) and of a text and an image (the
 retrieval network).
 """
 
@@ -17,7 +17,7 @@ class Siamese(nn.Module):
   """Similarity of two texts: q(t, t') = sigmoid(z), z = w . (g(t) * g(t')) + b, with one encoder g
   for both sides.
 
-  A reconstruction: the paper names a siamese network of semantic similarity but its form could not
+  A reconstruction: the paper names a siamese network of semantic similarity, but its form could not
   be read; this is the group's two-channel text network (yul_gcn) with shared weights.
 
   Attributes:
@@ -44,7 +44,7 @@ class Siamese(nn.Module):
     Args:
       signal: [U, N] float32 texts.  laplacian: Laplacian of N words.
       first, second: [M] int32, rows of `signal`.
-      train: True drops out, with rng "dropout".
+      train: True turns dropout on (rng "dropout").
     Returns:
       z: [M] float32; sigmoid(z) is the similarity.
     """
@@ -64,20 +64,20 @@ class PairScore(nn.Module):
   """Score of a text and an image: s = w . (h_t * h_i) + b, h_t from the graph, h_i a linear layer
   of the image's features.
 
-  Linear, without a sigmoid, as the loss on means and variances wants it. At retrieval s = (w * h_t)
-  . h_i + b: a dot product of two embeddings and a constant, so similarity, top-k and MAP of kind
-  "dot" apply.
+  The score is linear, without a sigmoid, as the loss on means and variances requires. In retrieval
+  s = (w * h_t) . h_i + b is a dot product of two embeddings plus a constant, so similarity, top-k
+  and MAP of kind "dot" apply.
 
   Attributes:
-    text: GraphEncoder of dim D; its activation is that of h_i too.  dropout: rate on h_t * h_i in
-      training.
-    unit_dropout: rate on the units of h_t in training, drawn for a text and not for a pair: a grid
-      of pairs stays one product of matrices.  image_dropout: rate on the image's features in
-      training.
-    head_start: factor on the drawn w. The global loss wants scores of about 0.1 (means m apart cost
-      too much variance), and a network that starts at 1 spends its training on getting smaller.
-    normalize: whose rows are scaled to a mean square of 1 before the product: "none" (the group),
-      "text" or "both". Without it a text with many known words scores high with every image.
+    text: GraphEncoder of dim D; h_i has its activation too.
+    dropout: rate on h_t * h_i in training.
+    unit_dropout: rate on the units of h_t in training, drawn per text and not per pair, so that a
+      grid of pairs stays one matrix product.
+    image_dropout: rate on the image's features in training.
+    head_start: factor on the initial w. The global loss favours scores of about 0.1 (means m apart
+      cost too much variance), and a network that starts at 1 spends its training on shrinking them.
+    normalize: rows scaled to a mean square of 1 before the product: "none" (the group), "text" or
+      "both". Otherwise a text with many known words scores high with every image.
 
   References:
     GIN / SCKR, as released: FC 1024 on both sides, dropout 0.2 (yul_gcn) or 0.4 (SCKR).
@@ -113,11 +113,11 @@ class PairScore(nn.Module):
       signal: [U, N] float32 texts.  laplacian: Laplacian of N words.  image: [V, F] float32
         features.
       text_of_pair, image_of_pair: [M] int32, rows of `signal` and `image`.
-      train: True drops out, with rng "dropout".
+      train: True turns dropout on (rng "dropout").
     Returns:
       [M] float32.
     Raises:
-      ValueError: shapes.
+      ValueError: shapes that do not fit.
     """
     if image.ndim != 2:
       raise ValueError(f"image has shape {image.shape}; expected (images, features)")
@@ -140,20 +140,20 @@ class PairScore(nn.Module):
 
 
 def _unit_mean_square(x):
-  # The constant keeps rows that a ReLU has emptied, and their gradient, finite.
+  # The constant keeps rows that a ReLU has set to zero, and their gradients, finite.
   return x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-4)
 
 
 class Head(nn.Module):
-  """w . dropout(x * y) + b of pairs of rows of D numbers; `start` is a factor on the drawn w."""
+  """w . dropout(x * y) + b for pairs of rows [D]; `start` is a factor on the initial w."""
 
   dim: int
   dropout: float = 0.0
   start: float = 1.0
 
   def setup(self):
-    # One-dimensional, as biases: config.optimizer.l2 leaves it alone, for a penalty here would
-    # shrink every score.
+    # One-dimensional like a bias, so that config.optimizer.l2 skips it: a penalty would shrink all
+    # scores.
     self.kernel = self.param(
       "kernel", lambda key: self.start * nn.initializers.xavier_uniform()(key, (self.dim, 1))[:, 0]
     )
@@ -164,7 +164,7 @@ class Head(nn.Module):
     """Scores of M pairs of rows: x [U, D], y [V, D], first and second [M] int32 -> [M]."""
     if (train and self.dropout) or len(x) * len(y) > 4 * len(first):
       return self.drop(x[first] * y[second], deterministic=not train) @ self.kernel + self.bias
-    # A grid of pairs is one product of matrices: [M, D] is never held.
+    # A grid of pairs is one matrix product, which never holds [M, D].
     return (self.fold(x) @ y.T + self.bias)[first, second]
 
   def fold(self, x):

@@ -1,7 +1,7 @@
-"""All that is known of each encoder, one row each. Adding an encoder takes its class and a row.
+"""The table of encoders, one row each. Adding an encoder takes its class and a row.
 
-A row names its class by its path and reads the defaults of its fields from its source: this module
-imports neither the encoders nor JAX, so that a config can be built and checked without.
+A row names its class by path, and the defaults of its fields are read from the class's source: this
+module imports neither the encoders nor JAX, so that a config can be built and checked without them.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ from xmr import fields
 from xmr.errors import UserError
 from xmr.fields import field
 
-# What `models.build` gives to an encoder that declares it; no field of its section.
+# Fields that `models.build` passes to an encoder that declares them; its section lacks them.
 GIVEN = ("dim", "normalize", "dtype", "vocabulary_size", "word_vectors")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """An encoder: class, by path; what it reads; fields that the name fixes, and other defaults.
+  """An encoder: path of its class, input, fields that its name fixes, and other defaults.
 
-  `reads` is what config.data.image or config.data.text calls it: pixels, regions, words or
+  `reads` is its input as in config.data.image or config.data.text: pixels, regions, words or
   features. `limits` are {field: Field} of fields that FIELDS does not describe. `tokens` says that
-  it gives tokens beside the pooled embedding.
+  it gives tokens as well as the pooled embedding.
   """
 
   path: str | type
@@ -34,7 +34,7 @@ class Encoder:
 
   @property
   def fields(self):
-    """{field: Field} of its section, with the defaults of the class."""
+    """{field: Field} of its section, with the defaults of its class."""
     limits = FIELDS | dict(self.limits)
     return {
       name: dataclasses.replace(
@@ -45,7 +45,7 @@ class Encoder:
     }
 
 
-# What the fields of encoders may be, whichever encoder has them.
+# The fields of encoders and their limits, whichever encoder has them.
 FIELDS = {
   "bias": field(about="of the projection"),
   "input_norm": field(about="unit length of the feature before the projection"),
@@ -80,7 +80,7 @@ FIELDS = {
 }
 
 TOWER_SIZE = {"at_least": 1, "at_most": 65536}
-# Of vision and text transformers.
+# Fields of vision and text transformers.
 FIELDS |= {
   "width": field(about="of a token", **TOWER_SIZE),
   "mlp_width": field(about="units of each feed-forward", **TOWER_SIZE),
@@ -163,7 +163,7 @@ TEXT = {
 }
 TOKENS = fields.constant("xmr.ops.alignment.NAMES")
 SIDES = {"image": IMAGE, "text": TEXT}
-# Fields of every encoder of a side, for what no class declares.
+# Fields that every encoder of a side has even if its class does not declare them.
 SHARED = {
   "image": {
     "weights": field("", "safetensors of the backbone, from python -m xmr.models.convert"),
@@ -177,7 +177,7 @@ SHARED = {
 
 
 def row(side, name):
-  """Returns the row of an encoder; UserError for an unknown name, with the known ones."""
+  """Returns the row of an encoder; UserError for an unknown name, which lists the known ones."""
   if name not in SIDES[side]:
     known = ", ".join(SIDES[side])
     raise UserError(f"config.model.{side}.name is {name!r}; expected one of {known}")
@@ -185,7 +185,7 @@ def row(side, name):
 
 
 def check_tokens(config, *, loss):
-  """Raises UserError where an encoder gives no tokens and something takes them; loss: its does."""
+  """Raises UserError where an encoder gives no tokens and they are needed; loss: it needs them."""
   wanting = {
     f"config.loss {config.loss.name}": loss,
     f"config.similarity {config.similarity}": config.similarity in TOKENS,
@@ -202,10 +202,12 @@ def check_tokens(config, *, loss):
 
 
 def check_towers(config, *, sized=True):
-  """Raises UserError where the patches of a tower do not divide images (those of the size that it
-  was trained at may have a rest), or weights are averaged with those of no run.
+  """Raises UserError where a tower's patch does not divide the image size, or config.evaluate.wise
+  is set without config.init.
 
-  sized: False where the size of images is not known yet.
+  The size that the tower was pretrained at is accepted either way.
+
+  sized: False if the image size is not known yet.
   """
   if config.evaluate.wise and not config.init:
     raise UserError(
@@ -221,9 +223,9 @@ def check_towers(config, *, sized=True):
 
 
 class Section(fields.Section):
-  """`config.model.image` or `.text`: a name, and the fields of the encoder that has it.
+  """`config.model.image` or `.text`: the name of an encoder, and its fields.
 
-  Another name keeps the values of fields that both encoders have.
+  A new name keeps the values of the fields that both encoders have.
   """
 
   side = ""

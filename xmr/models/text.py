@@ -1,6 +1,4 @@
-"""Encoders of word sequences: word vectors, an LSTM or GRU in one or two directions, and a
-readout.
-"""
+"""Encoders of word sequences: word vectors, a one- or bidirectional LSTM or GRU, and a readout."""
 
 import dataclasses
 from typing import Any
@@ -32,12 +30,12 @@ WORD_INITS = {
 
 
 class Direction(nn.Module):
-  """Parameters of one direction, all U(-1/sqrt(H), 1/sqrt(H)) as PyTorch starts them; called
+  """Parameters of one direction, initialised with U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch; called
   without arguments.
 
   Attributes:
-    features: of a word vector.  hidden: units H.  cell: "lstm" (gates i, f, g, o) or "gru" (r, z,
-      n).
+    features: size of a word vector.  hidden: units H.
+    cell: "lstm" (gates i, f, g, o) or "gru" (r, z, n).
   """
 
   features: int
@@ -60,26 +58,27 @@ class Recurrent(nn.Module):
   """Encodes words: f(w) = n(readout(RNN(dropout(E[w])))).
 
   With two directions a step's state is (forward + backward) / 2. Readouts, for a text of n words:
-  last: step n - 1 as released; there the backward state has read the last word alone, so one cell
-  computes it.
-  ends: forward at step n - 1 and backward at step 0, averaged (the paper).  mean, max: over the n
-  steps, per unit. With one direction `last` and `ends` are the same. A text of no words is a row of
-  zeros where there is no projection.
+    last: the state at step n - 1, as released; its backward part has read only the last word, so
+      that one cell computes it.
+    ends: forward at step n - 1 and backward at step 0, averaged (the paper).
+    mean, max: over the n steps, per unit.
+  With one direction `last` and `ends` are the same. Without a projection, a text without words
+  gives a row of zeros.
 
   Attributes:
     dim: width D of the joint space.
     vocabulary_size: rows of the word embedding.
     cell: "lstm" or "gru".  bidirectional: read in both directions, with separate parameters.
-    word_dim: of a word vector.
-    hidden: units per direction; 0 is dim. Another number than dim adds a linear projection to dim
-      (not in the papers).
+    word_dim: size of a word vector.
+    hidden: units per direction; 0 is dim. Any other number adds a linear projection to dim (not in
+      the papers).
     dropout: share of the word vectors' entries set to zero in training (0.4 as released, 0.5 in the
       paper, 0 in VSE++).
     readout: "last", "ends", "mean" or "max".
-    word_init: without word_vectors: "xavier" (IMC 'bow'), "uniform" in [-0.1, 0.1] (VSE++) or
-      "normal" N(0, 1).
-    word_vectors: [vocabulary_size, word_dim] float, initial word embedding (GloVe); it does not
-      count in comparisons of modules, which jit hashes.
+    word_init: initial word embedding without word_vectors: "xavier" (IMC 'bow'), "uniform" in
+      [-0.1, 0.1] (VSE++) or "normal" N(0, 1).
+    word_vectors: [vocabulary_size, word_dim] float, initial word embedding (GloVe); ignored when
+      modules, which jit hashes, are compared.
     normalize: "l2", "abs" or "none", see `normalize.normalize`.
     dtype: of products; parameters, cell state and readout are float32.
   References:
@@ -107,12 +106,12 @@ class Recurrent(nn.Module):
     """Encodes words.
 
     Args:
-      text: [B, L] int, rows of the embedding; what stands from text_length on is not read.
+      text: [B, L] int, rows of the embedding; entries from text_length on are not read.
       text_length: [B] int, number of words.
       train: True turns dropout on (rng "dropout").  tokens: True returns the steps as tokens.
     Returns:
-      [B, D] float32, or Tokens [B, L, D] before they are normalised: the steps, projected, of the
-      words alone, without <start> and <end>.
+      [B, D] float32, or Tokens [B, L, D] before they are normalised: the projected steps of the
+      words, without <start> and <end>.
     Raises:
       ValueError: a shape, type or attribute that does not fit.
     """
@@ -189,7 +188,7 @@ def check_words(text, text_length, word_init):
 
 
 def embedded(encoder, text):
-  """The vectors [B, L, word_dim] of words [B, L], of the parameter "embedding" of an encoder."""
+  """Vectors [B, L, word_dim] of words [B, L] from an encoder's parameter "embedding"."""
   shape = (encoder.vocabulary_size, encoder.word_dim)
   if encoder.word_vectors is None:
     table = encoder.param("embedding", WORD_INITS[encoder.word_init], shape)
@@ -201,8 +200,8 @@ def embedded(encoder, text):
 
 
 def words_alone(text_length, length, *, first=1):
-  """The mask [B, L] of a caption's words without `first` tokens before them and one behind them,
-  <start> and <end>, which describe nothing.
+  """The mask [B, L] of a caption's words, without the `first` tokens before them (<start>) and the
+  one after them (<end>).
   """
   step = jnp.arange(length)
   return (step >= first) & (step < text_length[:, None] - 1)

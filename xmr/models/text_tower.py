@@ -13,9 +13,9 @@ from xmr.models.normalize import normalize
 from xmr.models.text import words_alone
 from xmr.ops.alignment import Tokens
 
-# clip: a token sees those before it, the text is its end-of-text token. siglip: a token sees all,
-# padding too, as it was trained; the text is the last token, whatever it is. first: tokens before
-# the first word.
+# clip: tokens see those before them; the end-of-text token is pooled. siglip: tokens see all,
+# including padding, as in pretraining; the last token is pooled, whatever it is. first: number of
+# tokens before the first word.
 KINDS = {
   "clip": {"causal": True, "pool": "end", "first": 1},
   "siglip": {"causal": False, "pool": "last", "first": 0},
@@ -26,14 +26,14 @@ class TextTransformer(nn.Module):
   """Token and position embeddings, blocks, a norm, and one pooled vector.
 
   Attributes:
-    kind: a key of KINDS.  vocabulary_size: ids.
+    kind: a key of KINDS.  vocabulary_size: number of ids.
     width, layers, heads, mlp_width: sizes in units.  positions: most tokens of a text.
     gelu: a key of attention.GELU.  epsilon: of the norms.
-    train_blocks: the last so many blocks are trained, and what is behind them; -1 is all.
+    train_blocks: train only the last so many blocks and what follows them; -1 trains all.
     remat: recompute blocks in the backward pass.  dtype: of the computation.
   Call:
-    text: [B, L] int32, with special tokens; L at most `positions`, for siglip exactly that.
-    text_length: [B] int32, tokens up to the end-of-text token, which is the last of them.
+    text: [B, L] int32, with special tokens; L is at most `positions`, and equal to it for siglip.
+    text_length: [B] int32, number of tokens up to and including the end-of-text token.
   Returns:
     pooled: [B, width].  tokens: [B, L, width], the norm's output.
   Raises:
@@ -96,7 +96,7 @@ class TextTower(nn.Module):
 
   Attributes:
     dim: width D of the joint space.  kind ... epsilon, remat, dtype: see TextTransformer.
-    pad: id of padding, which siglip's texts may have in front.
+    pad: id of padding, with which siglip's texts may begin.
     bias: of the projection.  normalize: "l2", "abs" or "none".
     trainable: False stops the gradient at the transformer's output.
   """
@@ -133,7 +133,7 @@ class TextTower(nn.Module):
       text: [B, L] int32.  text_length: [B] int32.  train: True in training.
       tokens: True returns the tokens.
     Returns:
-      [B, D] float32, or Tokens [B, L, D] before they are normalised: of the words alone, each
+      [B, D] float32, or Tokens [B, L, D] before they are normalised: only those of words, each
       through the projection of the pooled vector.
     """
     del train

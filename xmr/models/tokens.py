@@ -1,5 +1,5 @@
-"""Encoders that keep their tokens: regions of images, words through a transformer, and the layers
-that both sides may share.
+"""Encoders that keep their tokens: image regions, words through a transformer, and layers that both
+sides may share.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from xmr.ops.alignment import Tokens, mean
 
 
 class Layers(nn.Module):
-  """Pre-norm transformer layers over tokens, of which padding is not seen; the last is normalised.
+  """Pre-norm transformer layers over tokens, with padding masked and a norm after the last layer.
 
   Attributes:
-    layers: their number.  heads: of each, a divisor of the width.  hidden: units of the
-      feed-forward; 0 is twice the width.  dtype: of the computation.
+    layers: their number.  heads: of each, a divisor of the width.
+    hidden: units of the feed-forward; 0 is twice the width.  dtype: of the computation.
   """
 
   layers: int
@@ -56,7 +56,7 @@ class Regions(nn.Module):
 
   Attributes:
     dim: width D of the joint space.
-    layers: transformer layers over the regions of an image (TERAN: 4); 0 is a projection alone.
+    layers: transformer layers over the regions of an image (TERAN: 4); 0 is only a projection.
     heads: of those layers.  dropout: share of the features set to zero in training.
     bias, input_norm, normalize, dtype: as in `features.Linear`.
   References:
@@ -111,7 +111,7 @@ class Regions(nn.Module):
 class Words(nn.Module):
   """Words through a small transformer: tokens Layers(P E[w] + position), pooled n(mean of tokens).
 
-  Positions are sines and cosines, so that no length is too long.
+  Positions are sines and cosines, so that the length of texts is not limited.
 
   Attributes:
     dim: width D of the joint space.  vocabulary_size: rows of the word embedding.
@@ -139,10 +139,10 @@ class Words(nn.Module):
     """Encodes words.
 
     Args:
-      text: [B, L] int, <start> and <end> among them.  text_length: [B] int.
+      text: [B, L] int, including <start> and <end>.  text_length: [B] int.
       train: True turns dropout on (rng "dropout").  tokens: True returns the tokens.
     Returns:
-      [B, D] float32, or Tokens [B, L, D] before they are normalised, of the words alone.
+      [B, D] float32, or Tokens [B, L, D] before they are normalised, without <start> and <end>.
     Raises:
       ValueError: a shape, type or attribute that does not fit.
     """

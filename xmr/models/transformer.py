@@ -50,8 +50,8 @@ class Architecture:
 def relative_buckets(length, *, buckets, farthest=128):
   """Bucket of each (query, key) distance: [length, length] int, the same for every layer.
 
-  Half of the buckets are for keys after the query. Of each half, the first half holds one distance
-  each, the rest grow logarithmically up to `farthest`.
+  Half of the buckets are for keys after the query. In each half, the first half of the buckets hold
+  one distance each; the others grow logarithmically up to `farthest`.
 
   References:
     Raffel et al., T5, JMLR 2020, section 2.1; MPNet uses 32 buckets.
@@ -60,7 +60,7 @@ def relative_buckets(length, *, buckets, farthest=128):
   side = buckets // 2
   exact = side // 2
   distance = np.abs(offset)
-  # float32, as in PyTorch: a distance on a bucket's border must fall on the same side.
+  # float32, as in PyTorch, so that a distance on a bucket's border falls on the same side.
   ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
     np.log(farthest / exact)
   )
@@ -107,10 +107,10 @@ class Transformer(nn.Module):
     dtype: of the computation; parameters stay float32.
   Call:
     text: [B, L] int32 token ids with the special tokens; L at most architecture.longest.
-    text_length: [B] int32, tokens of each row; the rest is padding, whatever it holds.
+    text_length: [B] int32, number of tokens of each row; the rest is padding, whatever its ids.
     train: dropout on (rng "dropout").  tokens: True returns the last hidden states too.
   Returns:
-    [B, hidden] float32, or that and [B, L, hidden] float32.
+    [B, hidden] float32; with tokens=True also [B, L, hidden] float32.
   Raises:
     ValueError: wrong shape, or more tokens than positions.
   References:
@@ -163,7 +163,7 @@ class Transformer(nn.Module):
     x = nn.Dropout(net.dropout, deterministic=not train)(x)
     for i in range(net.depth):
       x = Layer(net, self.dtype, name=f"layer{i}")(x, bias, train)
-    # Sums in float32 whatever the computation: a mean over many tokens loses digits in bfloat16.
+    # Sums are float32 for any dtype, since a mean over many tokens loses digits in bfloat16.
     x = x.astype(jnp.float32)
     mean = (x * mask[..., None]).sum(1) / jnp.maximum(text_length, 1)[:, None]
     if self.normalize:
@@ -179,7 +179,7 @@ class SentenceTower(nn.Module):
   Attributes:
     dim: width D of the joint space.  kind: "bert" (also MiniLM) or "mpnet".
     vocabulary_size ... dropout: see Architecture, whose fields have other names.
-    project: False where the mean itself is the embedding; D is then its width.
+    project: False if the mean itself is the embedding; D is then its width.
     bias: of the projection.  normalize: "l2", "abs" or "none".
     trainable: False stops the gradient at the mean.  dtype: of the computation.
   """
@@ -239,7 +239,7 @@ class SentenceTower(nn.Module):
       text: [B, L] int32.  text_length: [B] int32.  train: True turns dropout on.
       tokens: True returns the tokens.
     Returns:
-      [B, D] float32, or Tokens [B, L, D] before they are normalised: of the words alone, each
+      [B, D] float32, or Tokens [B, L, D] before they are normalised: only those of words, each
       through the projection of the mean.
     """
     pooled, found = self.backbone(text, text_length, train=train and self.trainable, tokens=True)

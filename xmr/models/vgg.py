@@ -40,12 +40,13 @@ class VGG(nn.Module):
   training.
 
   Args:
-    layers: channels of each convolution and "pool".  hidden: width of fc6 and fc7, 4096 as
-      released.
-    dtype: of the computation; parameters stay float32.  remat: recompute each block in the backward
-      pass.
+    layers: channels of each convolution and "pool".
+    hidden: width of fc6 and fc7, 4096 as released.
+    dtype: of the computation; parameters stay float32.
+    remat: recompute each block in the backward pass.
   Call:
-    images: [B, H, W, 3] float, ImageNet mean and deviation taken off; H and W at least 32.
+    images: [B, H, W, 3] float, standardised with ImageNet's mean and deviation; H and W at least
+      32.
     train: dropout on (rng "dropout").  grid: return the [B, 7, 7, 512] map before fc6 instead.
   Returns:
     [B, hidden] non-negative features.
@@ -71,7 +72,7 @@ class VGG(nn.Module):
     he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     conv = nn.remat(nn.Conv) if self.remat else nn.Conv
     x = images.astype(self.dtype)
-    # The index counts convolution, ReLU and pooling, as in torchvision's `features`.
+    # The index counts convolutions, ReLUs and poolings, as in torchvision's `features`.
     index = 0
     for layer in self.layers:
       if layer == "pool":
@@ -101,7 +102,7 @@ class VGG(nn.Module):
 
 
 def torchvision_name(path):
-  """Name of one of our parameters, (module, leaf), in torchvision's vgg19."""
+  """Name in torchvision's vgg19 of one of our parameters, (module, leaf)."""
   module, leaf = path
   leaf = {"kernel": "weight", "bias": "bias"}[leaf]
   module = {"fc6": "classifier.0", "fc7": "classifier.3"}.get(module, module.replace("_", "."))
@@ -109,7 +110,7 @@ def torchvision_name(path):
 
 
 def timm_name(path):
-  """Name of one of our parameters in timm's vgg19, which holds fc6 and fc7 as convolutions."""
+  """Name of one of our parameters in timm's vgg19, which stores fc6 and fc7 as convolutions."""
   return (
     torchvision_name(path)
     .replace("classifier.0", "pre_logits.fc1")

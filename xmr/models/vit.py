@@ -52,19 +52,21 @@ class ViT(nn.Module):
 
   Attributes:
     kind: a key of KINDS.  width, layers, heads, mlp_width: sizes in units.
-    patch: pixels of a patch's side.  grid: patches of a side in training, of which there are
-      position embeddings; other image sizes interpolate them.
-    rest: pixels of a side that training's images had beyond the patches, and that are not seen.
-    registers: tokens beside the class token (DINOv2 with registers).
+    patch: pixels of a patch's side.
+    grid: patches of a side in pretraining, each with a position embedding; other image sizes
+      interpolate them.
+    rest: pixels of a side in pretraining beyond the last patch, which are cut off.
+    registers: tokens besides the class token (DINOv2 with registers).
     gelu: a key of attention.GELU.  epsilon: of the norms.
     antialias: of interpolated position embeddings, see positions.cubic_matrix.
-    train_blocks: the last so many blocks are trained, and what is behind them; -1 is all.
+    train_blocks: train only the last so many blocks and what follows them; -1 trains all.
     remat: recompute blocks in the backward pass.  dtype: of the computation.
   Call:
     image: [B, H, W, 3] float, standardised; the patch divides H and W.
   Returns:
-    pooled: [B, width].  tokens: [B, T, width], the norm's output: class token, registers and
-    patches in rows, those that the kind has.
+    pooled: [B, width].
+    tokens: [B, T, width], the norm's output: class token and registers, where there are any, and
+      patches row by row.
   Raises:
     ValueError: an image size that the patch does not divide.
   References:
@@ -155,10 +157,10 @@ class ImageTower(nn.Module):
 
   Attributes:
     dim: width D of the joint space.  kind ... epsilon, remat, dtype: see ViT.
-    project: False where the pooled vector is the embedding (SigLIP), and D is its width.
+    project: False if the pooled vector is the embedding (SigLIP); D is then its width.
     bias: of the projection.  normalize: "l2", "abs" or "none".
     trainable: False stops the gradient at the transformer's output (LiT).
-    mean, std: per channel on pixels in [0, 1], three numbers each.
+    mean, std: of pixels in [0, 1], one number per channel.
   """
 
   dim: int
@@ -200,8 +202,8 @@ class ImageTower(nn.Module):
     Args:
       image: [B, H, W, 3] uint8.  train: True in training.  tokens: True returns the tokens.
     Returns:
-      [B, D] float32, or Tokens [B, T, D] before they are normalised: the patches in rows, without
-      class token and registers, each through the projection of the pooled vector.
+      [B, D] float32, or Tokens [B, T, D] before they are normalised: the patches row by row,
+      without class token and registers, each through the projection of the pooled vector.
     Raises:
       ValueError: another shape or type.
     """

@@ -1,1 +1,1 @@
-"""Parts of a training: starting values, optimiser, fine-tuning, batches in parts."""
+"""Parts of training: starting values, optimiser, fine-tuning, batches in parts."""

@@ -1,4 +1,4 @@
-"""Weights between those that a run started from and its own (WiSE-FT)."""
+"""Averages of a run's weights and those that it started from (WiSE-FT)."""
 
 import jax
 import numpy as np
@@ -10,16 +10,15 @@ from xmr.training.starting import adapted, replace
 
 
 def ends(model, variables, config):
-  """What lies at both ends of the line between two runs' weights.
+  """The weights that a run started from and its own.
 
   Args:
-    model: of the run.  variables: of the run.  config: of the run; config.init names where it
-      started.
+    model, variables, config: of the run; config.init is the run that it started from.
   Returns:
-    (model without adapters, start, end): variables as NumPy, adapters merged and without what a
-    loss learned.
+    (model without adapters, start, end): variables as NumPy, with adapters merged and without
+    parameters of the loss.
   Raises:
-    UserError: config.init is not set, or its model is another one.
+    UserError: config.init is not set, or has another model.
   """
   if not config.init:
     raise UserError(

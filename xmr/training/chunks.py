@@ -1,4 +1,4 @@
-"""A batch in parts: a loss over all embeddings with the memory of a part's activations."""
+"""Encodes a batch in parts: the loss is over all embeddings, activations take a part's memory."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 def encoded(model, variables, batch, *, chunks, key, tokens=False):
   """Encodes a batch for training, in one go or part by part.
 
-  With K parts no activations are kept: each part is encoded, and once more when the gradient of its
-  embeddings is known (GradCache). Embeddings, loss and gradient are those of the whole batch; part
-  k is rows k, k + K, ..., so that each device encodes a K-th of its own rows. Dropout draws from
-  a key per part, the same in both encodings.
+  With K parts no activations are kept: each part is encoded once for its embeddings, and again when
+  their gradient is known (GradCache). Embeddings, loss and gradient are those of the whole batch.
+  Part k is rows k, k + K, ..., so that each device encodes a K-th of its own rows. Dropout has one
+  key per part, the same in both encodings.
 
   Args:
     model: DualEncoder.  variables: of the model; differentiated.
@@ -19,7 +19,7 @@ def encoded(model, variables, batch, *, chunks, key, tokens=False):
     key: of dropout.  tokens: True keeps the tokens of images and texts.
   Returns:
     image, text: [B, D] float32, or the encoders' Tokens.
-    batch_stats: of the model afterwards; K > 1 leaves them as they are.
+    batch_stats: of the model after the batch; K > 1 does not change them.
   References:
     Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021.
   """
@@ -41,7 +41,7 @@ def encoded(model, variables, batch, *, chunks, key, tokens=False):
   def whole(x):
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
-  # Nothing inside is kept for the backward pass, which scans the parts once more.
+  # The backward pass keeps nothing from inside and scans the parts once more.
   again = jax.checkpoint(
     lambda variables, fields, key: encode(variables, fields, key)[0], prevent_cse=False
   )

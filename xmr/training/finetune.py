@@ -1,29 +1,28 @@
-"""What of a pretrained model is trained, and how fast: frozen parts, and rates that fall with
-depth.
-"""
+"""Fine-tuning of pretrained models: frozen parts, and learning rates that fall with depth."""
 
 import re
 
 import jax
 
-# Modules of a tower's backbone that come after its blocks; all others but the blocks come before.
+# Modules of a tower's backbone that follow its blocks; all others precede them.
 BEHIND = ("norm", "pool")
 
 
 def _layers(names, front):
-  """Number of blocks of the tower whose paths begin so; 0 where it has none."""
+  """Number of blocks of the tower whose paths begin with `front`; 0 if it has none."""
   found = (re.match(re.escape(front) + r"layer(\d+)/", name) for name in names)
   return max((int(each[1]) + 1 for each in found if each), default=0)
 
 
 def depth(name, names):
-  """(position, number of blocks) of a parameter: 0 before a tower's blocks, 1 .. L in them, L + 1
-  behind them.
+  """The position of a parameter among the blocks of its tower.
 
   Args:
-    name: its path, "image_encoder/backbone/layer3/mlp/up/kernel".  names: paths of all parameters.
+    name: its path, such as "image_encoder/backbone/layer3/mlp/up/kernel".
+    names: paths of all parameters.
   Returns:
-    None where it is in no tower.
+    (position, number of blocks L): 0 before the blocks, 1 .. L in them, L + 1 after them; None
+    outside towers.
   """
   match = re.match(r"((?:image|text)_encoder/)backbone/(?:layer(\d+)/|(\w+))", name)
   front = f"{match[1]}backbone/" if match else ""
@@ -46,8 +45,8 @@ def depth(name, names):
 def frozen(config_model, params):
   """Regular expressions of the parameters that are not trained.
 
-  `trainable=False` freezes an encoder's backbone; `train_blocks=K` all of it before its last K
-  blocks; adapters all but themselves.
+  `trainable=False` freezes an encoder's backbone; `train_blocks=K` freezes what precedes its last K
+  blocks; adapters freeze everything but themselves.
 
   Args:
     config_model: `config.model`.  params: tree of arrays or shapes.
@@ -79,11 +78,12 @@ def frozen(config_model, params):
 def factors(params, decay):
   """Tree of learning rate factors that fall with the distance from a tower's output.
 
-  decay ** (L + 1 - position), position as of `depth`: 1 for projections and what stands behind the
-  blocks, decay for the last block, decay ** (L + 1) for embeddings and patches; 1 for all else.
+  A factor is decay ** (L + 1 - position), position as in `depth`: 1 for projections and what
+  follows the blocks, decay for the last block, decay ** (L + 1) for embeddings and patches. It is 1
+  outside towers.
 
   Args:
-    params: tree of arrays or shapes.  decay: 1 is the same rate for all.
+    params: tree of arrays or shapes.  decay: 1 gives all the same rate.
   References:
     Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2022.
   """

@@ -1,6 +1,4 @@
-"""The optimiser: gradient clipping, Adam, the learning rate's schedule, and parameters that stay as
-they are.
-"""
+"""The optimiser: gradient clipping, Adam, the learning rate schedule, and frozen parameters."""
 
 import re
 
@@ -15,8 +13,8 @@ def schedule(optimizer, *, steps_per_epoch, total_steps):
   """Returns the learning rate as a function of the step.
 
   step: learning_rate * decay ** floor(epoch / decay_epochs), as released by VSE++ and IMC (0.1
-  every 15 epochs); with decay_once the exponent is at most 1 (Full-HN). cosine: to zero at the last
-  step. The first warmup_steps rise linearly.
+  every 15 epochs); with decay_once the exponent is at most 1 (Full-HN). cosine: falls to zero at
+  the last step. In the first warmup_steps the rate rises linearly.
 
   Args:
     optimizer: the section of the config.
@@ -46,11 +44,11 @@ def paths(params):
 
 
 def factors(params, multipliers):
-  """Returns the tree of learning rate factors: the last multiplier whose regular expression is
-  found in the path, else 1.
+  """Returns the tree of learning rate factors: the last multiplier whose regular expression matches
+  within the path, else 1.
 
   Raises:
-    UserError: an expression that no parameter's path contains.
+    UserError: an expression that matches in no parameter's path.
   """
   names = paths(params)
   for pattern, _ in multipliers:
@@ -71,8 +69,8 @@ def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
     optimizer: the section of the config.
     params: tree of parameters (or their shapes).
     steps_per_epoch: int.  total_steps: int.
-    frozen: regular expressions of parameter paths that are not trained; they count in no norm and
-      have no moments.
+    frozen: regular expressions of the paths of parameters that are not trained; these do not count
+      in the clipped norm and have no moments.
   Returns:
     (optax.GradientTransformation, schedule).
   Raises:
@@ -92,7 +90,7 @@ def make(optimizer, params, *, steps_per_epoch, total_steps, frozen=()):
 
   parts = []
   if optimizer.l2:
-    # The gradient of l2 * |w|^2, before the clip, as a penalty in the loss would give.
+    # The gradient of l2 * |w|^2 is added before clipping, as for a penalty in the loss.
     parts.append(optax.add_decayed_weights(2 * optimizer.l2, mask=kernels))
   if optimizer.clip:
     parts.append(optax.clip_by_global_norm(optimizer.clip))

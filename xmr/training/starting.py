@@ -10,15 +10,15 @@ from xmr.errors import UserError
 from xmr.interop import weights
 from xmr.models import lora
 
-SHOWN = 8  # names in a line: an encoder has hundreds
+SHOWN = 8  # names in a line; an encoder has hundreds
 
 
 def starting_values(config, model, split, vocabulary, *, length=4, scalars=None, shapes_only=False):
-  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with the backbones'
-  weights filled in. Adapters are as `adapted` says.
+  """Returns the variables of step 0 as NumPy: another run's best, or fresh ones with pretrained
+  backbones filled in. For adapters see `adapted`.
 
-  `scalars` are {parameter: [] float32} that the loss learns, or None; another run's are taken where
-  it has learned the same ones of the same loss.
+  `scalars` are {parameter: [] float32} that the loss learns, or None; those of another run are
+  taken if it learned them with the same loss.
   """
   example = next(
     pipeline.train_batches(
@@ -56,14 +56,14 @@ def starting_values(config, model, split, vocabulary, *, length=4, scalars=None,
 
 
 def with_scalars(variables, scalars):
-  """Returns the variables with what the loss learns beside the encoders, where it learns."""
+  """Returns the variables with the parameters that the loss learns beside the encoders."""
   if not scalars:
     return variables
   return {**variables, "params": {**variables["params"], "loss": scalars}}
 
 
 def tell(taken, other, learned, scalars, *, where):
-  """Prints, in process 0, what was taken of another run and what of it has no place here."""
+  """Prints, in process 0, which values of another run were taken and which were left out."""
   if jax.process_index():
     return
   mine, theirs = checkpoint.flatten(taken), checkpoint.flatten(other)
@@ -79,11 +79,13 @@ def tell(taken, other, learned, scalars, *, where):
 
 
 def adapted(model, other, config):
-  """Returns another run's variables for this model: adapters of the same rank, alpha and kernels
-  stay; others are merged into the kernels, and this model's are fresh.
+  """Returns another run's variables for this model.
+
+  Adapters with the same rank, alpha and kernels stay; any others are merged into the kernels, and
+  this model gets fresh ones.
 
   Args:
-    model: of this run.  other: variables of the other one.  config: of the other one, flat.
+    model: of this run.  other: variables of the other run.  config: of the other run, flat.
   """
   mine = isinstance(model, lora.Adapted)
   if lora.ADAPTERS in other["params"]:
@@ -95,8 +97,8 @@ def adapted(model, other, config):
 
 
 def with_new_rows(other, fresh):
-  """Returns another run's values whose word embedding has fresh rows after its own, as many as an
-  extended vocabulary needs.
+  """Returns another run's values with fresh rows added to its word embedding for an extended
+  vocabulary.
   """
   theirs, mine = checkpoint.flatten(other), checkpoint.flatten(fresh)
   for name, rows in mine.items():
@@ -108,8 +110,7 @@ def with_new_rows(other, fresh):
 
 
 def replace(variables, other, *, where):
-  """Returns the variables with another run's values, of which every one must be there in the same
-  shape.
+  """Returns the variables with another run's values, all of which must exist in the same shape.
 
   Raises:
     UserError: a parameter is missing or has another shape.

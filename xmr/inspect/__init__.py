@@ -1,5 +1,5 @@
-"""Looking into a run: load it, encode, search, draw. What is imported here waits until it is used,
-for --help's sake.
+"""Looking into a run: load it, encode, search, draw. Imports wait until they are used, so that
+--help is fast.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -16,7 +16,7 @@ POINTS = 400  # of a line; more are thinned out
 DECADES = 2
 LOGARITHMIC = ("Training loss", "Gradient norm")
 
-# Title of a chart -> its curves, as (name in metrics.jsonl, label); charts without a curve are left
+# Title of a chart -> its curves, as (name in metrics.jsonl, label). Charts without a curve are left
 # out.
 CHARTS = {
   "Training loss": (("train/loss", "loss"),),
@@ -71,8 +71,9 @@ def averaged(found):
 
 
 def chart(title, lines):
-  """Draws lines [(label, CSS classes, x [n], y [n])] over training steps, or over any x from 0 on;
-  points that are not finite are left out.
+  """Draws lines [(label, CSS classes, x [n], y [n])] over training steps, or over any x from 0 on.
+
+  Points that are not finite are left out.
   """
   lines = [(label, style, x[np.isfinite(y)], y[np.isfinite(y)]) for label, style, x, y in lines]
   lines = [line for line in lines if len(line[2])]
@@ -139,5 +140,5 @@ def decades(low, high):
 
 
 def short(value):
-  """Returns a number as few characters: 12k, 0.002, 3e-05."""
+  """Returns a number in few characters: 12k, 0.002, 3e-05."""
   return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -35,7 +35,7 @@ def arrays_of(variables):
 
 
 def adapters(run, path):
-  """Writes the adapters of a run alone into a safetensors file, a few megabytes.
+  """Writes only the adapters of a run into a safetensors file of a few megabytes.
 
   Raises:
     UserError: the run has none.
@@ -91,7 +91,7 @@ def read(folder):
   """Returns (step, variables, vocabulary, metrics, flat config) of an export, as attributes of Run.
 
   Raises:
-    UserError: it is none, or not what was written.
+    UserError: the folder is no export, or its files have changed since they were written.
   """
   try:
     path = folder / "vocabulary.json"

@@ -1,6 +1,4 @@
-"""Networks that turn images into features: backbones by their weights, and image encoders of
-runs.
-"""
+"""Networks that turn images into features: converted backbones and the image encoders of runs."""
 
 import dataclasses
 import functools
@@ -23,7 +21,7 @@ from xmr.models.dual_encoder import gives_tokens
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """What features are made with.
+  """A network that computes features.
 
   Attributes:
     apply: (variables, pixels [N, S, S, 3] uint8) -> [N, F], or [N, H, W, F] of a grid.
@@ -42,7 +40,7 @@ def of_backbone(kind, path, data, *, grid):
 
   Args:
     kind: one of convert.IMAGE_KINDS.  path: safetensors file.  data: config.data.
-    grid: keep the last map.
+    grid: keep the last feature map.
   Raises:
     UserError: an unknown kind, or a file of another one.
   """
@@ -69,7 +67,7 @@ def of_backbone(kind, path, data, *, grid):
 
 @functools.cache
 def backbone_of(module, grid, scale):
-  """(variables, pixels) -> features of a backbone; one function, and so one program, for each."""
+  """(variables, pixels) -> features of a backbone; each has one function, and so one program."""
   mean, deviation = (jnp.array(numbers, jnp.float32) for numbers in scale)
 
   def apply(variables, pixels):
@@ -83,9 +81,9 @@ def of_run(workdir, *, grid):
   """The Network of a run's image encoder: the run's own embeddings, or its tokens in rows.
 
   Args:
-    workdir: folder of a run.  grid: keep the tokens, the patches of a tower.
+    workdir: folder of a run.  grid: keep the tokens, which are the patches of a tower.
   Raises:
-    UserError: no run, one on features, or an encoder without tokens where they are asked for.
+    UserError: no run, a run on features, or no tokens in the encoder where `grid` asks for them.
   """
   run = load(workdir)
   data = run.config.data
@@ -123,12 +121,12 @@ def views(picture, *, size, resize, average, fit="crop", interpolation="bilinear
 
   Args:
     picture: RGB PIL image.  size, resize, fit, interpolation: as of images.eval_crop.
-    average: "none": the centre; "flip": and its mirror; "ten_crop": four corners and the centre,
-      then their mirrors.
+    average: "none": the centre crop; "flip": the centre and its mirror image; "ten_crop": the four
+      corners and the centre, then their mirror images.
   Returns:
     [V, size, size, 3] uint8, V = 1, 2 or 10; the second half mirrors the first.
   Raises:
-    UserError: corners of an image that is stretched to its size.
+    UserError: "ten_crop" of an image that is stretched to its size.
   """
   crops = [eval_crop(picture, resize=resize, size=size, fit=fit, interpolation=interpolation)]
   if average == "none":
@@ -146,8 +144,9 @@ def views(picture, *, size, resize, average, fit="crop", interpolation="bilinear
 
 @functools.cache
 def averaging(apply, *, grid):
-  """A compiled (variables, pixels [B, V, S, S, 3] uint8) -> [B, ...] float32, the mean over the V
-  views; apply, grid: as of Network.
+  """Compiles (variables, pixels [B, V, S, S, 3] uint8) -> [B, ...] float32, the mean over V views.
+
+  apply, grid: as of Network.
   """
 
   def encode(variables, pixels):
@@ -155,7 +154,7 @@ def averaging(apply, *, grid):
     x = apply(variables, pixels.reshape(-1, *pixels.shape[2:])).astype(jnp.float32)
     x = x.reshape(-1, count, *x.shape[1:])
     if grid and count == 2:
-      # What a mirror shows on the left lies on the right.
+      # The mirror image has left and right exchanged.
       x = jnp.stack([x[:, 0], x[:, 1, :, ::-1]], axis=1)
     return x.mean(1)
 
@@ -163,8 +162,9 @@ def averaging(apply, *, grid):
 
 
 def scale_of(kind):
-  """(mean, deviation) of pixels in [0, 1] for a kind of weights: TensorFlow's release maps them to
-  -1..1.
+  """Returns (mean, deviation) of pixels in [0, 1] for a kind of weights.
+
+  TensorFlow's release maps pixels to -1..1.
   """
   if kind.startswith("tf_"):
     return (0.5,) * 3, (0.5,) * 3

@@ -1,4 +1,4 @@
-"""A folder of pictures as a gallery: encoded once, kept on disk, searched in milliseconds."""
+"""A folder of images as a gallery: encoded once, kept on disk, searched in milliseconds."""
 
 import concurrent.futures
 import contextlib
@@ -20,22 +20,20 @@ from xmr.inspect.pictures import IMAGE_ENDINGS
 from xmr.ops.unit import unit
 from xmr.storage import files
 
-BLOCK = 256  # pictures encoded, and saved, at a time
-ROUNDING = (
-  4e-6  # what a float32 sum of up to some thousand products may be off, relative to the norms
-)
+BLOCK = 256  # images encoded and saved at a time
+ROUNDING = 4e-6  # error of a float32 sum of some thousand products, relative to the norms
 
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-  """Pictures of a folder.
+  """Images of a folder.
 
   Attributes:
     folder: pathlib.Path.
     names: [N] paths relative to it, sorted.
     embeddings: [N, D] float32.
-    skipped: [(name, reason)] of pictures that could not be read.
-    encoded: int, pictures that were not in the cache.
+    skipped: [(name, reason)] of images that could not be read.
+    encoded: int, images that were not in the cache.
   """
 
   folder: pathlib.Path
@@ -46,12 +44,11 @@ class Gallery:
 
 
 def encode_folder(run, folder, *, cache_dir=None, progress=True):
-  """Encodes the pictures of a folder and its subfolders, those alone that the cache does not hold
-  yet.
+  """Encodes those images of a folder and its subfolders that the cache does not hold yet.
 
-  A picture is encoded again when its size or time of change is another. What is done is saved every
-  BLOCK pictures, so a command that was stopped goes on from there. Unreadable pictures are left out
-  and listed, and tried anew each time.
+  An image is encoded again when its size or modification time has changed. The work is saved every
+  BLOCK images, so a command that was stopped goes on from there. Unreadable images are left out and
+  listed; every call tries them again.
 
   Args:
     run: xmr.inspect.Run on pixels.
@@ -61,7 +58,7 @@ def encode_folder(run, folder, *, cache_dir=None, progress=True):
   Returns:
     Gallery.
   Raises:
-    UserError: no folder, no readable picture in it, a run on features, or a cache that cannot be
+    UserError: no folder, no readable image in it, a run on features, or a cache that cannot be
       written.
   """
   folder = pathlib.Path(folder)
@@ -106,14 +103,14 @@ def encode_folder(run, folder, *, cache_dir=None, progress=True):
 
 
 def encode_features(run, path):
-  """Encodes a file of image features as a gallery; its names are row numbers.
+  """Encodes a file of image features as a gallery whose names are row numbers.
 
   Args:
     run: xmr.inspect.Run on image features.  path: .npy file of [N, F] floats.
   Returns:
-    Gallery, its folder is the file.
+    Gallery whose folder is the file.
   Raises:
-    UserError: no such file, or not what the run reads.
+    UserError: no such file, or not the features that the run reads.
   """
   x = rows_of(path)
   return Gallery(
@@ -122,7 +119,7 @@ def encode_features(run, path):
 
 
 def rows_of(path):
-  """Returns the array of a .npy file, memory-mapped; UserError where it is none."""
+  """Returns the array of a .npy file, memory-mapped; UserError for any other file."""
   try:
     return files.read_array(path)
   except OSError as error:
@@ -133,9 +130,7 @@ def rows_of(path):
 
 
 def pictures_of(folder):
-  """Returns [(path relative to the folder, bytes, time of change in ns)] of its pictures, sorted by
-  path.
-  """
+  """Returns [(relative path, bytes, modification time in ns)] of a folder's images, by path."""
   if not folder.is_dir():
     raise UserError(f"--gallery: {folder} is not a folder")
   found = []
@@ -159,9 +154,7 @@ def _crop(run, path):
 
 
 class _Cache:
-  """Files of embeddings with the pictures that they belong to, in a folder of this run and
-  gallery.
-  """
+  """Embeddings and the images that they belong to, as files in a folder of this run and gallery."""
 
   def __init__(self, root, run, folder):
     digest = hashlib.sha256(
@@ -175,13 +168,13 @@ class _Cache:
     known = {}
     for path in filter(pathlib.Path.is_file, sorted(self.folder.glob("*.npz"))):
       try:
-        # An open file of ours: np.load leaves its own open when it fails.
+        # The file is opened here, as np.load leaves its own open when it fails.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
           keys, x = json.loads(bytes(saved["keys"])), saved["x"]
         if x.shape != (len(keys), self.dim) or x.dtype != np.float32:
           raise ValueError("another shape")
         known |= {tuple(key): row for key, row in zip(keys, x, strict=True)}
-      except Exception:  # Whatever a damaged file makes its readers raise: it is encoded again.
+      except Exception:  # Any error of a damaged file: it is encoded again.
         with contextlib.suppress(OSError):
           path.unlink()
         continue
@@ -190,7 +183,7 @@ class _Cache:
     return known
 
   def write(self, keys, x):
-    """Saves some embeddings, whole or not at all."""
+    """Saves some embeddings in one file, whole or not at all."""
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       path = self.folder / f"{uuid.uuid4().hex}.npz"
@@ -204,7 +197,7 @@ class _Cache:
     self.held += len(keys)
 
   def tidy(self, keys, x):
-    """Puts what is left of many files, or of pictures that are gone, into one."""
+    """Merges many files into one, without the images that are gone."""
     if len(self.files) > 1 or self.held > len(keys):
       old = list(self.files)
       self.write(keys, x)
@@ -215,9 +208,9 @@ class _Cache:
 class Index:
   """Embeddings that answer one query at a time, fast.
 
-  "exact" scores every item: float32 products, and float64 for those too close to call; of equal
-  scores the lowest index comes first. "faiss" walks a graph (HNSW) of near neighbours: sublinear,
-  approximate, worth it for millions of items.
+  "exact" scores every item in float32, and in float64 where scores are too close to call; of equal
+  scores the lowest index comes first. "faiss" walks a graph of near neighbours (HNSW): it is
+  approximate and sublinear, and pays for millions of items.
   """
 
   def __init__(self, embeddings, *, kind="cosine", backend="exact"):
@@ -242,7 +235,7 @@ class Index:
       )
 
   def search(self, query, k, *, text_query=False):
-    """Returns (scores [k] float32, indices [k] int64) for one query [D]; k is cut to the number of
+    """Returns (scores [k] float32, indices [k] int64) of one query [D]; k is at most the number of
     items.
     """
     query, k = np.asarray(query, np.float32).reshape(-1), min(k, len(self.rows))

@@ -1,4 +1,4 @@
-"""How one field of a config moves a figure: the plots of the IMC paper (distances, lambda), for any
+"""How one field of a config moves a metric: the plots of the IMC paper (distances, lambda), for any
 field of a sweep.
 """
 
@@ -9,15 +9,15 @@ INK = "#1f2328"
 
 
 def figure(field, values, setting_of, stats, *, name="rsum"):
-  """Draws a figure of the results over the values of one field, a line (or group of points) for
-  each setting of the others.
+  """Draws a metric over the values of one field: a line, or a group of points, for each setting of
+  the other fields.
 
   Args:
-    field: of the config.  values: list of its texts; numbers are joined by a line, words stand as
+    field: of the config.  values: list of its values as text; a line joins numbers, and words are
       points.
     setting_of: {name of a setting: {field: text}}.
     stats: {name of a setting: {"mean", "deviation"}}; whiskers are one deviation over seeds.
-    name: of what is drawn.
+    name: of the metric.
   Returns:
     matplotlib Figure.
   """
@@ -48,7 +48,7 @@ def figure(field, values, setting_of, stats, *, name="rsum"):
       x = (
         np.array([values.index(value) for value in kept]) + (place - (len(others) - 1) / 2) * width
       )
-      # Not bars: those would have to begin at zero, where no difference can be seen.
+      # Not bars: bars begin at zero, and differences would be too small to see.
       axis.errorbar(
         x, mean, yerr=deviation, markersize=7, linestyle="none", elinewidth=1.5, **style
       )

@@ -1,4 +1,4 @@
-"""What a run's folder holds beside its checkpoints: curves, and arrays that inputs need."""
+"""What a run's folder holds beside its checkpoints: curves, and the arrays that prepare inputs."""
 
 import numpy as np
 
@@ -19,8 +19,9 @@ def inputs_of(folder):
 
 
 def curves(path):
-  """Returns {name: (steps [n] int, values [n] float)} of a metrics.jsonl; {} where there is none;
-  half lines are skipped.
+  """Returns {name: (steps [n] int, values [n] float)} of a metrics.jsonl, {} without one.
+
+  Incomplete lines are skipped.
   """
   points = {}
   if not path.is_file():

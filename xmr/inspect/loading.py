@@ -12,8 +12,9 @@ from xmr.inspect.kept import curves, inputs_of
 
 
 def load(workdir, step="best", *, as_scored=False):
-  """Loads a run; see xmr.inspect.load. as_scored: an imported run with the data that it was scored
-  on.
+  """Loads a run; see xmr.inspect.load.
+
+  as_scored: an imported run gets the data that it was scored on.
   """
   folder = pathlib.Path(workdir)
   if (folder / export.EXPORT).is_file():

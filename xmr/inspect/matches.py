@@ -1,4 +1,4 @@
-"""Which word matched which region: matrices of token similarities, and pictures of them."""
+"""Which word matched which region: matrices of token similarities, and plots of them."""
 
 import math
 import os
@@ -26,14 +26,14 @@ def align(run, image, text, image_mask=None):
 
   Args:
     run: Run whose encoders give tokens.
-    image: [R, F] float, the image's regions as in the feature file; a picture, as of
-      Run.encode_image, where the run reads pixels: its patches in rows are the regions.
+    image: [R, F] float, the image's regions as in the feature file. Where the run reads pixels, an
+      image as of Run.encode_image, whose patches, row by row, are the regions.
     text: str.  image_mask: [R] bool, True where there is a region; None is all.
   Returns:
-    [R, W] float32, rows as the regions (NaN where there is none), columns as the words, or as the
-    sub-words of a run with a tokenizer.
+    [R, W] float32: a row for each region (NaN where the mask is False), a column for each word, or
+    sub-word in a run with a tokenizer.
   Raises:
-    UserError: a run without tokens, regions of another shape, a mask that is empty, a caption of no
+    UserError: a run without tokens, regions of another shape, an empty mask, or a caption without a
       known word.
   """
   return _aligned(run, image, text, image_mask)[0]
@@ -93,8 +93,10 @@ def _captions(run, texts):
 
 
 def tokens(run, items: Any):
-  """Returns (Tokens, "image" or "text") of regions as `regions` takes them or, of a run on pixels,
-  of pictures as of Run.encode_image; or of captions, list of str.
+  """Returns (Tokens, "image" or "text") of images or captions.
+
+  Captions are a list of str; images are regions as `regions` takes them or, for a run on pixels, as
+  Run.encode_image takes them.
 
   Raises:
     UserError: neither of them, a mask that is empty or of another shape, a caption without a word.
@@ -120,7 +122,7 @@ def tokens(run, items: Any):
 
 
 def _encoded(run, parts, side):
-  """Tokens, NumPy, of what the encoder of a side reads."""
+  """Tokens, as NumPy arrays, of the inputs of a side's encoder."""
   size, found = run.config.eval_batch_size, []
   for begin in range(0, len(parts[side]), size):
     batch = {name: x[begin : begin + size] for name, x in parts.items()}
@@ -170,8 +172,8 @@ def regions(items, run):
 def drawn(run, split, pairs, *, folder=""):
   """Draws images with the regions that each word of a caption matches.
 
-  Each pair is a line: the image, then once per word with its cells shaded, the word under it; the
-  region that matches best is clear. Where the regions are no square grid, they are bars.
+  Each pair is a line: the image, then the image once per word, with its cells shaded and the word
+  under it. The region that matches best is not shaded. Regions that form no square grid are bars.
 
   Args:
     run: Run.  split: Split of regions.
@@ -188,7 +190,7 @@ def drawn(run, split, pairs, *, folder=""):
     mask = None if split.image_mask is None else split.image_mask[image]
     shown = picture(split, image, folder=folder)
     if split.image_features is None:
-      # The patches lie on what the encoder sees of the image.
+      # The patches lie on the crop that the encoder sees.
       source = shown = run.crop(decode(split.pixels[image], name=split.image_names[image]))
     else:
       source = split.image_features[image]
@@ -202,7 +204,7 @@ def drawn(run, split, pairs, *, folder=""):
     for spine in line[0].spines.values():
       spine.set_color(colour)
       spine.set_linewidth(2)
-    # The words that say most of the image: of best match, in the order of the caption.
+    # The words with the best matches, in the order of the caption.
     strongest = np.sort(np.argsort(-np.nanmax(cells, axis=0), kind="stable")[:WORDS])
     for axis, w in zip(line[1:], strongest, strict=False):
       _panel(axis, shown, cells[:, w])
@@ -216,7 +218,7 @@ def drawn(run, split, pairs, *, folder=""):
 
 
 def _panel(axis, shown, cells):
-  """Draws an image and the shade of its cells, or bars where there is no grid."""
+  """Draws an image with its cells shaded, or bars where there is no grid."""
   if cells is None:
     if shown is not None:
       axis.imshow(shown, extent=(0, 1, 0, 1))
@@ -235,12 +237,12 @@ def _panel(axis, shown, cells):
 
 
 def hits_and_misses(outcome, image_of_text, found, *, n=3):
-  """Pairs to draw: captions whose image came first, and those whose image came latest, with what
-  came first instead.
+  """Returns pairs to draw: captions whose image came first, and captions whose image came last,
+  with the image that came first instead.
 
   Args:
     outcome: [T] int, rank of each caption's image.  image_of_text: [T] int.
-    found: [T, k] int, images found for each caption.  n: of each kind.
+    found: [T, k] int, images found for each caption.  n: pairs of each kind.
   Returns:
     (hits, misses): lists of (image row, caption row); a miss is followed by its own image.
   """

@@ -1,9 +1,9 @@
 """How wrong the hardest negatives are: python -m xmr.inspect.negatives --workdir=runs/hn.
 
-For some images of the training split, the caption of another image that the run's model finds
-nearest, and how well that caption describes the image: its ROUGE-L relevance to the image's own
-captions. Beside it stand the share for an image's own captions (each against the others) and for
-captions drawn at random. Writes WORKDIR/negatives.md and negatives.json.
+For some images of the training split, finds the caption of another image that the run's model ranks
+first, and measures how well it describes the image: its ROUGE-L relevance to the image's own
+captions. The same is measured for the image's own captions (each against the others) and for random
+captions. Writes WORKDIR/negatives.md and negatives.json.
 """
 
 import pathlib
@@ -17,17 +17,17 @@ EXAMPLES = 10
 
 
 def mined(run, split, *, queries, seed):
-  """Finds the hardest caption of another image for some images, and the relevance of it, of own and
-  of random captions.
+  """Finds the hardest negative caption of some images, and the relevance of this caption, of the
+  images' own captions and of random ones.
 
   Args:
     run: Run.  split: Split with N images, all of whose captions are searched.
     queries: images to look at, min(queries, N), drawn by `seed`.
   Returns:
-    list of {"image", "name", "captions": own ones, "negative": the mined caption, "negative_of":
-      name of its image,
-    "relevance", "own", "random": ROUGE-L in [0, 1], own None for an image with one caption,
-    "score": similarity of the mined caption, "positive": the best of the image's own captions}.
+    list of {"image", "name", "captions": the image's own, "negative": the mined caption,
+      "negative_of": name of its image, "relevance", "own", "random": ROUGE-L in [0, 1] of the
+      mined, own and random captions, own None for an image with one caption, "score": similarity of
+      the mined caption, "positive": similarity of the best of the image's own captions}.
   """
   import numpy as np
 
@@ -82,9 +82,7 @@ def relevance(caption, references):
 
 
 def shares(listed):
-  """Returns {"mined", "own", "random": {"mean": [], bound: share of relevances of at least the
-  bound}}.
-  """
+  """Returns {"mined", "own", "random": {"mean": [], bound: share of relevances >= bound}}."""
   result = {}
   for name, key in (("mined", "relevance"), ("own", "own"), ("random", "random")):
     values = [entry[key] for entry in listed if entry[key] is not None]
@@ -96,8 +94,8 @@ def shares(listed):
 
 
 def table(listed, *, name, split):
-  """Returns the Markdown: shares, the share of negatives that beat the positives, the examples of
-  highest relevance.
+  """Returns the Markdown: the shares of `shares`, the share of negatives that score above the
+  positives, and the examples of highest relevance.
   """
   found = shares(listed)
   heads = list(found["mined"])

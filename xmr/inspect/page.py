@@ -67,16 +67,16 @@ def searchable(split, limit=SEARCHABLE):
 
 
 def search_data(image, text, split, *, kind, k=10, limit=SEARCHABLE):
-  """What the page's search needs: captions, and the k neighbours of every image and caption in the
-  four tasks.
+  """Returns the data of the page's search: captions, and the k neighbours of every image and
+  caption in the four tasks.
 
   Args:
     image: [N, D].  text: [T, D].  split: Split.  kind: of similarity.
     k: neighbours.  limit: captions that can be searched.
   Returns:
-    {"images", "captions": rows of the split, "texts": [t] str, "of": [t] place of the caption's
-    image, "names": [n] str, "i2t", "t2i", "i2i", "t2t": [[place, score x 1000, place, ...] of each
-      query]}; a place counts among the rows listed.
+    {"images", "captions": rows of the split, "texts": [t] str, "of": [t] index of the caption's
+      image, "names": [n] str, "i2t", "t2i", "i2i", "t2t": [[index, score x 1000, index, ...] of
+      each query]}; an index counts within the rows listed in "images" or "captions".
   """
   images, captions = searchable(split, limit)
   image, text = image[images], text[captions]
@@ -109,7 +109,7 @@ def thumbnails(split, rows, *, folder, budget, side=THUMBNAIL):
     split: Split.  rows: image rows, the most needed first; repeated ones are skipped.
     folder: of the dataset, see plots.picture.  budget: characters in all.
   Returns:
-    ({row: base64 of WebP}, rows that did not fit): images that cannot be read are in neither.
+    ({row: base64 of WebP}, rows that did not fit); neither holds images that cannot be read.
   """
   made, left, spent = {}, 0, 0
   for row in dict.fromkeys(map(int, rows)):

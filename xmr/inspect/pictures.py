@@ -1,4 +1,4 @@
-"""Pictures as people hand them over: a path, a PIL image, an array or bytes."""
+"""Images as users pass them: a path, a PIL image, an array or bytes."""
 
 import io
 import os
@@ -14,8 +14,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 def is_picture(item):
-  """Returns whether an item of a query or gallery is a picture: no str, or the name of an image
-  file that is there.
+  """Returns whether an item of a query or gallery is an image: the path of an existing image file,
+  or anything but a str.
   """
   return not isinstance(item, str) or (
     item.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(item)
@@ -23,9 +23,7 @@ def is_picture(item):
 
 
 def opened(item):
-  """Returns a path, PIL image or [H, W, 3] uint8 array as an RGB PIL image; UserError where it is
-  none.
-  """
+  """Returns a path, PIL image or [H, W, 3] uint8 array as an RGB PIL image, or raises UserError."""
   if isinstance(item, Image.Image):
     return item.convert("RGB")
   if isinstance(item, np.ndarray):
@@ -42,7 +40,7 @@ def opened(item):
 
 
 def thumbnail(image, *, side, quality=60):
-  """Returns a PIL image as WebP bytes whose longer side has at most `side` pixels."""
+  """Returns a PIL image as WebP bytes, its longer side at most `side` pixels."""
   image = image.copy()
   image.thumbnail((side, side))
   file = io.BytesIO()

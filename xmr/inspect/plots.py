@@ -16,13 +16,12 @@ RIGHT, WRONG, INK = "#1a7f37", "#b8b8b8", "#1f2328"
 
 
 def picture(split, row, *, folder=""):
-  """Returns image `row` of a split as a PIL image, or None where there are only features and no
-  file beside them.
+  """Returns image `row` of a split as a PIL image, None where there are features and no image file.
 
   Args:
     split: xmr.data.Split.  row: int.
-    folder: the dataset's folder, in which and in whose images/ the file is looked for where the
-      split holds no pixels.
+    folder: the dataset's folder. Where the split holds no pixels, the file is looked for here and
+      in images/ below it.
   """
   name, root = split.image_names[row], pathlib.Path(folder).expanduser()
   reads = [functools.partial(read_file, root / part / name) for part in ("images", "")]
@@ -44,7 +43,7 @@ def retrieved(image, text, split, *, kind="cosine", folder="", rows=6, k=5, seed
     kind: of similarity.
     folder: the dataset's folder, see picture().
     rows: captions to draw, chosen by `seed`.
-    k: images a caption.
+    k: images per caption.
   Returns:
     matplotlib Figure.
   """
@@ -156,9 +155,9 @@ def matrix(scores, *, match=None):
 def positives(image, text, image_of_text, *, kind="cosine"):
   """Draws how far positives stand above the hardest negatives, across modalities and within them.
 
-  Cross-modal: each text's own image against its best other image. Within: each text's best other
-  text of its own image against the best of another image, and each image's best other image, which
-  is always a negative.
+  Across: the score of each text's own image, and of its best other image. Within: each text's best
+  other text of the same image, and its best text of another image; and each image's best other
+  image, which is always a negative.
 
   Args:
     image: [N, D] float.  text: [T, D] float.  image_of_text: [T] int.  kind: of similarity.

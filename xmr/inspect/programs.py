@@ -1,4 +1,4 @@
-"""The towers of a run as programs that run where xmr is not: StableHLO for JAX, ONNX for others."""
+"""A run's towers as programs that run without xmr: StableHLO for JAX, ONNX for others."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,7 @@ NEEDED = {
   "stablehlo": {"flatbuffers": "pip install -e '.[export]'"},
   "onnx": {
     "onnxruntime": "pip install -e '.[onnx]'",
-    # Its requirements exclude the orbax of ours, which it does not use.
+    # Its requirements exclude our version of orbax, which it does not use.
     "jax2onnx": "pip install --no-deps jax2onnx",
   },
 }
@@ -69,9 +69,9 @@ def sides(run):
 def write(run, folder):
   """Writes image.stablehlo and text.stablehlo: programs that need JAX and NumPy, and no xmr.
 
-  Each is called with {name: array}, the tensors of model.safetensors that `stablehlo.json` names,
-  and with a batch of any size: pixels [b, S, S, 3] uint8, or ids [b, L] int32 and their number [b]
-  int32. It returns the embeddings [b, D] float32. One file serves CPU, CUDA and TPU.
+  Each takes {name: array}, the tensors of model.safetensors that `stablehlo.json` names, and a
+  batch of any size: pixels [b, S, S, 3] uint8, or ids [b, L] int32 and their number [b] int32. It
+  returns embeddings [b, D] float32. One file serves CPU, CUDA and TPU.
   """
   folder, told = pathlib.Path(folder), {}
   (b,) = jax.export.symbolic_shape("b")
@@ -110,7 +110,7 @@ def write_onnx(run, folder):
 
 @contextlib.contextmanager
 def _quiet():
-  """Without what jax2onnx logs and warns of its own examples and of types that it does not use."""
+  """Silences what jax2onnx logs and warns about its own examples and unused types."""
   before = logging.root.manager.disable
   logging.disable(logging.ERROR)
   try:

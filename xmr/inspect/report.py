@@ -77,8 +77,8 @@ class _Scored:
     )
 
   def _add_written(self):
-    """Adds what results.json holds and is not computed here, such as graded metrics and weights
-    between two runs', where it is of this step.
+    """Adds metrics of results.json that are not computed here, such as graded ones and those of
+    averaged weights, if they are of this step.
     """
     from xmr.storage.files import read_json
 
@@ -93,7 +93,7 @@ class _Scored:
 
 
 def _context(shown, *, queries, seed, limit):
-  """Returns what the template shows, but for the thumbnails."""
+  """Returns all that the template shows except the thumbnails."""
   import numpy as np
 
   from xmr import config as config_lib
@@ -158,8 +158,8 @@ def _context(shown, *, queries, seed, limit):
 
 
 def _matches(run, found):
-  """Returns [(title, base64 of a PNG)]: which word matched which region or patch; [] where tokens
-  are not compared.
+  """Returns [(title, base64 of a PNG)] of the words and the regions or patches that they matched;
+  [] if the run does not compare tokens.
   """
   from xmr.ops.alignment import NAMES
 
@@ -205,7 +205,7 @@ def _matrix(shown):
 
 def _figures(shown):
   """Returns rows (name, [value of each run], paired bootstrap of the difference or None) of the
-  other table: what the matrix does not show, and with two runs what differs in it.
+  second table: metrics that the matrix does not show and, with two runs, those that differ.
   """
   from xmr.eval import significance
 
@@ -257,12 +257,12 @@ def _tied(run, task):
 
 
 def _differences(shown):
-  """Returns captions whose image the one run ranks much better than the other: [(row, rank, rank of
-  the other)].
+  """Returns, for each of two runs, the captions whose image it ranks much better than the other:
+  [(row, rank in the first run, rank in the second)].
   """
   import numpy as np
 
-  # Of reciprocal ranks: from 1 to 5 matters, from 301 to 305 does not.
+  # Reciprocal ranks are compared: from 1 to 5 matters, from 301 to 305 does not.
   ranks = [run.outcomes["t2i"]["rank"] + 1 for run in shown]
   gain = 1 / ranks[0] - 1 / ranks[1]
   order = np.argsort(-gain, kind="stable")
@@ -289,7 +289,7 @@ def _fitted(context, run):
 
 
 def _needed(context):
-  """Yields the images that stand on the page itself."""
+  """Yields the images that the page itself shows."""
   for _, studies in context["studies"]:
     for one in studies:
       yield one["row"]

@@ -1,4 +1,4 @@
-"""A run as it can be asked: its config, parameters, words and curves; embeddings and search."""
+"""A run for inspection: its config, parameters, vocabulary and curves; embeddings and search."""
 
 import concurrent.futures
 import functools
@@ -76,9 +76,7 @@ class Run:
     return jax.device_put(self.variables)
 
   def embeddings(self, split):
-    """Returns (image [N, D], text [T, D]) float32 of a split, as evaluation computes them, on all
-    devices.
-    """
+    """Returns (image [N, D], text [T, D]) float32 of a split as evaluation does, on all devices."""
     mesh = parallel.mesh()
     variables = parallel.replicate(mesh, self.variables)
     options = {"config": self.config, "mesh": mesh, "vocabulary": self.vocabulary}
@@ -93,15 +91,14 @@ class Run:
 
     Args:
       pictures: list of N paths, PIL images or [H, W, 3] uint8 arrays in any mixture, one such
-        picture, or [N, H, W, 3] uint8; for a run on features [N, F] float, on regions [N, R, F] or
-        a pair of them and their mask [N, R] bool, in the scale of the feature file.
-      batch_size: encoded at a time; None: as evaluation does.  progress: show a line on standard
-        error.
+        image, or [N, H, W, 3] uint8. For a run on features, [N, F] float; on regions, [N, R, F] or
+        a pair of them and their mask [N, R] bool; both in the scale of the feature file.
+      batch_size: images encoded at a time; None: as evaluation does.  progress: show a line on
+        standard error.
     Returns:
       [N, D] float32.
     Raises:
-      UserError: a file that is no readable picture, or pictures for a run on features; names the
-        item.
+      UserError: a file that is no readable image, or images for a run on features; names the item.
     """
     if self.config.data.image == "regions" and matches.is_regions(pictures):
       parts = matches.regions(pictures, self)
@@ -132,8 +129,8 @@ class Run:
       raise UserError(f"picture {number}: {error}") from None
 
   def crop(self, picture):
-    """Returns what the encoder sees of a path, PIL image or [H, W, 3] uint8 array: [S, S, 3]
-    uint8.
+    """Returns the crop that the encoder sees, [S, S, 3] uint8, of a path, PIL image or [H, W, 3]
+    uint8 array.
     """
     data = self.config.data
     if data.image != "pixels":
@@ -155,9 +152,7 @@ class Run:
 
   @functools.cached_property
   def fingerprint(self):
-    """Hex digest of all that an embedding of a picture depends on: parameters, encoder, size of the
-    crop.
-    """
+    """Hex digest of all that an image's embedding depends on: parameters, encoder, crop size."""
     digest = hashlib.sha256()
     for name, x in sorted(checkpoint.flatten(self.variables).items()):
       # Layers that both sides share are the encoder's, too.
@@ -174,8 +169,8 @@ class Run:
     return digest.hexdigest()
 
   def encode_text(self, texts, *, batch_size=None, progress=False):
-    """Encodes captions as evaluation does; words that the run has never seen are <unk>, and texts
-    of more tokens than a tower reads lose their last words.
+    """Encodes captions as evaluation does. Words outside the run's vocabulary become <unk>, and
+    texts with more tokens than a tower reads lose their last words.
 
     Args:
       texts: list of T str, or one str; for a run on text features [T, F] float.
@@ -183,7 +178,7 @@ class Run:
     Returns:
       [T, D] float32.
     Raises:
-      UserError: an item that is no text or has no word (names it), or words for a run on features.
+      UserError: an item that is no text or has no word (names it), or text for a run on features.
     """
     if self.vocabulary is None:
       x = self._features(texts, side="text")
@@ -207,7 +202,7 @@ class Run:
 
   @property
   def known_words(self):
-    """How many words the run knows; 0 where its captions are features."""
+    """Number of words in the run's vocabulary; 0 where its captions are features."""
     return 0 if self.vocabulary is None else len(self.vocabulary)
 
   def unknown_words(self, text):
@@ -218,20 +213,19 @@ class Run:
     return [word for word in words if word not in self.vocabulary], words
 
   def search(self, query, gallery, k=5, *, task=None):
-    """The k best gallery items of each query; the four tasks i2t, t2i, i2i and t2t.
+    """Returns the k best gallery items of each query, for the tasks i2t, t2i, i2i and t2t.
 
     Args:
-      query, gallery: pictures or texts as for encode_image and encode_text, or [N, D] float
-        embeddings; regions as for encode_image or texts alone where config.similarity is one of
-        tokens. A str is a path where it names an existing file with a picture's ending, a caption
-        otherwise.
-      k: items, at most the size of the gallery.
-      task: "i2t", "t2i", "i2i" or "t2t": what query and gallery are; None: seen from their types.
-        Order embeddings given as arrays need it.
+      query, gallery: images or texts as for encode_image and encode_text, or [N, D] float
+        embeddings; where config.similarity compares tokens, no embeddings. A str is a path if it
+        names an existing image file, else a caption.
+      k: items per query, at most the size of the gallery.
+      task: "i2t", "t2i", "i2i" or "t2t"; None: known from the types of query and gallery. Order
+        embeddings given as arrays need it.
     Returns:
       (scores [Q, k] float32, indices [Q, k] int32), best first.
     Raises:
-      UserError: nothing in one of them, k out of range, or an unknown task.
+      UserError: an empty query or gallery, k out of range, or an unknown task.
     """
     if task is not None and task not in TASKS:
       raise UserError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
@@ -255,18 +249,18 @@ class Run:
     return top_k(query, gallery, k, kind=kind, text_query=text_query)
 
   def align(self, image, text, image_mask=None):
-    """Similarity of every region [R, F] of an image with every word of a caption: [R, W] float32;
-    see matches.align.
+    """Returns the similarity [R, W] float32 of each region [R, F] with each word of a caption; see
+    matches.align.
     """
     return matches.align(self, image, text, image_mask)
 
   def averaged(self, share):
-    """The run with weights between those of config.init and its own (WiSE-FT).
+    """Returns the run with weights between those of config.init and its own (WiSE-FT).
 
     Args:
-      share: a in [0, 1] of its own weights, see averaging.between.
+      share: a in [0, 1], the share of its own weights; see averaging.between.
     Returns:
-      Run; its adapters are merged.
+      Run with its adapters merged.
     Raises:
       UserError: config.init is not set, or its model is another one.
     """
@@ -285,7 +279,7 @@ class Run:
     )
 
   def export(self, folder, *, format="safetensors"):
-    """Writes the run for others; adapters are merged. Returns the folder's path.
+    """Exports the run with its adapters merged, and returns the folder's path.
 
     Args:
       folder: path.
@@ -293,8 +287,8 @@ class Run:
         vocabulary.json and run.json, which `load` reads back and anything else can; "stablehlo" and
         "onnx": the same, and image.FORMAT and text.FORMAT beside it, see xmr.inspect.programs.
     Raises:
-      UserError: an unknown format, a package that is missing, or a tower that reads features and
-        has no fixed input.
+      UserError: an unknown format, a missing package, or a tower that reads features, whose input
+        is not fixed.
     """
     choice("format", format, ("safetensors", "stablehlo", "onnx"))
     if format != "safetensors":
@@ -348,7 +342,7 @@ class Run:
     return self._scaled(np.asarray(x, np.float32), side)
 
   def _scaled(self, x, side):
-    """Returns features [N, F] of the file in the scale that the encoder takes."""
+    """Returns features [N, F] of the file, scaled as the encoder takes them."""
     kind = self.config.data.image_features_scale if side == "image" else "none"
     if kind != "column":
       return features.scale(x, kind)
@@ -360,7 +354,7 @@ class Run:
     return x / self.inputs["image_scale"]
 
   def _embedded(self, x, side, name):
-    """Returns (embeddings, "image", "text" or None) of a query or gallery."""
+    """Returns (embeddings, side) of a query or gallery; the side is "image", "text" or None."""
     if self.config.similarity in NAMES:
       return matches.tokens(self, x)
     if self.config.data.image == "regions" and matches.is_regions(x):

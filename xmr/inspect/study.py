@@ -1,4 +1,4 @@
-"""What the report says of a run's embeddings: who finds whom, who fails, who is found too often."""
+"""The report's study of a run's embeddings: neighbours, failed queries and hubs."""
 
 import numpy as np
 
@@ -12,10 +12,9 @@ DIRECTIONS = ("i2t", "t2i")
 
 
 def outcomes(image, text, image_of_text, *, kind):
-  """How every query fared: {"i2t": {"rank": [N], "ties": [N]}, "t2i": {"rank": [T], "ties": [T]}}.
+  """Returns {"i2t": {"rank": [N], "ties": [N]}, "t2i": {"rank": [T], "ties": [T]}} of all queries.
 
-  rank is 0-based, of the best right answer; ties is the number of wrong answers that score the
-  same.
+  rank is that of the best right answer, from 0; ties counts the wrong answers with the same score.
   """
   pairs = image_of_text, np.arange(len(text))
   found = of_pairs(image, text, pairs, kind=kind)
@@ -23,10 +22,10 @@ def outcomes(image, text, image_of_text, *, kind):
 
 
 def neighbours(query, gallery, k, *, kind, text_query, same=False):
-  """The k best of each query, as (scores [Q, k'] float32, indices [Q, k'] int32); k' is less where
-  the gallery is small.
+  """Returns the k best of each query, (scores [Q, k'] float32, indices [Q, k'] int32); k' is less
+  than k in a small gallery.
 
-  same: True: queries and gallery are the same rows, and a query is not among its own answers.
+  same: True where queries and gallery are the same rows; no query is then among its own answers.
   """
   k = min(k, len(gallery) - same)
   if same and kind in NAMES:
@@ -40,30 +39,28 @@ def neighbours(query, gallery, k, *, kind, text_query, same=False):
 
 
 def without(scores, found, own):
-  """Takes item own[q] out of row q of [Q, k + 1] lists, or the last item where it is not in
-  them.
-  """
+  """Removes item own[q] from row q of [Q, k + 1] lists, or the last item if own[q] is missing."""
   away = found == own[:, None]
   away[~away.any(axis=1), -1] = True
   return scores[~away].reshape(len(found), -1), found[~away].reshape(len(found), -1)
 
 
 def worst(rank, n):
-  """Returns the n queries [n] int with the largest ranks [Q], the worst first, of equal ones the
-  first.
+  """Returns the n queries [n] int with the largest ranks [Q], the worst first; of equal ranks, the
+  lowest index first.
   """
   return np.argsort(-rank, kind="stable")[:n]
 
 
 def hubs(found, n_gallery, n):
-  """Items that stand in the lists of many queries.
+  """Finds the items that stand in the lists of many queries.
 
   Args:
     found: [Q, k] int, lists of the queries.  n_gallery: int G.  n: items to return.
   Returns:
-    {"items": [(item, number of lists it stands in)], most first; "mean": Q k / G; "skewness": of
-    the numbers, 0 where all are equal, large where few items crowd the lists; "never": items that
-    stand in none}.
+    {"items": [(item, number of lists that hold it)], most first; "mean": Q k / G; "skewness" of
+    these numbers, 0 where all are equal, large where few items fill the lists; "never": number of
+    items that no list holds}.
   References:
     Radovanovic et al., Hubs in space, JMLR 2010: the skewness of the k-occurrences.
   """
@@ -106,8 +103,8 @@ def by_length(lengths, rank, *, groups=5):
 
 
 class Relevance:
-  """ROUGE-L, and SPICE where the run's config names a file, of captions for images, computed for
-  the pairs asked for.
+  """ROUGE-L of captions for images, and SPICE where the run's config names a file, computed for the
+  pairs that a call asks for.
   """
 
   def __init__(self, split, *, spice=""):
@@ -121,13 +118,13 @@ class Relevance:
     self.names = ("ROUGE-L", "SPICE") if spice else ("ROUGE-L",)
 
   def __call__(self, texts, images):
-    """Returns {(text, image): (ROUGE-L, SPICE if there is)} for all pairs of some texts and images
-    (row numbers).
+    """Returns {(text, image): (ROUGE-L, and SPICE if known)} of all pairs of some texts and images,
+    given as row numbers.
     """
     texts, images = sorted(set(map(int, texts))), sorted(set(map(int, images)))
     if not texts or not images:
       return {}
-    # rouge_l scores captions of its own set, so images of the texts are in it too.
+    # rouge_l scores captions of its own set, so the images of the texts belong to it, too.
     inside = sorted(set(images) | {int(self.split.image_of_text[text]) for text in texts})
     rows = [text for image in inside for text in self.captions[image]]
     place = {image: at for at, image in enumerate(inside)}
@@ -154,10 +151,9 @@ def qualitative(image, text, split, relevance, *, kind: str, rows, k=5):
     relevance: Relevance.
     kind: of similarity.  rows: query images.  k: answers of a query.
   Returns:
-    list of {"row", "i2i": [answer], "captions": [{"row", "t2i": [answer]}]}; an answer is {"row":
-      image, "score", "right",
-    "relevance": tuple of the query caption for the image; for i2i the mean over the query's
-    captions}.
+    list of {"row", "i2i": [answer], "captions": [{"row", "t2i": [answer]}]}. An answer is {"row":
+      image, "score", "right", "relevance": tuple of the query caption for the image; for i2i the
+      mean over the query's captions}.
   """
   studies = []
   for row in rows:

@@ -1,6 +1,6 @@
-"""Losses by name: each returns (loss, terms), a scalar and a dict of scalars. `table` has the rows.
+"""Losses by name: each returns (loss, terms), a scalar and a dict of scalars. `table` lists them.
 
-What is asked for is imported when it is asked for: `xmr.losses.table` alone needs no JAX.
+Names are imported when they are first used, so `xmr.losses.table` needs no JAX.
 """
 
 import importlib
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from xmr.losses.bound import get_ring as get_ring
   from xmr.losses.intra import intra_modal_constraint as intra_modal_constraint
 
-# Every loss is a name of this package too: `xmr.losses.imc`.
+# Every loss is also a name of this package: `xmr.losses.imc`.
 __all__ = ["LOSSES", "RING", "get", "get_ring", "intra_modal_constraint", *sorted(table.LOSSES)]
 
 

@@ -54,11 +54,13 @@ def aligned_full_hard_negative(
   """Full-HN on alignment scores with the hardest negatives of the batch (F-TERAN).
 
   h_n = argmax_m S_nm - S_nn, g_m = argmax_n S_nm - S_mm;
-  sum_n [a + S_{n h_n} - S_nn]_+ + sum_m [a + S_{g_m m} - S_mm]_+ + weight (v_c / 100 + t_c / 10 +
-  s_p), a = margin, v_c = sum_n [a + ii(n, h_n) - S_nn]_+,  t_c = sum_n [a + tt(n, g_n) - S_nn]_+,
-  s_p = sum_n mask_n [a + S_{g_n h_n} - S_nn]_+,  mask_n = (h_n != g_n) for "different", (h_n ==
-  g_n) for "same", ii(n, m) = sum over regions of n of the best region of m;  tt(n, m) = the
-  symmetric score of both texts.
+  loss = sum_n [a + S_{n h_n} - S_nn]_+ + sum_m [a + S_{g_m m} - S_mm]_+
+    + weight (v_c / 100 + t_c / 10 + s_p),  a = margin;
+  v_c = sum_n [a + ii(n, h_n) - S_nn]_+,  t_c = sum_n [a + tt(n, g_n) - S_nn]_+;
+  s_p = sum_n mask_n [a + S_{g_n h_n} - S_nn]_+,  mask_n = (h_n != g_n) for "different",
+    (h_n == g_n) for "same";
+  ii(n, m) = sum over regions of n of the best region of m;  tt(n, m) = the symmetric score of both
+    texts.
 
   Args:
     image: [B, R, D] float.  text: [B, W, D] float; row i describes image i.  image_mask: [B, R],
@@ -66,14 +68,14 @@ def aligned_full_hard_negative(
     match: [B, B] bool, True where text j describes image i; None is the identity. Unused with
       diagonal "released".
     margin: a.  weight: lambda, 1 as released.
-    diagonal: "masked" (a positive is no negative) or "released" (it can be: a query whose positive
-      is the best then costs a constant margin without gradient).
+    diagonal: "masked" (a positive is never a negative) or "released" (it can be one: a query whose
+      positive scores best then costs a constant margin, without gradient).
     pair_rule: "different" (as released) or "same".  padding: of `ops.alignment.Tokens`.
   Returns:
     loss: [] float, a sum over the batch.  terms: {"i2t", "t2i", "image_constraint",
-      "text_constraint",
-    "pair_constraint": [] parts before their weights, "active": [] share of the 2 B first hinges
-    above 0}. Without any negative (one pair) all are 0 when the diagonal is masked.
+      "text_constraint", "pair_constraint": [] parts before their weights, "active": [] share of the
+      2 B first hinges above 0}. With one pair and a masked diagonal there is no negative, and all
+      are 0.
   Raises:
     ValueError: shapes do not fit; names both.  UserError: unknown diagonal, pair_rule or padding.
   References:
@@ -83,7 +85,7 @@ def aligned_full_hard_negative(
   choice("pair_rule", pair_rule, PAIR_RULES)
   image = _tokens("image", image, image_mask, padding)
   text = _tokens("text", text, text_mask, padding)
-  # The search needs no gradient: a few scores per pair, taken again below, carry all of it.
+  # The search needs no gradient: a few scores per pair, computed again below, carry all of it.
   fixed = aligned(*jax.lax.stop_gradient((image, text)), form="symmetric")
   batch = image.shape[0]
   if text.shape[0] != batch:
@@ -125,7 +127,7 @@ def aligned_full_hard_negative(
 
 
 def _tokens(name, tokens, mask, padding):
-  """Tokens of an array and its mask."""
+  """Returns Tokens of an array and its mask."""
   if isinstance(tokens, Tokens):
     return dataclasses.replace(tokens, padding=padding)
   tokens = jnp.asarray(tokens)

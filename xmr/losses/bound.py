@@ -30,17 +30,17 @@ class Bound:
     return table.takes_tokens(self.name, self.parameters)
 
   def __call__(self, *tensors, **named):
-    """Calls the loss; a parameter that is given here is taken instead of the bound one."""
+    """Calls the loss; a parameter given here replaces the bound one."""
     return self.function(*tensors, **{**self.parameters, **named})
 
   def of(self, tensors, stored=None):
     """Calls the loss on those of a step's tensors that it takes.
 
     Args:
-      tensors: {name: array} of all that the step has; one that is missing keeps the default.
-      stored: {parameter: [] float32} as in `start`, of the parameters that are learned.
+      tensors: {name: array} of all that the step has; a missing one keeps its default.
+      stored: {parameter: [] float32} of the learned parameters, as in `start`.
     Returns:
-      (loss, terms); among the terms the values of the learned parameters.
+      (loss, terms); the terms hold the values of the learned parameters, too.
     """
     scalars = self.scalars(stored or {})
     given = {a: tensors[name] for a, name in self.tensors.items() if name in tensors}
@@ -48,14 +48,14 @@ class Bound:
     return loss, terms | scalars
 
   def start(self):
-    """Returns {parameter: [] float32}, what is stored of each learned parameter at step 0."""
+    """Returns {parameter: [] float32}, the stored form of each learned parameter at step 0."""
     return {
       name: np.float32(math.log(how.start) if how.positive else how.start)
       for name, how in self.learned.items()
     }
 
   def scalars(self, stored):
-    """Returns {parameter: [] float32}, the values of what is stored: exp(x) where positive."""
+    """Returns {parameter: [] float32}, the values of the stored forms x: exp(x) where positive."""
     return {
       name: jnp.exp(stored[name]) if how.positive else jnp.asarray(stored[name])
       for name, how in self.learned.items()
@@ -63,8 +63,8 @@ class Bound:
     }
 
   def projection(self):
-    """Returns the optax transformation, the last one of a chain, that cuts an update of
-    params["loss"] short where it would take a value below its lowest.
+    """Returns an optax transformation that keeps the values in params["loss"] at or above their
+    lowest, by shortening updates; it is the last of a chain.
     """
     low = {
       name: math.log(how.at_least) if how.positive else how.at_least
@@ -115,8 +115,8 @@ def get_ring(name, *, learn=(), **parameters):
     Bound: function of (image, text, image_id, *, axis_name) -> (loss, terms); see
     `xmr.losses.ring`.
   Raises:
-    UserError: as `get`; a loss without a ring form (lists those that have one); a parameter other
-      than its default that the ring form lacks.
+    UserError: as `get`; a loss without a ring form (lists those that have one); a parameter that
+      the ring form lacks, set to another value than its default.
   """
   plain, ring = get(name, learn=learn, **parameters), table.row(name).ring
   if ring is None:

@@ -19,19 +19,19 @@ def info_nce(
 ) -> Loss:
   """Cross entropy of the positive among the batch, mean of both directions (InfoNCE, CLIP).
 
-  1/2 mean_n(-log softmax_m(S_nm / temperature + bias)_n) + 1/2 mean_m(-log softmax_n(...)_m), S =
-  image text^T; pairs in match other than the positive are left out of the denominator.
+  1/2 mean_n(-log softmax_m(S_nm / temperature + bias)_n) + 1/2 mean_m(-log softmax_n(...)_m) with
+  S = image text^T. The denominator leaves out pairs of match other than the positive.
 
   Args:
     image, text: unit rows; text i describes image i.
     match: True where text j describes image i (never a negative); None is the identity.
     temperature: above 0; it may be learned.
-    bias: added to every score; it cancels here, and lets one pair of learned scalars serve
-      `sigmoid` too.
+    bias: added to every score. It cancels here; with it, the same learned scalars serve `sigmoid`,
+      too.
     kind: as in `sum_of_hinges`.
   Returns:
     (loss in nats, terms): {"i2t": [], "t2i": [] nats per query, "active": [] share of the 2 B
-      queries whose positive is not above every negative}.
+      queries with a negative that scores no less than the positive}.
   Raises:
     ValueError: shapes differ; names both.
   References:
@@ -61,10 +61,10 @@ def sigmoid(
   bias: Scalar = -10.0,
   kind: str = "dot",
 ) -> Loss:
-  """Every pair of the batch is a yes-or-no question (sigmoid loss, SigLIP).
+  """Binary classification of every pair of the batch (sigmoid loss, SigLIP).
 
-  -1/B sum_n log sigmoid(L_nn) - 1/B sum_{n, m not in match} log sigmoid(-L_nm), L = image text^T /
-  temperature + bias.
+  -1/B sum_n log sigmoid(L_nn) - 1/B sum_{n, m not in match} log sigmoid(-L_nm) with
+  L = image text^T / temperature + bias.
 
   Args:
     image, text: unit rows; text i describes image i.

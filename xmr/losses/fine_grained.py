@@ -1,5 +1,5 @@
-"""Losses on scored pairs: the group's pairwise similarity loss, its weighting by fine-grained
-labels, and cross entropy.
+"""Losses on scored pairs: the pairwise similarity loss, its weighting by fine-grained labels, and
+cross entropy.
 """
 
 import jax
@@ -22,17 +22,16 @@ def pairwise_similarity(
 ) -> Loss:
   """Global loss: small variance within positives and within negatives, their means a margin apart.
 
-  var+ + var- + weight [margin - (mu+ - mu-)]_+ with the mean and (biased) variance of the scores of
-  each class.
+  var+ + var- + weight [margin - (mu+ - mu-)]_+ with the mean and the (biased) variance of the
+  scores of each class.
 
   Args:
     scores: unbounded similarity of each pair.  positive: whether it is of one category.
     weight, margin: lambda and m; 0.35 and 0.8 in the group's text-image code.
   Returns:
     loss: [] float.  terms: {"variance_positive", "variance_negative", "mean_positive",
-      "mean_negative", "separation":
-    [] the hinge before its weight, "active": [] 1 where the hinge is above 0}. A class without
-    pairs has mean and variance 0, and then the hinge is 0.
+      "mean_negative", "separation": [] the hinge before its weight, "active": [] 1 where the hinge
+      is above 0}. A class without pairs has mean and variance 0, and then the hinge is 0.
   Raises:
     ValueError: shapes differ; names both.
   References:
@@ -51,13 +50,12 @@ def pair_cross_entropy(scores: Scores, positive: Truth) -> Loss:
     scores: logits that a pair is of one category.  positive: whether it is.
   Returns:
     loss: [] float.  terms: {"positive", "negative": [] the two means, "active": [] share of pairs
-      on the wrong side of 0}.
-    A class without pairs counts as 0.
+      on the wrong side of 0}. A class without pairs counts as 0.
   Raises:
     ValueError: shapes differ; names both.
   References:
-    yul_gcn (cross entropy of its siamese network), as released; equal parts are ours, for a grid of
-    pairs has few positives.
+    yul_gcn (cross entropy of its siamese network), as released. The equal parts are added here,
+    because a grid of pairs has few positives.
   """
   scores, positive = _pairs(scores, positive=positive)
   each = jax.nn.softplus(jnp.where(positive, -scores, scores))
@@ -80,26 +78,25 @@ def fine_grained_similarity(
   """Pairwise similarity loss in which hard pairs count more (FG-CMIR, reconstructed).
 
   The loss of `pairwise_similarity` with weighted means and variances, mu = sum w s / sum w within
-  each class: 1+bh: w = 1 + beta h; beta = 0 is `pairwise_similarity` exactly.
+  each class. The forms, with h the hardness, are:
+  1+bh: w = 1 + beta h; beta = 0 is `pairwise_similarity` exactly.
   h: w = h + 1e-6.
   threshold: w = 1 where h >= threshold, else 0.
-  soft_targets: w = 1, plus beta mean (sigmoid(s) - l)^2, l = g = 1 - h in [0.5, 1] for positives, l
-  = h in [0, 0.5] for
-    negatives (clipped).
-  pair_margin: w = 1, and the hinge is taken per pair against the mean of the other class, with
-  margin (1 + beta h):
+  soft_targets: w = 1, plus beta mean (sigmoid(s) - l)^2, with l = g = 1 - h in [0.5, 1] for
+    positives and l = h in [0, 0.5] for negatives (clipped).
+  pair_margin: w = 1, and each pair k has a hinge against the mean of the other class, with its own
+    margin m_k = margin (1 + beta h):
     1/2 mean_+ [m_k - (s_k - mu-)]_+ + 1/2 mean_- [m_k - (mu+ - s_k)]_+.
   No gradient flows into the hardness.
 
   Args:
     scores: unbounded similarity of each pair.  positive: whether it is of one category.
-    hardness: in [0, 1]: 1 - g for positives, g for negatives, g the similarity of the
+    hardness: in [0, 1]: 1 - g for positives and g for negatives, where g is the similarity of the
       pair's text with the text of its image.
     beta: influence of the hardness.  weight, margin: as in `pairwise_similarity`.
     form: one of the names above.  threshold: of the form of that name.
   Returns:
-    loss: [] float.  terms: as `pairwise_similarity`, and "soft_targets": [] in the form of that
-      name.
+    loss: [] float.  terms: as `pairwise_similarity`, and "soft_targets": [] in that form.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown form.
   References:

@@ -1,5 +1,5 @@
-"""Hinge losses on given (mined) negatives: HN, M-HN and Full-HN, with the constraints that they
-satisfy counted.
+"""Hinge losses on given (mined) negatives: HN, M-HN and Full-HN. They count the constraints that
+hold.
 """
 
 import jax
@@ -26,8 +26,8 @@ def hard_negative(
 ) -> Loss:
   """Hinge loss on one negative per query, both directions (HN).
 
-  mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with p_k = s(i_k,
-  c_k), s the dot product.
+  mean_k [margin - p_k + s(i_k, c-_k)]_+ + mean_k [margin - p_k + s(i-_k, c_k)]_+ with
+  p_k = s(i_k, c_k), s the dot product.
 
   Args:
     image, text: [B, D] float, unit rows; row k describes image k.
@@ -36,15 +36,14 @@ def hard_negative(
     margin: hinge margin in cosine units; 0.4 on Flickr30K and 0.2 on COCO in the notebooks.
     kind: s, as in `sum_of_hinges`; one-sided kinds of tokens sum over those of i or c in s(i-, i),
       s(c-, c).
-    image_found, text_found: [B] bool, False where no image, no text could be mined: the hinges with
-      that negative are 0, without a gradient, and its triplet violates nothing; None: all were.
+    image_found, text_found: [B] bool, False where no image or no text could be mined: hinges with
+      that negative are 0 without gradient, and its triplet violates nothing. None: all were found.
   Returns:
     loss: [] float.  terms: {"i2t", "t2i": [] the two means, "active": [] share of their hinges
-      above 0,
-    "satisfied_image", "satisfied_text", "satisfied_pair": [] share of triplets with p > s(i-, i) +
-    b, p > s(c-, c) + b, p > s(i-, c-) + b where b is the margin (the released counters e1, e2, e3
-    divided by B), "inconsistent_image", "inconsistent_text": [] share with s(i-, i) > p, s(c-, c) >
-    p, "inconsistent": [] share with either}.
+      above 0, "satisfied_image", "satisfied_text", "satisfied_pair": [] shares of triplets with
+      p > s(i-, i) + b, p > s(c-, c) + b, p > s(i-, c-) + b where b is the margin (the released
+      counters e1, e2, e3 divided by B), "inconsistent_image", "inconsistent_text": [] shares with
+      s(i-, i) > p, s(c-, c) > p, "inconsistent": [] share with either}.
   Raises:
     ValueError: shapes differ; names both.
   References:
@@ -103,14 +102,13 @@ def full_hard_negative(
     same_pair: [B] bool or 0/1, True where text_negative k describes image_negative k.
     margin: alpha of HN.  intra_margin: alpha_2, b above; the notebooks set both to 0.4 (Flickr30K)
       or 0.2 (COCO).
-    pair_rule: "same" (mask = same_pair: what the notebooks intend), "different" (mask = not
-      same_pair: F-TERAN and, it seems, the abstract), "released" (s_p = mean(same_pair)
-      mean(hinge): their [B] x [B, 1] product is [B, B]).
+    pair_rule: "same" (mask = same_pair, as the notebooks intend), "different" (mask = not
+      same_pair, as F-TERAN and, it seems, the abstract), "released" (s_p = mean(same_pair)
+      mean(hinge), because the notebooks' [B] x [B, 1] product is [B, B]).
     kind, image_found, text_found: as in `hard_negative`.
   Returns:
     loss: [] float.  terms: as `hard_negative`, with b = intra_margin in the satisfied constraints,
-      and
-    {"image_constraint", "text_constraint", "pair_constraint": [] v_c, t_c, s_p}.
+      and {"image_constraint", "text_constraint", "pair_constraint": [] v_c, t_c, s_p}.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown pair_rule.
   References:
@@ -175,7 +173,7 @@ def _cross_modal(s, image_margin, text_margin):
 
 
 def _order(s, margin):
-  """Shares of the triplets in which the positive is above the intra-modal pairs and the pair of the
+  """Shares of the triplets whose positive scores above the intra-modal pairs and above the pair of
   negatives.
   """
   above_image, above_text = s["image_image"] > s["positive"], s["text_text"] > s["positive"]

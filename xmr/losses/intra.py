@@ -1,6 +1,4 @@
-"""The intra-modal constraint (IMC): a penalty on the distances of mid-near items of one
-modality.
-"""
+"""The intra-modal constraint (IMC): a penalty on distances of mid-near items of one modality."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +42,7 @@ def imc(
     margin: hinge margin in cosine units; 0.2 in the paper.  weight: lambda of the paper.
     distance, lower, upper, form: as in `intra_modal_constraint`.
     reduce: "sum" over queries (as released) or "mean", of the inter-modal part alone; the
-      constraint is divided by B in either case.
+      constraint is always divided by B.
     inter: "max_of_hinges" (paper) or "sum_of_hinges" (for a warm-up).
   Returns:
     (loss, terms): terms are those of `inter` ("i2t", "t2i", "active", ...), "inter": [] their sum,
@@ -75,7 +73,7 @@ def intra_modal_constraint(
   upper: float = 0.5,
   form: str = "released",
 ) -> Float[jax.Array, ""]:
-  """Mean over items of the summed distances to those others that are neither very near nor far.
+  """Mean over items of the sum of distances to the others that are neither very near nor very far.
 
   released, l1 l2 msd: 1/B sum_{n, m} Dh_nm [a < Dh_nm < b], Dh_nm = D_nm / max(|D_n:|_2, 1e-12).
     a = r[round(lower B)] and b = r[round(upper B)] of r, row 0 of Dh in ascending order (halves
@@ -112,7 +110,7 @@ def plain_constraint(
 ) -> Float[jax.Array, ""]:
   """`intra_modal_constraint` as it reads, [B, D] -> []: memory B x B x D, differentiated by JAX.
 
-  What is computed in training is `xmr.ops.band.constraints`, which tests hold to this.
+  Training computes `xmr.ops.band.constraints`, which tests compare with this function.
   """
   measure, quantile, low, high = setting(distance, lower, upper, form)
   share = cdist.plain(measure, x)
@@ -125,9 +123,7 @@ def plain_constraint(
 
 
 def setting(distance: str, lower: float, upper: float, form: str) -> band.Setting:
-  """Checks the four choices and turns them into what the arithmetic needs, a hashable
-  `band.Setting`.
-  """
+  """Checks the four choices and returns them as a hashable `band.Setting`."""
   choice("distance", distance, DISTANCES)
   choice("form", form, FORMS)
   if not 0 <= lower <= upper or (form == "released" and upper > 1):

@@ -2,8 +2,8 @@
 
 Every function is called inside `jax.shard_map` (its default `check_vma=True`) with the rows of a
 batch sharded over the mesh axis `axis_name`: image, text [b, D] and image_id [b] are this device's
-rows, b = B / devices. Loss and terms come back equal on all devices, and are those of the plain
-loss on the global batch to rounding. See `xmr.ops.ring` for what either way holds and moves.
+rows, b = B / devices. Loss and terms are equal on all devices and, up to rounding, those of the
+plain loss on the global batch. `xmr.ops.ring` tells what either way stores and sends.
 """
 
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     return len(self.image) * jax.lax.axis_size(self.axis_name)
 
   def reduce(self, rule, positive):
-    """Reduced scores of the images and of the texts; `positive` [b] is given to the rule."""
+    """Reduced scores of the images and of the texts; the rule gets `positive` [b]."""
     return ring.reduce(
       rule, self.axis_name, self.image, self.text, positive, self.image_id, texts=self.texts
     )
@@ -62,10 +62,10 @@ def ring_sum_of_hinges(
   """`sum_of_hinges` over several devices; see the module's docstring.
 
   Args:
-    image, text: this device's rows.  image_id: equal for texts of one image (never each other's
-      negatives); None: all rows are different images.
+    image, text: this device's rows.  image_id: equal for texts of one image, which are never each
+      other's negatives; None: all rows are different images.
     axis_name: the mesh axis of the rows.  margin, reduce: as in `sum_of_hinges`.
-    gather: False lets texts go around; True gathers all of them, "bfloat16" rounded to that.
+    gather: False sends texts around the ring; True gathers them all, "bfloat16" in that type.
   Returns:
     (loss, terms): as `sum_of_hinges`; the same on all devices.
   """
@@ -90,7 +90,7 @@ def ring_max_of_hinges(
 
 def _sum_of_hinges(rows, margin, reduce):
   scale = shapes.reduction(reduce, rows.batch)
-  # The margin rides on the positive: rules know scores and one number per query.
+  # The margin is part of the positive, as rules take scores and only one number per query.
   floor = rowwise(rows.image, rows.text, kind="dot") - margin
   sides = rows.reduce(ring.HINGES, floor)
   active, count = (sides[0].extra[i] + sides[1].extra[i] for i in (0, 1))
@@ -226,8 +226,8 @@ def _all(x, axis_name, gather):
 
 
 def _with_scalars(image, text, temperature, bias):
-  """Rows whose dot product is image.text / temperature + bias, so that the scalars get their
-  gradients too.
+  """Rows whose dot product is image.text / temperature + bias, so that both scalars get
+  gradients.
   """
   image, text = shapes.matrices(image=image, text=text)
   ones = jnp.ones_like(image[:, :1])

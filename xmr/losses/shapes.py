@@ -1,4 +1,4 @@
-"""What every loss checks and prepares before its arithmetic: shapes, type, masks, reduction."""
+"""What every loss checks and prepares before it computes: shapes, types, masks, reduction."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from xmr.errors import choice
 from xmr.ops.alignment import Tokens
 from xmr.ops.arrays import Array
 
-# Types of the losses' borders. B rows of D numbers, or of tokens.
+# Types of the losses' arguments and results. B rows of D numbers, or of tokens.
 Embeddings = Real[Array, "B D"] | Tokens
 Match = Bool[Array, "B B"] | Real[Array, "B B"] | None
 Mask = Bool[Array, " B"] | Real[Array, " B"]
@@ -19,14 +19,13 @@ REDUCTIONS = ("sum", "mean")
 
 
 def matrices(**arrays):
-  """Returns the arrays as float32 or wider, after checking that all are [B, D] with one B and one
-  D.
+  """Checks that all arrays are [B, D] with the same B and D, and returns them as float32 or wider.
 
   Args:
-    **arrays: [B, D] arrays by the name that the error message uses; bfloat16 and float16 are
-      widened to float32. Or Tokens [B, L, D], all of them, with one B.
+    **arrays: [B, D] arrays by the names of the error message; bfloat16 and float16 are widened to
+      float32. Or all are Tokens [B, L, D] with the same B.
   Returns:
-    list of [B, D] arrays or of Tokens in the order given.
+    list of [B, D] arrays or of Tokens, in the order given.
   Raises:
     ValueError: an array is not two-dimensional, or the shapes differ; names both.
   """

@@ -1,7 +1,7 @@
-"""All that is known of each loss, one row each. Adding a loss takes its function and a row.
+"""The table of losses, one row each. A new loss needs a function and a row here.
 
-A row names its function by its path and reads the defaults of its parameters from its signature:
-this module imports neither the losses nor JAX, so that a config can be built and checked without.
+A row names its function by its path and reads the parameters' defaults from the signature. This
+module imports neither the losses nor JAX, so that a config can be built and checked without them.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from xmr import fields
 from xmr.errors import UserError
 from xmr.fields import field
 
-# What a ring form takes: the rows of one device, and whose they are.
+# What a ring form takes: the rows of one device, and the images that they belong to.
 RING_TENSORS = ("image", "text", "image_id")
 
 
@@ -20,7 +20,7 @@ class Learned:
   """How a parameter is learned: what is stored and updated, and where it starts.
 
   `positive`: its logarithm is stored.  `at_least`: no update takes the value below.  `start`: its
-  value at step 0, which the config gives and no row.
+  value at step 0, which comes from the config and not from a row.
   """
 
   positive: bool = False
@@ -30,13 +30,14 @@ class Learned:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """A loss: function and ring form, by path; tensors; what its parameters may be; what is learned.
+  """A loss: the paths of function and ring form, its tensors, the values that parameters may take,
+  and which parameters can be learned.
 
   `tensors` are names of what a training step has: image, text [B, D], match [B, B], image_id [B];
   image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs;
   image_mask, text_mask [B, L] of tokens that do not bring their own. A dict is {argument: tensor}
-  where the function's argument has another name. `tokens`: image and text are Tokens [B, L, D],
-  whatever its `kind`; else they are where that is one of tokens.
+  where the function's argument has another name. `tokens`: image and text are always Tokens
+  [B, L, D]; otherwise they are Tokens where `kind` is one of tokens.
   """
 
   function: str | Callable

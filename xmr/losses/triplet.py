@@ -20,8 +20,8 @@ def sum_of_hinges(
 ) -> Loss:
   """Hinge loss on every negative of each query, both directions (SH).
 
-  sum_{n, m not in match} [margin + S_nm - S_nn]_+ + [margin + S_nm - S_mm]_+ with S = image text^T:
-  in the first term image n is the query, in the second text m.
+  sum_{n, m not in match} [margin + S_nm - S_nn]_+ + [margin + S_nm - S_mm]_+ with S = image text^T.
+  Image n is the query in the first term, text m in the second.
 
   Args:
     image, text: unit rows; text i describes image i.
@@ -32,8 +32,7 @@ def sum_of_hinges(
       image and text.
   Returns:
     (loss, terms): {"i2t": [], "t2i": [] the two directions, "active": [] share of hinges
-      above 0}.
-    The gradient of a hinge at exactly 0 is 0.
+      above 0}. The gradient of a hinge at exactly 0 is 0.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
   References:
@@ -80,9 +79,8 @@ def max_of_hinges(
     (loss, terms): {"i2t": [], "t2i": [] the two directions, "active": [] share of the 2 B
       queries with a hinge above 0, "same_hardest": [] share of queries that have the most common
       hardest negative, the larger of the two directions; near 1 when the embeddings have
-      collapsed}.
-    Ties go to the negative of lowest index, which gets the whole gradient. The gradient of a hinge
-    at exactly 0 is 0.
+      collapsed}. Of equal negatives, the one of lowest index gets the whole gradient. The gradient
+      of a hinge at exactly 0 is 0.
   Raises:
     ValueError: shapes differ; names both.  UserError: unknown reduce or kind.
   References:
@@ -92,7 +90,7 @@ def max_of_hinges(
   batch = len(image)
   scale = shapes.reduction(reduce, batch)
   negative = ~shapes.match_mask(match, batch)
-  # The search needs no gradient: two scores per query, taken again below, carry all of it.
+  # The search needs no gradient: two scores per query, computed again below, carry all of it.
   scores = similarity(*jax.lax.stop_gradient((image, text)), kind=kind)
   hardest_text, hardest_image = hinges.hardest(scores, negative)
   positive = rowwise(image, text, kind=kind)

@@ -1,5 +1,6 @@
-"""Where negatives come from: the scopes, and the training set on the devices. `table` has the rows
-of the scopes; it alone needs no JAX.
+"""Where negatives come from: the scopes, and the training set on the devices.
+
+`table` lists the scopes; only it needs no JAX.
 """
 
 import importlib

@@ -1,6 +1,4 @@
-"""The training set on the devices: its rows, their scores against queries, and the hardest of
-them.
-"""
+"""The training set on the devices: its rows, their scores, and the hardest negatives."""
 
 import sys
 from typing import NamedTuple
@@ -22,8 +20,8 @@ from xmr.ops.tiles import largest
 # Scores and rows of the k best of each query so far.
 Best = tuple[Float[Array, "k B"], Integer[Array, "k B"]]
 PANEL = 256  # columns of a triangular product at a time
-# Scores of equal rows differ by what their summation rounds: some units in the last place of the
-# largest score that two rows can have.
+# Scores of equal rows differ by rounding of their sums: some units in the last place of the largest
+# score that two rows can have.
 ULPS = 32
 
 
@@ -44,22 +42,22 @@ class Options(NamedTuple):
 
 
 def hardest(side, scores, rows, batch, queries, pool, options):
-  """Finds the hardest admissible row for every query, by blocks on every device.
+  """Finds the hardest admissible row for every query, block by block on every device.
 
   Args:
     side: "image" or "text", of the rows.  scores: (shared, function) of `scorer`.
-    rows: {"owner": [N'] int32, image row that each belongs to, -1 for padding, and what the
+    rows: {"owner": [N'] int32, the image row that each belongs to, -1 for padding; and what the
       function reads}.
     batch, queries, pool, options: of the miner.
   Returns:
-    (index [B] int32, found [B] bool): found is False, and the index without meaning, where nothing
-    was admissible. With fewer than rank + 1 admissible rows the last of them is taken.
+    (index [B] int32, found [B] bool): where no row was admissible, found is False and the index has
+    no meaning. With fewer than rank + 1 admissible rows, the last of them is taken.
   """
   shared, score = scores
   images = row_of(pool["image"], batch["image_id"])
   shared = {"scores": shared, "owner": images}
   if options.semi_hard:
-    # The positive as the rows hold it, too: dropout and old embeddings make it another one.
+    # The positive is also scored as the rows hold it: dropout and old embeddings change it.
     own = images if side == "image" else row_of(pool["text"], batch["text_id"])
     of_rows = jnp.diagonal(score(shared["scores"], rows_at(rows, own, options)))
     positive = jnp.sum(queries["image"] * queries["text"], axis=1)
@@ -78,7 +76,7 @@ def hardest(side, scores, rows, batch, queries, pool, options):
     block = min(options.block, n)
 
     def step(i, best):
-      # The last block reaches back instead of being short; what it sees again is left out.
+      # The last block reaches back instead of being short; rows seen before are left out.
       start = jnp.minimum(i * block, n - block)
       piece = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, block), rows)
       row = start + jnp.arange(block, dtype=jnp.int32)
@@ -107,7 +105,7 @@ def below(
   image: Float[Array, "B D"] | Tokens,
   text: Float[Array, "B D"] | Tokens,
 ) -> Float[jax.Array, " B"]:
-  """Returns the score under which a row is no copy of the positive, whatever is rounded.
+  """Returns the score below which a row is no copy of the positive, despite rounding.
 
   Args:
     positive: scores of the pairs.  image, text: their embeddings, or tokens.
@@ -121,10 +119,10 @@ def below(
 
 
 def merged(best: Best, value: Float[Array, "n B"], row: Integer[Array, " n"]) -> Best:
-  """Returns the k best of the best so far and of new rows; of equal scores the lowest row.
+  """Returns the k best of the best so far and the new rows; of equal scores, the lowest row.
 
   Args:
-    best: scores and rows.  value: scores of the new rows.  row: their numbers, all beyond the ones
+    best: scores and rows.  value: scores of the new rows.  row: their numbers, larger than all
       before.
   """
   count = len(best[0])
@@ -153,7 +151,7 @@ def best_of(
 def kth(
   value: Float[Array, "B k"], index: Integer[Array, "B k"], rank: int
 ) -> tuple[Integer[jax.Array, " B"], Bool[jax.Array, " B"]]:
-  """Picks the rank-th of descending candidates, the last admissible one (above -inf) where there
+  """Picks the rank-th of descending candidates, or the last admissible one (above -inf) if there
   are fewer.
 
   Returns:
@@ -165,8 +163,8 @@ def kth(
 
 
 def scorer(variables, side, query, options):
-  """Returns (shared, function): function(shared, rows) scores rows of one side against queries [B,
-  D] as [n, B] float32.
+  """Returns (shared, function): function(shared, rows) gives the scores [n, B] float32 of rows of
+  one side against queries [B, D].
   """
   if not options.folded[side]:
 
@@ -175,8 +173,8 @@ def scorer(variables, side, query, options):
 
     return {"variables": variables, "query": query}, encoded
 
-  # s(x, q) = (x W) . q / |x W| = x . (W q) / |x R^T| with W^T = Q R: half the products, exact but
-  # for rounding.
+  # s(x, q) = (x W) . q / |x W| = x . (W q) / |x R^T| with W^T = Q R: half the products, equal
+  # up to rounding.
   kernel = variables["params"][f"{side}_encoder"]["projection"]["kernel"]
   lower = jnp.linalg.qr(kernel.T, mode="r").T
   shared = {"query": jnp.matmul(query, kernel.T, precision=PRECISION), "lower": lower}
@@ -193,8 +191,8 @@ def scorer(variables, side, query, options):
 
 
 def folds(config, split, side):
-  """Returns True where scoring in the space of features costs less: bias-free linear projections,
-  without adapters, to at least F units.
+  """Returns True where scores cost less in the space of features: for linear projections to at
+  least F units, without bias and adapters.
   """
   section, features = config.model[side], getattr(split, f"{side}_features")
   return (
@@ -215,14 +213,12 @@ def product(x, query, options):
 
 
 def product_of(shared, rows, *, options):
-  """Scores rows of which the embeddings are known, as a function of `scorer` does."""
+  """Scores rows by their known embeddings; a function as `scorer` returns."""
   return product(rows["embedding"], shared["query"], options)
 
 
 def encode(variables, side, rows, options, **arguments):
-  """Encodes rows of the pool into [n, D]; arguments: of the model's apply, such as train and
-  rngs.
-  """
+  """Encodes rows of the pool into [n, D]; arguments go to the model's apply, such as rngs."""
   x, more = rows["x"], [rows[name] for name in ("length", "mask") if name in rows]
   if "length" not in rows:
     x = x.astype(jnp.float32)
@@ -230,7 +226,7 @@ def encode(variables, side, rows, options, **arguments):
 
 
 def embedded(variables, side, rows, options):
-  """Encodes all rows of the pool into [N', D] of `mining.dtype`, by blocks on every device."""
+  """Encodes all rows of the pool into [N', D] of `mining.dtype`, block by block on every device."""
 
   def local(rows, variables, first):
     n = len(rows["owner"])
@@ -272,8 +268,10 @@ def rows_at(rows, index, options):
 
 
 def place(mesh, split, vocabulary, *, length, put=parallel):
-  """Puts the training set on the devices: {"image", "text": {"x", "owner", and "length" of words,
-  "mask" of regions that have one}}, rows split over them.
+  """Puts the training set on the devices, its rows split over them.
+
+  Returns:
+    {"image", "text": {"x", "owner", "length" where x are words, "mask" where regions have one}}.
   """
   text = split.text_features
   fields = {
@@ -313,13 +311,13 @@ def row_of(known, numbers):
 
 
 def relevant(mesh, split, *, above, cache_dir):
-  """Finds the captions of other images with a ROUGE-L relevance above a bound, once for a training
+  """Finds captions of other images whose ROUGE-L relevance is above a bound, once for a training
   set.
 
   Returns:
     {"of_image", "of_text": {"start": [N] or [T], "count", "item": [P]}} int32 on all devices: the
-    captions above it for each image and the images for each caption; and {"of_image", "of_text"}:
-    the longest list.
+    captions above the bound for each image, and the images for each caption; and {"of_image",
+    "of_text"}: the length of the longest list.
   """
   if jax.process_index() == 0:
     found = f"{len(split.texts):,} captions against {len(split.image_id):,} images"

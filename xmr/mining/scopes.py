@@ -1,5 +1,5 @@
 """Where the negatives of a triplet come from: the batch, the whole training set, a bank of its
-embeddings, chance.
+embeddings, or a random draw.
 """
 
 import functools
@@ -19,25 +19,25 @@ OTHER = {"image": "text", "text": "image"}
 
 
 def make(experiment, put=parallel):
-  """Returns (miner, pool, bank) for the loss and the scope of a run: (None, None, None) for losses
-  of the batch alone.
+  """Returns (miner, pool, bank) for the loss and the scope of a run, or (None, None, None) for a
+  loss that takes no mined negatives.
 
   A miner is called as (variables, batch, tensors, pool, bank, *, step, key) and returns (negatives,
-  bank): negatives a dict of image_negative, text_negative [B, D] with gradient; image_found,
-  text_found [B] bool, False for a query that nothing is left for (its hinges count as 0); and
-  same_pair [B] float32, 1 where the mined text describes the mined image. Queries are the
-  batch's own embeddings. The image of a query and its captions are never mined for it.
+  bank). negatives is a dict of image_negative, text_negative [B, D] with gradient; image_found,
+  text_found [B] bool, False for a query without an admissible negative (its hinges count as 0); and
+  same_pair [B] float32, 1 where the mined text describes the mined image. Queries are the batch's
+  own embeddings. A query never gets its own image or that image's captions.
 
   Args:
     experiment: Experiment; reads config.mining, splits["train"], model, mesh, loss.
-    put: what places arrays on the devices: `xmr.parallel`, or `xmr.plan.shapes` for their shapes.
+    put: places arrays on the devices: `xmr.parallel`, or `xmr.plan.shapes` for shapes alone.
   Returns:
-    miner: one of the functions below, bound.  pool: what it chooses from, on the devices; rows are
-      split over them.
+    miner: one of the functions below, bound.  pool: the rows that it chooses from, split over the
+      devices.
     bank: embeddings of the pool, for scope bank.
   Raises:
-    UserError: a scope or an option that has no meaning with the loss, the data or the scope; before
-      anything is read.
+    UserError: a scope or an option that has no meaning with the loss, the data or the scope; raised
+      before anything is read.
   """
   config, mining = experiment.config, experiment.config.mining
   split, mesh = experiment.splits["train"], experiment.mesh
@@ -123,7 +123,7 @@ def check(config, split, *, takes_negatives):
 
 def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
   """Takes the hardest negatives of the batch: i_n = argmax_j s(j, c) and c_n = argmax_j s(i, j)
-  over what does not match.
+  over pairs that do not match.
 
   Args:
     tensors: image [B, D], text [B, D] (or Tokens of B rows), match [B, B] bool or None.
@@ -164,13 +164,13 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
 def in_training_set(variables, batch, tensors, pool, bank, *, step, key, options):
   """Takes the hardest negatives of the whole training set under the current parameters.
 
-  i_n = argmax_j s(f(x_j), c) over the images but the caption's own; c_n = argmax_j s(i, g(y_j))
-  over the captions of other images; equal scores go to the lowest row. The set is encoded anew at
-  every step (without dropout), a block at a time on each device, of which a running best remains;
-  what is mined is encoded again, with gradient.
+  i_n = argmax_j s(f(x_j), c) over all images but the caption's own; c_n = argmax_j s(i, g(y_j))
+  over the captions of other images; of equal scores the lowest row is taken. Every step encodes the
+  set anew (without dropout), a block at a time on each device, and keeps only a running best. The
+  mined rows are then encoded again, with gradient.
 
   References:
-    Mallea et al., Discovery Science 2023; their notebooks, but for the order of the image scores
+    Mallea et al., Discovery Science 2023; their notebooks except for the order of the image scores
     (see `as_released`).
   """
   fixed, queries = lax.stop_gradient((variables, tensors))
@@ -182,10 +182,9 @@ def in_training_set(variables, batch, tensors, pool, bank, *, step, key, options
 
 
 def in_bank(variables, batch, tensors, pool, bank, *, step, key, options):
-  """Takes the hardest negatives by embeddings that are refreshed every `refresh_steps`; else as
-  `in_training_set`.
+  """Works as `in_training_set`, with embeddings that are refreshed every `refresh_steps`.
 
-  The bank is part of the training state: a run that resumes mines what an undisturbed one would.
+  The bank is part of the training state, so a resumed run mines what an uninterrupted one would.
   """
   fixed, queries, old = lax.stop_gradient((variables, tensors, bank))
   bank = lax.cond(
@@ -206,12 +205,12 @@ def in_bank(variables, batch, tensors, pool, bank, *, step, key, options):
 
 
 def at_random(variables, batch, tensors, pool, bank, *, step, key, options):
-  """Draws B images and B captions without replacement, none of the batch's images among them and no
-  caption of theirs.
+  """Draws B images and B captions without replacement, excluding the batch's images and all their
+  captions.
 
   References:
-    Mallea et al. 2023, mode "random" as released, which leaves out the batch's captions but not
-    their siblings.
+    Mallea et al. 2023, mode "random"; as released it excludes the batch's captions, but not the
+    other captions of the same images.
   """
   in_use = (
     jnp.zeros(options.count["image"], bool)
@@ -230,11 +229,11 @@ def at_random(variables, batch, tensors, pool, bank, *, step, key, options):
 
 def as_released(variables, batch, tensors, pool, bank, *, step, key, options):
   """Mines captions as `in_training_set`, and images through the notebooks' reshape, which makes
-  them all but random.
+  them almost random.
 
-  R = V T^T [N, B] holds all images against the batch's captions. The image of caption k is argmax_j
-  reshape(R, [B, N])[k, j]; what is left out is cell [k, own image] of the reshaped matrix, the
-  score of another pair. R exists a few rows at a time.
+  R = V T^T [N, B] scores all images against the batch's captions. The image of caption k is
+  argmax_j reshape(R, [B, N])[k, j]. Cell [k, own image] of the reshaped matrix is excluded, which
+  is the score of another pair. Only a few rows of R exist at a time.
 
   References:
     Mallea et al. 2023, `predict('t2i')` as released.
@@ -263,14 +262,14 @@ def as_released(variables, batch, tensors, pool, bank, *, step, key, options):
 
 
 def negatives(variables, batch, tensors, pool, index, key, options):
-  """Encodes what was mined, with gradient and dropout; a query without a negative gets its own
+  """Encodes the mined rows, with gradient and dropout; a query without a negative gets its own
   positive.
 
   Args:
     index: {"image", "text": (rows [B] int32, found [B] bool)}.
   Returns:
-    {"image_negative", "text_negative": [B, D], "image_found", "text_found": [B] bool, "same_pair":
-    [B] float32}.
+    {"image_negative", "text_negative": [B, D], "image_found", "text_found": [B] bool,
+    "same_pair": [B] float32}.
   """
   result, owner = {}, {}
   for side, stream in zip(OTHER, jax.random.split(key), strict=True):

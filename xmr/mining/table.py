@@ -1,7 +1,6 @@
-"""All that is known of each scope of mining, one row each. Adding a scope takes its function and a
-row.
+"""The table of mining scopes, one row each. A new scope needs a function and a row here.
 
-A row names its function by its path: this module imports neither the scopes nor JAX.
+A row names its function by its path, so this module imports neither the scopes nor JAX.
 """
 
 import dataclasses
@@ -12,8 +11,8 @@ from collections.abc import Callable
 class Scope:
   """Where negatives come from: the function, by path, and what it needs.
 
-  `rows`: the rows of the training set on the devices, as pool["rows"].  `bank`: their embeddings,
-  kept in the training state.  `uses`: fields of config.mining that have a meaning.
+  `rows`: it needs the rows of the training set on the devices, as pool["rows"].  `bank`: it needs
+  their embeddings, kept in the training state.  `uses`: the fields of config.mining that it reads.
   """
 
   function: str | Callable

@@ -1,3 +1,3 @@
-"""Primitives that know no loss and no model: similarity, distances, recurrent layers, tiles,
-memory.
+"""Primitives that do not depend on losses or models: similarity, distances, recurrent layers,
+tiles, memory.
 """

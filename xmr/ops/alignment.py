@@ -1,4 +1,4 @@
-"""How alike an image of regions and a text of words are: sums of best matches between tokens."""
+"""Similarity of an image's regions and a text's words: sums of best matches between tokens."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ MIRROR = {name: name for name in NAMES} | {
   "MrAVGw": "MwAVGr",
   "MwAVGr": "MrAVGw",
 }
-# Between two items of one side, the query first: each of its tokens with its best of the other's.
+# Between two items of one side, the query first: each of its tokens with the other's best token.
 WITHIN = {name: name for name in NAMES} | {"MrSw": "MwSr", "MrAVGw": "MwAVGr"}
 PADDINGS = ("ignored", "zero")
 # Bytes of [images, regions, words, texts] that exist at a time.
@@ -76,8 +76,8 @@ def aligned(image, text, *, form="MrSw", budget=BUDGET):
   Args:
     image: Tokens [N, R, D].  text: Tokens [M, W, D].
     form: as above.
-    budget: bytes of a_rw that may exist at a time; images and texts go in blocks that keep to it,
-      in the gradient too.
+    budget: bytes of a_rw that may exist at a time, in the gradient too; images and texts are
+      processed in blocks that keep to it.
   Returns:
     [N, M] float32 (or wider, as the inputs).
   Raises:
@@ -105,7 +105,7 @@ def aligned(image, text, *, form="MrSw", budget=BUDGET):
   if (images, texts) == (n, m):
     return block(image, text, form=form)
 
-  # Kept for the gradient: tokens alone. Their products are taken again.
+  # The gradient keeps only the tokens and computes their products again.
   @jax.checkpoint
   def one(a, b):
     return block(a, b, form=form)
@@ -132,7 +132,7 @@ def aligned_rows(image, text, *, form="MrSw"):
 
 
 def pair(image, text, *, form):
-  """The equations of `aligned` for one pair, Tokens [R, D] and [W, D] -> []: its plain twin."""
+  """The equations of `aligned` in their plain form, for one pair: Tokens [R, D], [W, D] -> []."""
   of_words, of_regions, mean = FORMS[form]
   cells = jnp.matmul(image.x, text.x.T, precision=jax.lax.Precision.HIGHEST)
   valid = image.mask[:, None] & text.mask[None, :]
@@ -151,7 +151,7 @@ def block(image, text, *, form):
   """`aligned` of Tokens that `filled` prepared, all at once: no cell needs a mask."""
   of_words, of_regions, mean = FORMS[form]
   (n, regions, dim), (m, words, _) = image.shape, text.shape
-  # One product, and texts last: both maxima and both sums then run over whole vectors of texts.
+  # One product with texts last, so that both maxima and both sums run over whole vectors of texts.
   text_x = text.x.transpose(1, 0, 2).reshape(words * m, dim)
   cells = jnp.matmul(
     image.x.reshape(n * regions, dim), text_x.T, precision=jax.lax.Precision.HIGHEST
@@ -182,7 +182,7 @@ def mean(tokens):
 def filled(tokens):
   """Tokens whose padding changes no maximum: copies of a row's first token, or zeros as released.
 
-  A copy is never better than what it copies; its gradient goes to the token.
+  A copy never scores above the token that it copies, and its gradient goes to that token.
   """
   if tokens.padding == "zero":
     fill = jnp.zeros_like(tokens.x[:, :1])
@@ -203,7 +203,7 @@ def in_blocks(tokens, size):
 
 
 def checked(image, text):
-  """Both Tokens as float32 or wider; ValueError where they do not fit each other, names both."""
+  """Both Tokens as float32 or wider; ValueError where they do not fit each other, naming both."""
   sides = []
   for name, side in (("image", image), ("text", text)):
     if not isinstance(side, Tokens):

@@ -10,8 +10,9 @@ Array = np.ndarray | jax.Array
 
 
 def custom_gradient(*static: int) -> Any:
-  """Returns the decorator `jax.custom_vjp`; `static`: numbers of the arguments that are no arrays.
+  """Returns the decorator `jax.custom_vjp`; `static`: indices of the arguments that are no arrays.
 
-  What it decorates keeps `defvjp`. Type checkers take it as Any: they lose the results otherwise.
+  A decorated function keeps `defvjp`. It has type Any, because type checkers otherwise lose the
+  types of its results.
   """
   return functools.partial(jax.custom_vjp, nondiff_argnums=static)

@@ -1,4 +1,4 @@
-"""Arithmetic of the intra-modal constraint on one block of distances, whole batch or part of it."""
+"""Arithmetic of the intra-modal constraint on a block of distances: the whole batch or a part."""
 
 import functools
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ EPSILON = 1e-12
 
 
 class Setting(NamedTuple):
-  """What is measured (l1, l2, msd, dot, cosine_distance) and the band, as quantiles of row 0 or as
-  fixed values.
+  """The measure (l1, l2, msd, dot, cosine_distance) and the band, as quantiles of row 0 or as fixed
+  values.
   """
 
   measure: str
@@ -27,8 +27,8 @@ class Setting(NamedTuple):
 
 
 class Bounds(NamedTuple):
-  """Quantile thresholds on row-normalised distances: lower, upper [], and first [B] bool, the band
-  of row 0 itself.
+  """Quantile thresholds on row-normalised distances: lower, upper []; and first [B] bool, True for
+  the distances of row 0 inside the band.
   """
 
   lower: jax.Array
@@ -37,8 +37,9 @@ class Bounds(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What a distance's row says about it, each broadcast to the block: the row's scale and total,
-  whether it is row 0 of the batch, and whether the distance's column is in the band of row 0."""
+  """Statistics of each distance's row, broadcast to the block: its scale and total, whether it is
+  row 0 of the batch, and whether the distance's column is in the band of row 0.
+  """
 
   scale: jax.Array
   total: jax.Array | float
@@ -47,9 +48,10 @@ class Rows(NamedTuple):
 
 
 def all_distances(measure, x, after=None, diagonal=None):
-  """Measure of all pairs of rows after the number `after`; [B, D] -> [B, B] symmetric.
+  """Measure of all pairs of rows, computed after the number `after`; [B, D] -> [B, B] symmetric.
 
-  Exactly 0 where `diagonal`, by default the diagonal; False leaves rounding there. L1 is exact.
+  It is exactly 0 where `diagonal` is True, by default on the diagonal; with False, rounding errors
+  remain there. L1 is always exact.
   """
   if measure == "l1":
     return cdist.sum_over_pairs("absolute", x, after=after)
@@ -63,8 +65,8 @@ def all_distances(measure, x, after=None, diagonal=None):
 def prepared(measure, x, mean):
   """Returns rows for `distances` and their squared lengths; l2 and msd are centred.
 
-  Centred, the rounding of the Gram matrix is relative to the spread of the batch, not to the length
-  of its rows.
+  After centring, rounding errors of the Gram matrix depend on the spread of the batch, not on the
+  length of its rows.
   """
   if measure in ("l2", "msd"):
     x = x - mean
@@ -74,7 +76,7 @@ def prepared(measure, x, mean):
 def distances(measure, x, y, x_squares, y_squares, diagonal):
   """Measure of all pairs of prepared rows, 0 where `diagonal`; [N, D], [M, D] -> [N, M].
 
-  l2 and msd within rounding of 0 become 0, so that equal rows have distance 0 as they have in exact
+  l2 and msd within rounding error of 0 become 0, so that equal rows have distance 0, as in exact
   arithmetic.
   """
   if measure == "l1":
@@ -132,7 +134,7 @@ def row_scale(squares):
 def quantile_bounds(setting, first_row):
   """Thresholds from row 0 of the normalised distances, [B] -> Bounds.
 
-  Their indices in ascending order are lower B and upper B, rounded (halves to even), at most B - 1.
+  Their indices in the sorted row are lower B and upper B, rounded (halves to even), at most B - 1.
   """
   batch = first_row.shape[0]
   low, high = (min(round(share * batch), batch - 1) for share in (setting.lower, setting.upper))
@@ -150,8 +152,8 @@ def quantile_values(bounds, distances, rows):
 
 
 def quantile_slopes(bounds, distances, rows):
-  """Slope in each distance of the sum of its row's `quantile_values`, through the row's
-  normalisation too.
+  """Slope of the sum of a row's `quantile_values` in each distance, including the slope through the
+  row's normalisation.
   """
   shares = distances / rows.scale
   through_scale = jnp.where(rows.scale > EPSILON, shares * rows.total, 0)
@@ -164,8 +166,8 @@ def _inside(bounds, shares, rows):
 
 @custom_gradient(0)
 def constraints(setting, modalities, after):
-  """The constraint of each [B, D] modality in turn, after the number `after`: one [B, B] is alive
-  at a time.
+  """The constraint of each [B, D] modality in turn, after the number `after`; only one [B, B] array
+  exists at a time.
   """
   values = []
   for x in modalities:
@@ -175,8 +177,8 @@ def constraints(setting, modalities, after):
 
 
 def _measure(setting: Setting, x, after) -> tuple[jax.Array, jax.Array, Any]:
-  """The constraint, the distances [B, B], and for the gradient: which are in a fixed band, or
-  statistics of the rows.
+  """Returns the constraint, the distances [B, B], and what the gradient needs: which distances are
+  in a fixed band, or statistics of the rows.
   """
   if not setting.quantile:
     distances = all_distances(setting.measure, x, after, diagonal=False)
@@ -216,13 +218,13 @@ def _value_and_gradient(setting, x, after):
       own = columns._replace(first=columns.first[row])
       return quantile_slopes(bounds, part, rows) + quantile_slopes(bounds, part, own)
 
-    # L1 alone does not need the distances again.
+    # Only L1 does not need the distances again.
     slopes = tiles.map_rows(slopes_of, distances, tiled=None if setting.measure == "l1" else False)
   return value, pull_back(setting.measure, slopes, distances, x, x) / x.shape[0]
 
 
 def _constraints_forward(setting, modalities, after):
-  # The gradients are taken at once: [B, D] waits for the backward pass then, not [B, B].
+  # The gradients are computed here, so that [B, D] waits for the backward pass and not [B, B].
   values, gradients = [], []
   for x in modalities:
     value, gradient = _value_and_gradient(setting, x, after)

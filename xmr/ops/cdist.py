@@ -1,5 +1,5 @@
-"""Sums over features of a function of x - y for all pairs of rows, without the [N, M, D] array, and
-their gradients.
+"""Sums over features of a function of x - y for all pairs of rows, and their gradients, without the
+[N, M, D] array.
 """
 
 import functools
@@ -47,10 +47,10 @@ TERMS = {
 def plain(
   measure: str, x: Float[Array, "N D"], y: Float[Array, "M D"] | None = None
 ) -> Float[jax.Array, "N M"] | Float[jax.Array, "N N"]:
-  """Measure of all pairs of rows as it is defined, [N, D], [M, D] -> [N, M]; y: x where None.
+  """Measure of all pairs of rows by its definition, [N, D], [M, D] -> [N, M]; y: None is x.
 
   l1: sum_d |u_d|, msd: sum_d u_d^2, l2: its root, with u = x_n - y_m; dot: x_n.y_m;
-  cosine_distance: 1 - x_n.y_m. Memory N x M x D: what reads well, and what tests compare with.
+  cosine_distance: 1 - x_n.y_m. It needs N x M x D memory; tests compare other forms with it.
   """
   x, y = x[:, None], (x if y is None else y)[None]
   if measure in ("dot", "cosine_distance"):
@@ -65,11 +65,10 @@ def plain(
 
 # Features (forward) and rows (backward) that one fused pass over the accumulator takes. With 8
 # XLA's CPU backend does not vectorise the pass, which is then six times slower; the bench `losses`
-# would show it.
+# shows it.
 UNROLL = 16
-WHOLE = (
-  512  # rows up to which one tile takes them all: each pass over a tile starts and joins the cores
-)
+# One tile takes all rows up to this number: each pass over a tile starts and joins the cores.
+WHOLE = 512
 
 
 @custom_gradient(0, 3)
@@ -110,10 +109,10 @@ def sum_over_pairs(
   after: Float[Array, ""] | None = None,
   tiled: bool | None = None,
 ) -> Float[jax.Array, "N N"]:
-  """The same for all pairs of rows of x, [N, D] -> [N, N], with f(u) = f(-u): half of the tiles
-  are mirrored.
+  """`sum_over_features` of all pairs of rows of x, [N, D] -> [N, N], where f(u) = f(-u): half of
+  the tiles are mirrored. Not differentiable.
 
-  `after`: [] float, computed before the tiles are; None: nothing. Not differentiable.
+  `after`: [] float that is computed before the tiles; None: nothing is.
   """
   after = x[0, 0] if after is None else after
 

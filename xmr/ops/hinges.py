@@ -1,6 +1,6 @@
 """Hinges over the negatives of a batch's scores [B, B]: their sums, and the hardest of each query.
 
-Each has a plain form, which reads like its definition, and one that goes over the scores once.
+Each has a plain form, which follows its definition, and a form that reads the scores once.
 """
 
 import jax
@@ -33,10 +33,10 @@ def plain_sums(
 
 
 def plain_hardest(scores: Float[Array, "N M"], negative: Bool[Array, "N M"]) -> Indices:
-  """Index of the largest negative score of each row and of each column, the lowest of equal ones.
+  """Index of the hardest negative of each row and of each column; of equal scores the lowest index.
 
   Returns:
-    (column of each row, row of each column); without a negative an index that means nothing.
+    (column of each row, row of each column); without a negative the index has no meaning.
   """
   candidates = jnp.where(negative, scores, -jnp.inf)
   of_row, of_column = (jnp.argmax(candidates, axis=axis) for axis in (1, 0))
@@ -52,7 +52,7 @@ def hardest(scores: Float[Array, "N M"], negative: Bool[Array, "N M"]) -> Indice
 
 @custom_gradient(0)
 def sums(margin, scores, positive, negative):
-  """`plain_sums` in one pass; its gradient keeps a byte per pair, not the scores."""
+  """`plain_sums` in one pass; the gradient keeps a byte per pair instead of the scores."""
   return _forward(margin, scores, positive, negative)[0]
 
 

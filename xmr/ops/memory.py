@@ -6,12 +6,12 @@ import jax.numpy as jnp
 def zeros_after(number, shape, dtype):
   """Returns zeros that are computed from a number: min(|number|, 0).
 
-  XLA keeps equal constants once and copies them into every loop that writes over them, and it
-  starts independent loops together, so that the buffers of all are alive at once. These zeros are
-  no constant, and wait for the number.
+  XLA stores equal constants once and copies them into every loop that overwrites them. It also
+  starts independent loops together, so that all their buffers exist at once. These zeros are no
+  constant, and they wait for the number.
 
   Args:
-    number: [] float, what is to be finished before.  shape: tuple of int.  dtype: of the result.
+    number: [] float, computed before the zeros.  shape: tuple of int.  dtype: of the result.
   Returns:
     array of `shape`: zeros, or NaN where the number is NaN.
   """

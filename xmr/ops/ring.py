@@ -1,10 +1,10 @@
-"""All pairs of rows that lie on several devices: each query keeps one number of its scores.
+"""All pairs of rows that lie on several devices: each query reduces its scores to one number.
 
-Two ways, with the same result but for rounding. In the ring blocks of rows go around the devices;
-the second turn, backward, recomputes each [b, b] block, so that neither pass holds more than one.
-It moves 12 B D bytes (rows, then rows and their gradient). Or all rows are gathered first: [b, B]
-scores are kept, and 8 B D bytes move (rows; their gradient, reduced and scattered), 6 B D where the
-rows are sent as bfloat16.
+There are two ways, with equal results up to rounding. In the ring, blocks of rows go around the
+devices; the backward pass sends them around again and recomputes each [b, b] block, so that neither
+pass holds more than one. It moves 12 B D bytes (rows, then rows and their gradient). In the other,
+all rows are gathered first: [b, B] scores are kept, and 8 B D bytes move (rows; their gradient,
+reduced and scattered), or 6 B D where the rows are sent as bfloat16.
 
 Every function is called inside `jax.shard_map` (its default `check_vma=True`) with rows sharded
 over the mesh axis `axis_name`. Gradients are written by hand.
@@ -23,7 +23,7 @@ from xmr.ops.similarity import PRECISION
 
 
 class Reduced(NamedTuple):
-  """What each query keeps of its scores: a value with gradient, and extras without; all [n]."""
+  """What each query keeps of its scores, all [n]: a value with a gradient, extras without one."""
 
   value: jax.Array
   extra: tuple
@@ -32,9 +32,11 @@ class Reduced(NamedTuple):
 class Rule(NamedTuple):
   """How scores [n, m] of n queries become one number per query.
 
-  start(positive) -> Reduced of no scores.  of(scores, negative, positive, index) -> Reduced of one
-  block; index [1, m]: the global rows of its columns.  join(parts) -> Reduced of several blocks in
-  any order, [k, n] each.  slope(kept, scores, negative, positive, index) -> d value / d scores.
+  start(positive) -> Reduced of no scores.
+  of(scores, negative, positive, index) -> Reduced of one block; index [1, m]: the global rows of
+    its columns.
+  join(parts) -> Reduced of several blocks in any order, [k, n] each.
+  slope(kept, scores, negative, positive, index) -> d value / d scores.
   positive_slope(kept) -> d value / d positive, [n].
   """
 
@@ -46,8 +48,8 @@ class Rule(NamedTuple):
 
 
 def around(visit, kept, moving, axis_name):
-  """kept, moving = visit(kept, moving, source) once per device; moving goes around and is home
-  again at the end.
+  """Calls kept, moving = visit(kept, moving, source) once per device; `moving` goes around the ring
+  and ends where it began.
   """
   size, here = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
   forward = [(i, (i + 1) % size) for i in range(size)]
@@ -60,12 +62,13 @@ def around(visit, kept, moving, axis_name):
 
 
 def meet(visit, kept, rows, axis_name, whole=None):
-  """Returns the last kept = visit(kept, block, start) for blocks that together are all rows.
+  """Calls kept = visit(kept, block, start) for blocks that together are all rows; returns the last
+  `kept`.
 
   Args:
-    visit: of what is kept, a block of rows, and the global row that the block starts at.
-    rows: tree of [b, ...], which go around.  whole: tree of [B, ...] of all rows, where every
-      device holds them; then they are the one block, and nothing goes around.
+    visit: function of `kept`, a block of rows, and the block's first global row.
+    rows: tree of [b, ...] that goes around.  whole: tree of [B, ...] of all rows, if every device
+      holds them; they are then the only block, and nothing goes around.
   """
   if whole is not None:
     return visit(kept, whole, 0)
@@ -82,10 +85,10 @@ def gathered(x, axis_name):
 
 @custom_gradient(1, 2)
 def sent(x, axis_name, dtype):
-  """`gathered` rows [b, D] -> [B, D] in the type of x, rounded to one of 16 bits on their way; the
-  gradient is summed in the type of x.
+  """`gathered` for rows [b, D] -> [B, D] that are sent rounded to a type of 16 bits; the result and
+  the sum of gradients have the type of x.
   """
-  # As whole numbers: XLA's collectives on CPUs would send bfloat16 as float32.
+  # Sent as integers, as XLA's collectives on CPUs would send bfloat16 as float32.
   bits = jax.lax.bitcast_convert_type(x.astype(dtype), jnp.uint16)
   return jax.lax.bitcast_convert_type(gathered(bits, axis_name), dtype).astype(x.dtype)
 
@@ -106,7 +109,7 @@ def reduce(rule, axis_name, image, text, positive, image_id, *, texts=None):
 
   Args:
     rule: one of the rules below.  axis_name: the mesh axis of the rows.
-    image, text: [b, D] float, this device's rows.  positive: [b] float, given to the rule.
+    image, text: [b, D] float, this device's rows.  positive: [b] float, an input of the rule.
     image_id: [b] int; rows of one number are never each other's negatives.
     texts: [B, D], `gathered(text)`: one block [b, B] instead of blocks that go around.
   Returns:
@@ -132,7 +135,7 @@ def index_of(block, size):
 
 
 def _slopes(rule, weights, kept, block, positives, indices):
-  """Slope of the loss in each score of a block [n, m], from its rows' and its columns' side."""
+  """Slope of the loss in each score of a block [n, m], from both its row and its column."""
   scores, negative = block
   of_rows = rule.slope(kept[0], scores, negative, positives[0], indices[0])
   of_columns = rule.slope(kept[1], scores.T, negative.T, positives[1], indices[1])
@@ -216,7 +219,7 @@ def _at_once_backward(rule, axis_name, residuals, cotangents):
     rule, (row_weight, all_weights), (rows, all_columns), (scores, negative), positives, indices
   )
   image_gradient = jnp.matmul(slopes, texts, precision=PRECISION)
-  # This device's part of it: the gradient of `gathered` sums the parts.
+  # This is the device's part: the gradient of `gathered` sums the parts.
   texts_gradient = jnp.matmul(slopes.T, image, precision=PRECISION)
   positive_gradient = _positive_slopes(rule, (row_weight, column_weight), (rows, columns))
   return image_gradient, texts_gradient, positive_gradient, None
@@ -230,7 +233,7 @@ def _sum_of_parts(parts):
 
 
 def _totals(value, wrong):
-  """A rule whose value is a sum over negatives, counting those that are wrong and all of them."""
+  """A rule whose value is a sum over negatives; it counts all negatives and the wrong ones."""
 
   def start(positive):
     none = jnp.zeros_like(positive, dtype=jnp.int32)
@@ -271,7 +274,7 @@ def _hardest(scores, negative, positive, index):
 
 def _hardest_of_parts(parts):
   top = jnp.max(parts.value, axis=0)
-  # Ties go to the lowest index. NaN equals nothing, and is to be seen in the loss.
+  # Ties go to the lowest index. NaN equals nothing, and the loss has to show it.
   first = jnp.where((parts.value == top) | jnp.isnan(parts.value), parts.extra[0], NOWHERE)
   return Reduced(top, (jnp.min(first, axis=0),))
 

@@ -1,18 +1,16 @@
 """LSTM and GRU over sequences of different lengths, with a backward pass of their own.
 
-The work follows the words that are there, not the padding:
+The cost depends on the number of words, not on the padding:
 
 - Rows are sorted by length, and the time loop runs in phases, each on the prefix of rows that is
-still active, for as many
-  steps as the batch needs. One compilation serves every batch.
-- The loop backward computes the gates' gradients and one product per step; gradients of weights,
-biases and inputs are
-  products over all steps after it. (Automatic differentiation of a scan adds to the weights'
-  gradient in every step.)
+  still active, for as many steps as the batch needs. One compilation serves every batch.
+- The backward loop computes the gates' gradients, with one product per step. After the loop,
+  products over all steps give the gradients of weights, biases and inputs. (Automatic
+  differentiation of a scan adds to the weights' gradient in every step.)
 
-Steps lie behind one another in "slots": slot = first slot of the step + row. Rows are sorted within
-each of D shards of the batch, and all shards run the same phases, so that a batch sharded over D
-devices stays where it is.
+Steps are stored one after another in "slots": slot = first slot of the step + row. Rows are sorted
+within each of D shards of the batch, and all shards run the same phases, so that a batch sharded
+over D devices stays in place.
 """
 
 import math
@@ -44,7 +42,7 @@ class Weights(NamedTuple):
 
 
 def plain(x, length, weights, *, cell="lstm", reverse=False):
-  """`recurrent` as it reads: a masked scan over all L steps, differentiated by JAX, in float32."""
+  """Plain form of `recurrent`: a masked float32 scan over all L steps, differentiated by JAX."""
   w = weights
   batch, steps, _ = x.shape
   t = jnp.arange(steps)
@@ -91,8 +89,8 @@ def recurrent(
 ) -> tuple[Float[jax.Array, "B L H"], Float[jax.Array, "B H"]]:
   """Runs a recurrent layer over each row's first `length` steps, from a zero state.
 
-  A row's result depends on that row's own steps alone, neither on padding nor on other rows; length
-  0 gives zeros.
+  A row's result depends only on its own steps, not on padding or other rows; length 0 gives
+  zeros.
 
   Args:
     length: 0 to L.
@@ -101,8 +99,8 @@ def recurrent(
     reverse: True reads from step length - 1 down to 0.
     dtype: of products and stored gates; sums, cell state and gradients of weights are float32.
     shards: number of equal parts of the batch that are sorted separately; None is the number of
-      devices of the mesh of x or of the weights, as far as it divides B. It moves results by
-      rounding alone.
+      devices of the mesh of x or of the weights, as far as it divides B. It changes results only by
+      rounding.
   Returns:
     steps: [B, L, H] of dtype, step t at t in both directions, zero from `length` on.
     final: [B, H] of dtype, the state after the last step read: step length - 1, or step 0 if
@@ -125,7 +123,7 @@ def final_state(
   dtype=jnp.float32,
   shards: int | None = None,
 ) -> Float[jax.Array, "B H"]:
-  """Returns `final` of `recurrent` alone, [B, H], which stores no step."""
+  """Returns only `final` of `recurrent`, [B, H], and stores no steps."""
   return _run(
     x, length, weights, cell=cell, reverse=reverse, dtype=dtype, shards=shards, sequence=False
   )[1]
@@ -200,9 +198,11 @@ def _write(buffer, value, slot):
 
 
 def _read_before_write(buffer, slot, rows, there):
-  """Returns `_read` of a buffer that the same step of a loop writes afterwards; `there` is True,
-  unknown to XLA, which on CPUs copies the whole buffer in every step unless the read stands in a
-  computation of its own."""
+  """Returns `_read` of a buffer that the same step of a loop writes afterwards.
+
+  On CPUs, XLA copies the whole buffer in every step unless the read is a computation of its own.
+  `there` is True, which XLA does not know.
+  """
   return lax.cond(
     there, lambda b: _read(b, slot, rows), lambda b: jnp.zeros_like(b[:, :rows]), buffer
   )
@@ -288,7 +288,7 @@ def _core_backward(static, residuals, gradients):
   d_steps, d_final = gradients
   rows, width = plan.order.shape[1], states.shape[-1]
   sizes, slots = sizes_of(rows), gates.shape[1]
-  # Turned once: a product that contracts the columns takes a quarter longer, in every step.
+  # Transposed once: a product that contracts the columns takes a quarter longer in every step.
   hidden = weights.hidden_kernel.astype(dtype).T
   d_final = jnp.take_along_axis(
     d_final.reshape(shards, rows, width), plan.order[..., None], axis=1
@@ -297,7 +297,7 @@ def _core_backward(static, residuals, gradients):
     d_steps = pack(d_steps.reshape(shards, rows, steps, width), plan, sizes, slots, reverse)
 
   done = 0
-  # Written over the gates on CPUs, where a fresh buffer costs a page fault for every 4 KB of it.
+  # On CPUs this overwrites the gates, as a new buffer costs a page fault for every 4 KB.
   d_gates = lax.platform_dependent(gates, cpu=lambda gates: gates, default=jnp.zeros_like)
   dh, dc = (
     jnp.zeros((shards, 0, width), jnp.float32),
@@ -343,8 +343,8 @@ def _core_backward(static, residuals, gradients):
 
 
 def _products(kind, packed, states, dz, weights, used, levels, each):
-  """Returns the gradients of inputs [D, S, F] and weights from those of the gates, all of whose
-  slots from `used` on are 0.
+  """Returns the gradients of inputs [D, S, F] and weights from those of the gates, whose slots from
+  `used` on are all 0.
   """
   slots, kernel = dz.shape[1], weights.input_kernel.astype(dz.dtype)
 

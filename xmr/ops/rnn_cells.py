@@ -5,11 +5,11 @@ import jax.numpy as jnp
 
 
 class LSTM:
-  """i, f, g, o = s(z_i), s(z_f), tanh(z_g), s(z_o) with z = x W + b + h U + d;  c' = f c + i g;  h'
-  = o tanh(c').
+  """i, f, g, o = s(z_i), s(z_f), tanh(z_g), s(z_o) with z = x W + b + h U + d;  c' = f c + i g;
+  h' = o tanh(c').
 
   Gate order in the kernels' columns: i, f, g, o, as in PyTorch.  Hochreiter & Schmidhuber 1997,
-  with forget gate.
+  with a forget gate.
   """
 
   gates = 4
@@ -30,8 +30,8 @@ class LSTM:
 
   @staticmethod
   def backward(saved, h, c, dh, dc):
-    """Returns (gradient of z [.., 4H], the part of h's gradient that passes no product (None: 0),
-    gradient of c).
+    """Returns (gradient of z [.., 4H], the part of h's gradient that goes through no product
+    (None: 0), gradient of c).
     """
     del h
     i, f, g, o = jnp.split(saved, 4, axis=-1)
@@ -57,8 +57,8 @@ class LSTM:
 
 
 class GRU:
-  """r, z = s(x_r + h_r), s(x_z + h_z);  n = tanh(x_n + r h_n);  h' = (1 - z) n + z h, with x_ = x W
-  + b, h_ = h U + d.
+  """r, z = s(x_r + h_r), s(x_z + h_z);  n = tanh(x_n + r h_n);  h' = (1 - z) n + z h, with
+  x_ = x W + b, h_ = h U + d.
 
   Gate order in the kernels' columns: r, z, n, as in PyTorch.  Cho et al. 2014, reset after the
   product.
@@ -80,8 +80,8 @@ class GRU:
 
   @staticmethod
   def backward(saved, h, c, dh, dc):
-    """Returns (gradients of r, z, x_n, h_n before their functions [.., 4H], what passes no product,
-    gradient of c).
+    """Returns (gradients of r, z, x_n, h_n before their functions [.., 4H], the part of h's
+    gradient that goes through no product, gradient of c).
     """
     del c
     r, z, n, h_n = jnp.split(saved, 4, axis=-1)

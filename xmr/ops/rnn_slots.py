@@ -1,4 +1,4 @@
-"""Where the steps of sequences lie: sorted by length, phase after phase, without the padding."""
+"""How steps of sequences are stored: sorted by length, phase after phase, without the padding."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,11 @@ MIN_SLOTS = 256
 
 
 class Plan(NamedTuple):
-  """Where each step of each row lies.  D shards of N rows, S slots per shard.
+  """The slot of each step of each row.  D shards of N rows, S slots per shard.
 
-  order: [D, N] row of the shard at each sorted index.  rank: [D, N] its inverse.  length: [D, N]
-  in sorted order.
-  end: [phases] step at which each phase ends.  base: [phases + 1] first slot of each phase; the
-  last is the slots in use.
+  order: [D, N] row of the shard at each sorted index.  rank: [D, N] its inverse.
+  length: [D, N] in sorted order.  end: [phases] step at which each phase ends.
+  base: [phases + 1] first slot of each phase; the last entry is the number of slots in use.
   """
 
   order: jax.Array
@@ -48,7 +47,7 @@ def levels_of(rows, steps):
 def plan_of(length, sizes):
   order = jnp.argsort(-length, axis=1, stable=True)
   length = jnp.take_along_axis(length, order, axis=1)
-  # A phase ends where the longest of the rows that leave after it ends, in any shard.
+  # A phase ends with the longest row, in any shard, of those that the next phase drops.
   longest = jnp.max(length, axis=0)
   end = jnp.stack([longest[n] for n in (*sizes[1:], 0)])
   slots = jnp.diff(end, prepend=0) * jnp.array(sizes)
@@ -79,8 +78,10 @@ def pack(x, plan, sizes, slots, reverse):
 
 
 def unpack(packed, plan, sizes, steps, reverse, after=None):
-  """The inverse of pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.  With `after`
-  [D, N, F], a step holds what the slot of the next one holds, and the last step `after`."""
+  """The inverse of pack: [D, S, F] -> [D, N, L, F], zero from each row's length on.
+
+  With `after` [D, N, F], each step gets the slot of the next step, and the last step gets `after`.
+  """
   length = jnp.take_along_axis(plan.length, plan.rank, axis=1)[..., None]
   step = jnp.arange(steps)
   valid = step < length

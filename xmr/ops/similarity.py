@@ -1,4 +1,4 @@
-"""How alike two embeddings, or two rows of tokens, are; all pairs or row by row. Training and
+"""Similarity of embeddings, or of rows of tokens, for all pairs or row by row; training and
 evaluation share it.
 """
 
@@ -24,8 +24,8 @@ KINDS = (
   "symmetric_mean",
   "pooled",
 )
-# On TPU and recent GPU a float32 product is rounded to fewer bits unless asked otherwise; ranks and
-# thresholds see it.
+# TPUs and recent GPUs round float32 products to fewer bits by default, which changes ranks and
+# thresholds.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -41,7 +41,7 @@ def similarity(query, gallery, *, kind="cosine", text_query=False):
     query: [Q, D] float.  gallery: [G, D] float. Tokens for the kinds of tokens.
     kind: of KINDS.
     text_query: True where the queries are texts and the gallery images; "order" and the one-sided
-      kinds of tokens ask for it.
+      kinds of tokens need it.
   Returns:
     [Q, G] float32 (or wider, as the inputs), higher is more alike.
   Raises:
@@ -84,10 +84,10 @@ def rowwise(image, text, *, kind="cosine"):
 
 
 def rowwise_at(image, text, *, image_index=None, text_index=None, kind="cosine"):
-  """`rowwise` of the images or texts at an index [B] each; None is every row.
+  """`rowwise` of the images and texts at the indices [B]; None is every row.
 
-  On one device the rows are taken again for the gradient: an index per row is kept, not its D
-  numbers. Over several devices they are kept: they would be sent a second time.
+  On one device the gradient takes the rows again, so that only an index per row is kept, not its D
+  numbers. Over several devices the rows are kept, as they would be sent a second time.
   """
 
   def score(image, text):
@@ -100,9 +100,7 @@ def rowwise_at(image, text, *, image_index=None, text_index=None, kind="cosine")
 
 
 def within(query, other, *, kind="cosine"):
-  """Similarity of row i of one modality with row i of the same, as `rowwise`; one-sided kinds of
-  tokens sum over the query's.
-  """
+  """`rowwise` within one modality; one-sided kinds of tokens sum over the query's tokens."""
   return rowwise(query, other, kind=WITHIN.get(kind, kind))
 
 

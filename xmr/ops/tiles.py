@@ -1,8 +1,8 @@
 """Passes over [N, M] arrays, a few rows at a time where one CPU device has them all.
 
-What a tile needs stays in the cache of a core. Its temporaries stay small, too: beyond some 32 MB
-the C library gives memory back after every step and gets it again page by page, which at B 2,048
-costs as much as half a matrix product.
+A tile's data stay in the cache of a core. Its temporaries stay small, too: beyond some 32 MB the C
+library frees memory after every step and gets it back page by page, which at B 2,048 costs as much
+as half a matrix product.
 """
 
 import math
@@ -16,10 +16,10 @@ ROWS = 256
 
 
 def devices_of(*arrays):
-  """Returns over how many devices the compiler may split the largest split of some arrays.
+  """Returns the largest number of devices over which the compiler may split one of some arrays.
 
-  1 without a mesh and inside `jax.shard_map`, where a device sees its own rows alone. Known while
-  a program is traced, also for devices that are not there.
+  It is 1 without a mesh, and inside `jax.shard_map`, where a device sees only its own rows. It is
+  known while a program is traced, even for devices that are not there.
   """
   meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)]
   return max(
@@ -35,8 +35,8 @@ def devices_of(*arrays):
 def by_tiles(in_tiles, at_once, *arrays, tiled=None):
   """Calls in_tiles(*arrays) where one CPU device has all rows, and at_once(*arrays) elsewhere.
 
-  Over several devices the compiler splits the whole array, and would gather it for tiles. A GPU
-  or a TPU wants all at once.
+  Over several devices the compiler splits the whole array and would gather it for tiles. GPUs and
+  TPUs are faster without tiles.
 
   Args:
     in_tiles, at_once: two forms of one function.
@@ -50,7 +50,7 @@ def by_tiles(in_tiles, at_once, *arrays, tiled=None):
 
 
 def one_pass(function, *arrays, tiled=None):
-  """Sums and maps that need each entry of some arrays once.
+  """Computes sums and maps that read each entry of some arrays once.
 
   Args:
     function: (row numbers [n], rows [n, M] of each array) -> (to_rows, to_columns, kept), three
@@ -82,7 +82,7 @@ def one_pass(function, *arrays, tiled=None):
   def one(start, new, row, parts, out):
     of_rows, of_columns, whole = out
     to_rows, to_columns, kept = function(row, *parts)
-    # What a tile sees again is the same, but columns would count it twice.
+    # Rows that a tile sees again give the same result, but columns would count them twice.
     return [
       tuple(
         lax.dynamic_update_slice(y, jnp.sum(x, axis=1), (start,))
@@ -99,8 +99,8 @@ def one_pass(function, *arrays, tiled=None):
 
 
 def sum_of_rows(function, *arrays, tiled=None):
-  """Sum of each row of `function(row numbers [n], rows [n, M] of each array)`, an [n, M] array; [N,
-  M]... -> [N].
+  """Sum of each row of the [n, M] array `function(row numbers [n], rows [n, M] of each array)`;
+  [N, M]... -> [N].
   """
   return one_pass(lambda *parts: ((function(*parts),), (), ()), *arrays, tiled=tiled)[0][0]
 
@@ -124,18 +124,18 @@ def map_rows(function, x, *, tiled=None):
 def largest(x, *, axis):
   """The largest entry along an axis of [N, M] and its lowest index: two [N] or [M] arrays.
 
-  Two passes, each of one result: XLA's CPU backend does not vectorise an argmax, whose pass has
-  two.
+  It takes two passes with one result each: XLA's CPU backend does not vectorise an argmax, a pass
+  with two results.
   """
   top = jnp.max(x, axis=axis, keepdims=True)
   index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
-  # NaN equals nothing; the last index is then inside.
+  # NaN equals nothing; the index then stays at most the last one.
   first = jnp.min(jnp.where(x == top, index, x.shape[axis] - 1), axis=axis)
   return jnp.squeeze(top, axis), first
 
 
 def largest_of_both(function, *arrays, tiled=None):
-  """Index of the largest entry of each row [N] and of each column [M], int32, of an [N, M] array:
+  """Index (int32) of the largest entry of each row [N] and of each column [M] of an [N, M] array,
   `function(row numbers [n], rows [n, M] of each array)`. Ties go to the lowest index.
   """
 
@@ -165,7 +165,7 @@ def largest_of_both(function, *arrays, tiled=None):
 
 
 def over_tiles(one, count, arrays, out):
-  """Calls one(first row, which rows are new [n], row numbers [n], parts, out) for all tiles;
+  """Calls out = one(first row, which rows are new [n], row numbers [n], parts, out) for all tiles;
   returns the last out.
   """
   rows = min(ROWS, count)

@@ -10,10 +10,10 @@ AnyArray = TypeVar("AnyArray")
 def unit(x: AnyArray) -> AnyArray:
   """x / |x|_2 along the last axis.
 
-  Each row is divided by its largest entry first, so that no square leaves the range of the type: a
-  row of any norm that the type holds comes out with length 1. A row of zeros stays zero, and its
-  gradient is finite. Subnormal entries (below 1.2e-38 in float32) count on the host; a device may
-  take them for zeros.
+  Each row is first divided by its largest entry, so that no square leaves the range of the type: a
+  row of any norm in that range gets length 1. A row of zeros stays zero, and its gradient is
+  finite. Subnormal entries (below 1.2e-38 in float32) count on the host; a device may treat them as
+  zeros.
 
   Args:
     x: [..., D] float, NumPy or JAX.
@@ -22,7 +22,7 @@ def unit(x: AnyArray) -> AnyArray:
   """
   if isinstance(x, np.ndarray):
     return _unit(x, np, lambda scale: scale)
-  # NumPy alone must do for those who read data: JAX takes a second to import.
+  # Readers of data use NumPy alone, as JAX takes a second to import.
   import jax
 
   return _unit(x, jax.numpy, jax.lax.stop_gradient)

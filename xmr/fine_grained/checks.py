@@ -1,4 +1,4 @@
-"""What a config of FG-CMIR may hold."""
+"""Checks a config of FG-CMIR."""
 
 import jax
 
@@ -8,7 +8,7 @@ from xmr.errors import UserError
 from xmr.fine_grained.config import BASE, CROSS_ENTROPY, FINE_GRAINED
 from xmr.terminal import home
 
-# Fields that change what retrieval trains and that the two stages do not read.
+# Fields that change retrieval training but that the two stages do not read.
 UNREAD = (
   "init",
   "batch_chunks",
@@ -38,7 +38,7 @@ def validate(config):
 
 
 def loss_of(config):
-  """Returns the loss of stage 2 with its parameters bound: without or with labels."""
+  """Returns the loss of stage 2, with or without labels, with its parameters bound."""
   names = (BASE, CROSS_ENTROPY, FINE_GRAINED)
   if config.loss.name not in names:
     expected = f"one of {', '.join(names)} with config.task=fine_grained"

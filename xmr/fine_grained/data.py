@@ -114,8 +114,8 @@ class Scale:
   """A scaling of features, with the statistics of the training part alone.
 
   standard: (x - mean) / deviation per column.
-  root_standard: the same of sign(x) sqrt|x|, for histograms (Arandjelovic and Zisserman, CVPR
-    2012).
+  root_standard: the same of sign(x) sqrt|x|; it suits histograms (Arandjelovic and Zisserman,
+    CVPR 2012).
   unit: rows of unit length.
 
   Attributes:

@@ -165,7 +165,7 @@ def label_similarity(config, problem, folder, stop, *, programs=None, eval_only=
   ]
 
   def scores(params, arrays, batch, key):
-    # One encoding serves both sides, since the pairs are a grid of a batch's texts with themselves.
+    # One encoding serves both sides of a grid, which pairs a batch's texts with each other.
     shared = batch["text"].shape == batch["item"].shape and config.pairs.scheme == "grid"
     rows = batch["text"] if shared else jnp.concatenate([batch["text"], batch["item"]])
     second = batch["item_of_pair"] + (0 if shared else batch["text"].shape[0])
@@ -307,8 +307,8 @@ def _encode(model, params, signal, laplacian, image):
 
 
 def embed(model, params, problem: Problem, split):
-  """Returns (image [T, D], text [T, D]) float32 of a split; dot products are scores without their
-  constant.
+  """Returns (image [T, D], text [T, D]) float32 of a split; their dot products are scores without
+  the constant.
   """
   image, text = _encode(
     model, params, problem.signals[split], problem.laplacian, problem.images[split]

@@ -174,7 +174,7 @@ def variables(folder):
   """
   net = read_architecture(folder)
   found, path = read_weights(folder)
-  # A model with heads stores them beside the encoder, whose names then begin with the model's.
+  # In a model with heads, the names of the encoder's tensors begin with the family's.
   tensors = {name.removeprefix(f"{net.kind}."): value for name, value in found.items()}
   shapes = template(Transformer(net), np.zeros((1, 2), np.int32), np.ones(1, np.int32))
   params, problems = compare(

@@ -20,7 +20,7 @@ def save(path, tree, metadata):
     path: file to write.
     tree: nested dict of arrays; for a backbone {"params": {...}, "batch_stats": {...}}.
     metadata: dict of strings (kind, source, hash of the source ...), kept in the file's header
-      beside a digest of each tensor.
+      with a digest of each tensor.
   """
   flat = flax.traverse_util.flatten_dict(tree, sep="/")
   tensors = {name: np.asarray(value, np.float32, order="C") for name, value in flat.items()}
@@ -71,9 +71,7 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
 
 
 def _check(path, found, shapes):
-  """Raises one UserError that names every tensor of the file that differs from the network's
-  shapes.
-  """
+  """Raises one UserError that names all tensors of the file that differ from the shapes."""
   problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in found]
   for name, tensor in found.items():
     shape, kind = tuple(tensor.get_shape()), tensor.get_dtype()

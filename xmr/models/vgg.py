@@ -45,8 +45,7 @@ class VGG(nn.Module):
     dtype: of the computation; parameters stay float32.
     remat: recompute each block in the backward pass.
   Call:
-    images: [B, H, W, 3] float, standardised with ImageNet's mean and deviation; H and W at least
-      32.
+    images: [B, H, W, 3] float, standardised with ImageNet's mean and deviation; H, W at least 32.
     train: dropout on (rng "dropout").  grid: return the [B, 7, 7, 512] map before fc6 instead.
   Returns:
     [B, hidden] non-negative features.

@@ -1,6 +1,6 @@
 """Image towers: the vision transformers of CLIP, SigLIP (and SigLIP 2 of a fixed size) and DINOv2.
 
-They differ in what config.json of their release says, and in the choices that `KINDS` holds.
+They differ in the fields of their release's config.json and in the choices in `KINDS`.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from xmr.models.normalize import normalize
 from xmr.models.positions import resized
 from xmr.ops.alignment import Tokens
 
-# What no size says: whether there are a class token, a norm before the first block, a bias of the
-# patches and learned factors of the branches, and how tokens are pooled.
+# Choices besides sizes: a class token (without it, attention pools), a norm before the first
+# block, a bias of the patch embedding, and learned factors of the branches.
 KINDS = {
   "clip": {"class_token": True, "pre_norm": True, "patch_bias": False, "scale": False},
   "siglip": {"class_token": False, "pre_norm": False, "patch_bias": True, "scale": False},

@@ -1,4 +1,4 @@
-"""How the commands read their arguments: a mistake is one line, told before JAX is imported."""
+"""How the commands read their arguments: a mistake gives one line, before JAX is imported."""
 
 import argparse
 import contextlib
@@ -24,13 +24,11 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
   """Parses flags into `values` and loads the config that --config names.
 
   Args:
-    argv: list of str, the program first; `--config=FILE` comes to the front of it.
-    needed: names of flags that must be given.  usage: the command line that is expected, for the
-      error.
+    argv: list of str, the program first; the function moves `--config=FILE` to the front.
+    needed: names of flags that must be given.  usage: the expected command line, for the error.
     values: absl's FlagValues.
   Raises:
-    UserError: an unknown flag, config, field or value, one that is missing, or words that are no
-      flags.
+    UserError: an unknown or missing flag, config, field or value, or words that are no flags.
   """
   # ml_collections wants the file before its fields, and looks at sys.argv itself: sorted in place.
   argv[1:] = sorted(
@@ -38,8 +36,8 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
   )
   for argument in argv[1:]:
     if argument.startswith("--config="):
-      # Once more than needed: what is wrong in the file is hard to tell from what is wrong in the
-      # flags that change its fields.
+      # Loaded once more than needed, to tell mistakes in the file from mistakes in the flags that
+      # change its fields.
       load_config(*argument.removeprefix("--config=").partition(":")[::2])
   if "config" in values and values["config"].parser.flag_type() == "config object":
     values["config"].parser = NamesFirst(values["config"].parser, argv)
@@ -50,7 +48,7 @@ def read_flags(argv, *, needed=(), usage="", values=flags.FLAGS):
     for name in needed:
       if values[name].value in (None, ""):
         raise UserError(f"--{name} is missing: {usage}")
-    # A config is loaded when it is first looked at; a sweep's is a name.
+    # A config is loaded when it is first read; a sweep's is a name.
     if "config" in values and hasattr(values.config, "lock"):
       values.config.lock()
       home.expand(values.config)
@@ -78,14 +76,14 @@ def mistakes():
 
 
 def load_config(path, variant=""):
-  """Returns the config of a file, of its variant where one is named.
+  """Returns the config of a file, or of its variant if one is named.
 
   Raises:
-    UserError: no such file, or one that does not parse, that raises, or that has no get_config.
+    UserError: no such file, or a file that does not parse, that raises, or without get_config.
   """
   if not os.path.isfile(path):
     raise UserError(f"--config: no file {path}")
-  # The folder above, so that a config finds the part that it shares with others.
+  # The folder above, so that a config can import what it shares with others.
   for folder in (os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()):
     if folder not in sys.path:
       sys.path.insert(0, folder)
@@ -113,15 +111,15 @@ def load_config(path, variant=""):
 
 
 class NamesFirst(flags.ArgumentParser):
-  """Parser of --config that takes the flags which name a loss or an encoder at once, so that what
-  it brings is known when the other fields are looked up, whatever their order.
+  """Parser of --config that applies flags naming a loss or an encoder first, so that their fields
+  are known when the other flags are read, in any order.
   """
 
   def __init__(self, parser, argv):
     self.parser, self.argv = parser, argv
 
   def parse(self, argument):
-    """Returns the config of a file, with the names of its sections as the command line has them."""
+    """Returns the config of a file, with its sections named as on the command line."""
     from xmr.fields import Section
 
     config = self.parser.parse(argument)

@@ -1,4 +1,4 @@
-"""Every field of a run with its default and what it may be, and the checks that need no more."""
+"""Every field of a run with its default and allowed values, and the checks of a config alone."""
 
 import re
 from typing import Any
@@ -13,15 +13,15 @@ from xmr.models import table as models
 from xmr.models.fields import TOWERS
 from xmr.terminal import home
 
-BIG = 2**31 - 1  # more steps, rows or batches than anybody has
+BIG = 2**31 - 1  # more steps, rows or batches than any run has
 ON = {"resumable": True}  # may change between two starts of a run
 ELSEWHERE = {**ON, "elsewhere": True}  # may differ between a finished run and the same one again
 STEPS = {"at_least": 0, "at_most": BIG}
 EPOCHS = {"at_least": 0, "at_most": 1e6}
 RATE = {"at_least": 0, "below": 1}
 
-# Every field of every run but those of the loss, the encoders and the metrics, which the rows of
-# their tables declare, and those of a task of its own.
+# The fields of every run, except those that the tables of losses, encoders and metrics declare and
+# those of a single task.
 FIELDS = {
   "task": field(
     "retrieval",
@@ -205,14 +205,13 @@ FIELDS |= TOWERS
 
 
 def fields_of(task):
-  """Returns {"data.name": Field} of all fields of a task, but those of its loss and encoders."""
+  """Returns {"data.name": Field} of all fields of a task except its loss's and encoders'."""
   metrics = {f"evaluate.{name}": option for name, option in evaluations().items()}
   return FIELDS | metrics | fields.resolve(tasks.FIELDS.get(task, {}))
 
 
 def base_config(task: str = "retrieval") -> Config:
-  """Returns the locked config that every file in configs/ starts from: all fields, with their
-  defaults.
+  """Returns the locked config that all files in configs/ start from, with every field's default.
 
   Args:
     task: key of xmr.tasks.TASKS.
@@ -234,7 +233,7 @@ def base_config(task: str = "retrieval") -> Config:
 
 
 def declared(config):
-  """Returns {"data.name": Field} of every field of a config, of its loss and encoders too."""
+  """Returns {"data.name": Field} of every field of a config, including its loss's and encoders'."""
   found = fields_of(config.task)
   for path, section in (
     ("loss", config.loss),
@@ -269,8 +268,8 @@ def flat(config, prefix=""):
 def from_flat(values, *, where):
   """Returns the config of {"data.name": value}, as config.json has it.
 
-  A field that the run did not know has its default. So has a loss's parameter that is None: the
-  version before this one wrote that, and the fields of all encoders, whichever was chosen.
+  A field that the run did not know gets its default. So does a loss's parameter that is None, as an
+  earlier version wrote it; that version also wrote the fields of all encoders, not only the chosen.
 
   Args:
     values: dict of a config.json.  where: its path, for the errors.
@@ -311,8 +310,7 @@ def _tuples(value):
 
 
 def in_steps(section, steps_per_epoch, *, name, optional=False):
-  """Returns a duration in steps from a section's `epochs` or `steps`, of which exactly one may be
-  set.
+  """Returns a duration in steps from a section's `epochs` or `steps`; exactly one must be set.
 
   Args:
     section: a config section with `epochs` (float) and `steps` (int); 0 means not set.
@@ -332,9 +330,7 @@ def in_steps(section, steps_per_epoch, *, name, optional=False):
 
 
 def validate(config):
-  """Raises UserError, naming the field, for any value that is wrong by itself or beside another
-  field.
-  """
+  """Raises UserError, naming the field, for a value that is wrong alone or with another field."""
   sized = config.recipe != "imported"
   config = recipe.example(config)
   values, fields = flat(config), declared(config)
@@ -381,8 +377,8 @@ def _check_multiplier(item):
 
 
 def differences(old, new):
-  """Returns "key: old -> new" for every field that differs and would change training; two flat
-  dicts of a config.
+  """Compares two flat dicts of a config; returns "key: old -> new" for every difference that would
+  change training.
   """
   known = fields_of(new["task"])
   free = {name for name, each in known.items() if each.resumable}
@@ -394,7 +390,7 @@ def differences(old, new):
 
 
 def same_results(old, new):
-  """Returns whether two flat dicts of a config differ at most in where they run."""
+  """Returns whether two flat dicts of a config differ only in where they run, if at all."""
   known = fields_of(new["task"])
   differing = {key for key in {**old, **new} if old.get(key) != new.get(key)}
   return all(key in known and known[key].elsewhere for key in differing)

@@ -82,9 +82,7 @@ def encode_split(model, variables, split, *, config, mesh, vocabulary=None, side
 
 
 def padded_as_trained(encoded, config):
-  """Tokens whose padding is in the maxima of ranking as it was in those of the loss; embeddings as
-  they are.
-  """
+  """Returns Tokens with padding in the maxima as in the loss; embeddings stay unchanged."""
   if not isinstance(encoded, Tokens):
     return encoded
   return dataclasses.replace(encoded, padding=config.loss.get("padding", "ignored"))
@@ -103,13 +101,13 @@ def check_memory(encoded, count, side):
 
 
 def over_devices(array, mesh):
-  """Puts host embeddings on this process's devices of a mesh: `xmr.eval` splits their scores.
+  """Puts host embeddings on this process's devices of a mesh, over which `xmr.eval` splits scores.
 
   Args:
     array: [N, D], or Tokens.  mesh: of parallel.mesh().
   Returns:
-    The array itself where there is one device with the host's memory, and Tokens; else a jax.Array,
-    rows over the devices where they divide evenly.
+    The array itself if it is Tokens, or if one device has the host's memory; else a jax.Array, its
+    rows split over the devices where they divide evenly.
   """
   mesh = mesh.local_mesh
   devices = mesh.devices.reshape(-1)

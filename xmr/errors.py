@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, and how a command ends with it."""
+"""The error that a user's mistake raises, and how a command ends with it."""
 
 import contextlib
 import os
@@ -16,8 +16,8 @@ FULL = re.compile(
 class UserError(ValueError):
   """A mistake in a config, a file or an argument: what was found, where, and what was expected.
 
-  `tree`, the files that were expected, ends the message and keeps its lines; the rest is one line
-  for a command.
+  `tree`, the expected files, ends the message and keeps its lines; a command prints the rest as one
+  line.
   """
 
   def __init__(self, message, *, tree=""):
@@ -26,8 +26,8 @@ class UserError(ValueError):
 
 
 class CutOff(Exception):
-  """Something outside of the command ended its work half-way; what was saved is whole, and the same
-  command goes on.
+  """Something outside the command ended its work early; all saved files are whole, and the same
+  command continues.
   """
 
 
@@ -38,9 +38,7 @@ def choice(name, value, known):
 
 
 def disk_full(error):
-  """Returns what the system says of a disk that takes no more, where that is behind an error; else
-  None.
-  """
+  """Returns the system's message if a full disk caused an error, else None."""
   while error is not None:
     found = FULL.search(str(error))
     if found:
@@ -50,7 +48,7 @@ def disk_full(error):
 
 
 def reader_is_gone():
-  """Returns whether nobody reads standard output any more, as after `| head`."""
+  """Returns whether no process reads standard output any more, as after `| head`."""
   watched = select.poll()
   watched.register(sys.stdout.fileno(), 0)
   return any(event & select.POLLERR for _, event in watched.poll(0))
@@ -59,9 +57,9 @@ def reader_is_gone():
 @contextlib.contextmanager
 def reported():
   """Turns a UserError, or a full disk, into a line on standard error and exit status 2, a CutOff
-  into a line and 1, and Ctrl-C into a line and 130; others keep their traceback.
+  into a line and 1, and Ctrl-C into a line and 130; other errors keep their traceback.
 
-  This is the border to the terminal: all that is printed inside is made printable.
+  This is the border to the terminal: all text printed inside is made printable.
   """
   with interrupts.heard(), output.plain():
     try:
@@ -71,7 +69,7 @@ def reported():
     except BrokenPipeError:
       if not reader_is_gone():
         raise
-      # Python would complain once more when it flushes at its end.
+      # Python would report it once more when it flushes at exit.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       raise SystemExit(1) from None
     except KeyboardInterrupt:

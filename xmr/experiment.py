@@ -1,6 +1,4 @@
-"""Everything that a run is made of, built and checked from its config before anything is
-compiled.
-"""
+"""All parts of a run, built from its config and checked before anything is compiled."""
 
 import dataclasses
 import functools
@@ -54,7 +52,7 @@ class Experiment:
     return config_lib.flat(self.config)
 
   def run_record(self, best):
-    """What a checkpoint says of its run beside the arrays."""
+    """What a checkpoint says about its run, besides the arrays."""
     return {
       "config": self.flat_config,
       "vocabulary": None if self.vocabulary is None else json.loads(self.vocabulary.to_json()),
@@ -64,12 +62,12 @@ class Experiment:
 
   @property
   def inputs(self):
-    """Arrays that somebody needs in order to encode raw features as the run does; {} for none."""
+    """Arrays that are needed to encode raw features as the run does; {} for none."""
     scale = self.splits["train"].image_scale
     return {} if scale is None else {"image_scale": scale}
 
   def train_batches(self, start):
-    """Returns the endless iterator of this process's training batches from a step on."""
+    """Returns an endless iterator of this process's training batches from a step on."""
     data_config = self.config.data
     return pipeline.train_batches(
       self.splits["train"],
@@ -111,7 +109,7 @@ def prepare(config, workdir, *, eval_only=False):
   loss, warmup_loss = losses_of(config, mesh)
   splits = None
   if config.recipe == "by_size":
-    # The rest of the config is known when the data is; other data would be another config.
+    # The rest of the config depends on the data; other data would give another config.
     splits, digests = loaded(config, workdir)
     captions = len(splits["train"].text_id)
     config = recipe.by_size(config, captions, devices=mesh.size)
@@ -177,7 +175,7 @@ def prepare(config, workdir, *, eval_only=False):
 
 
 def check_chunks(config, mesh):
-  """Raises UserError where a batch has no equal parts, or its parts are no batch to BatchNorm."""
+  """Raises UserError where a batch has no equal parts, or BatchNorm cannot use parts of a batch."""
   if config.batch_chunks == 1:
     return
   if config.batch_size % (config.batch_chunks * mesh.size):
@@ -199,16 +197,16 @@ def say(line):
 
 
 def loaded(config, workdir):
-  """Returns (splits of a config's data, their digests) and says what was found.
+  """Returns (splits of a config's data, their digests) and prints what was found.
 
   Raises:
-    UserError: the data is wrong, lacks a split that the run needs, or is not what the run in
-      workdir was trained on; names what to do.
+    UserError: the data is wrong, lacks a split that the run needs, or differs from the data that
+      the run in workdir was trained on; says what to do.
   """
   beside = (config.data.image_features, config.data.text_features, config.vocabulary.glove)
   beside += tuple(config.evaluate.get(name) for name in ("spice", "positives", "sts"))
   if config.data.name == "scenes" and config.data.dir and not any(beside):
-    # Whoever names a folder would read the results of the scenes as those of the folder.
+    # A user who names a folder would take the results of the scenes for those of the folder.
     raise UserError(
       f"config.data.dir={config.data.dir}: config.data.name is scenes, which are rendered and read "
       "from no folder; expected a config of your data, such as configs/own.py, or "
@@ -231,7 +229,7 @@ def loaded(config, workdir):
 
 
 def losses_of(config, mesh):
-  """Returns the loss of the run and that of its warm-up, which takes what parameters it shares."""
+  """Returns the losses of the run and of its warm-up, which takes the parameters that both have."""
   parameters, learn = losses.table.parameters(config.loss), tuple(config.loss.learn)
   config_lib.FIELDS["warmup.loss"].check("config.warmup.loss", config.warmup.loss)
   own = losses.table.row(config.warmup.loss)
@@ -239,7 +237,7 @@ def losses_of(config, mesh):
     "learn": [name for name in learn if name in own.learn],
     **{name: value for name, value in parameters.items() if name in own.parameters},
   }
-  # What the name or its parameters lack is the same mistake in both forms.
+  # A wrong name or parameter is the same mistake in both forms.
   chosen = ((config.loss.name, {"learn": learn, **parameters}), (config.warmup.loss, warmup))
   plain = [losses.get(name, **settings) for name, settings in chosen]
   for loss in plain:
@@ -260,10 +258,10 @@ def over_rows(mesh, ring, **options):
 
 
 def over_devices(mesh, loss, *, sent="float32"):
-  """Returns a plain loss for a mesh: over several devices the same arithmetic in `jax.shard_map`.
+  """Returns a plain loss for a mesh; over several devices it runs in `jax.shard_map`.
 
-  The compiler would send rows several times. In shard_map texts are gathered once, and their
-  gradient goes back once, to the device that each row came from. `sent`: type of rows on their way.
+  The compiler would send rows several times. In shard_map, texts are gathered once, and each row's
+  gradient goes back once to the row's device. `sent`: the type in which rows are sent.
   """
   ring = losses.table.row(loss.name).ring
   able = ring is not None and loss.parameters.get("kind", "dot") == "dot"
@@ -278,7 +276,9 @@ def over_devices(mesh, loss, *, sent="float32"):
 
 
 def tensors(tokens):
-  """What a training step has for a loss, as four rows of shapes; tokens: Tokens of three each."""
+  """The tensors that a training step has for a loss, as shapes of four rows; tokens: True for rows
+  of three tokens each.
+  """
   rows = jax.ShapeDtypeStruct((4, 8), jnp.float32)
   if tokens:
     rows = jax.eval_shape(lambda: Tokens(jnp.zeros((4, 3, 8)), jnp.zeros((4, 3), bool)))
@@ -294,8 +294,8 @@ def tensors(tokens):
 
 
 def try_out(loss):
-  """Traces a loss on what a training step has for it: a wrong choice shows now, not when the
-  warm-up is over.
+  """Traces a loss on a training step's tensors, so that a mistake shows now and not after the
+  warm-up.
 
   Args:
     loss: Bound.
@@ -321,14 +321,14 @@ def try_out(loss):
 def vocabulary_of(config, splits, workdir, *, glove=True):
   """Returns (Vocabulary, words per caption, GloVe matrix or None), or three None for text features.
 
-  The vocabulary of a run that is already there, or of the one that this one starts from, is that
-  of its checkpoint, not counted again: an imported run brings its authors'. Subwords stand in its
-  place where a run was made of a pretrained tower, or config.vocabulary.tokenizer names a folder.
+  A run that exists already, or that starts from another run, takes the vocabulary of the checkpoint
+  and does not count words again; an imported run has its authors' vocabulary. Subwords replace it
+  for a pretrained text tower, or where config.vocabulary.tokenizer names a folder.
   """
   if config.data.text != "words":
     return None, None, None
   source = workdir if begun(workdir) else config.init
-  # Not vocabulary.json, which anybody may have edited: row i of the word vectors is word i of this.
+  # Not vocabulary.json, which a user may have edited: row i of the word vectors is word i of this.
   counted = checkpoint.record(source)["vocabulary"] if source else None
   if counted is not None:
     vocabulary = data.vocabulary_from_json(json.dumps(counted), prompt=config.data.prompt)
@@ -350,7 +350,7 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
       raise UserError("config.vocabulary.glove has vectors of words; this run has a tokenizer")
     return vocabulary, vocabulary.length(config.data.max_length), None
   longest = splits["train"].max_length()
-  # Columns of nothing but <pad> would be computed at each step.
+  # Columns that hold only <pad> would be computed at each step.
   length = min(config.data.max_length or longest, longest)
   if not (glove and config.vocabulary.glove):
     return vocabulary, length, None
@@ -369,8 +369,8 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
 
 
 def extended(vocabulary, config, splits):
-  """Returns the vocabulary of the run in config.init, with vocabulary.extend also the words of this
-  data that it lacks, and says how many of the training words are unknown.
+  """Returns the vocabulary of the run in config.init, and prints how many training words it lacks;
+  with vocabulary.extend, those words are added.
   """
   tokens = splits["train"].tokens
   unknown, total = vocabulary.unknown(tokens)

@@ -54,8 +54,8 @@ def define_flags():
 
 
 def images_of(config):
-  """All images of a dataset as [(id, pixels, row, name)] in order of their ids, and the rows of a
-  feature file: images that the source names but lacks have one too.
+  """Returns all images of a dataset as [(id, pixels, row, name)] by id, and the number of rows of a
+  feature file, in which images that the source names but lacks have a row, too.
   """
   from xmr import data
 
@@ -74,11 +74,10 @@ def images_of(config):
 
 
 def claim(out, manifest):
-  """Makes the folder, or checks that it belongs to the same work; returns whether all of it is
-  done.
+  """Makes the folder, or checks that it belongs to the same work; returns whether the work is done.
 
   Raises:
-    UserError: it holds other work; every field that differs is named.
+    UserError: it holds other work; names every field that differs.
   """
   from xmr.storage.digests import sealed
   from xmr.storage.files import read_json, write_json

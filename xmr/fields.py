@@ -1,4 +1,4 @@
-"""A field of a config: its default, what it may be and what it means, declared in one place."""
+"""A field of a config: its default, allowed values and meaning, declared together."""
 
 import ast
 import dataclasses
@@ -84,13 +84,13 @@ def field(default=None, about="", **limits):
   """Declares a field: `field(0.2, "of the hinge", at_least=0)`.
 
   Args:
-    default: its value where nobody sets it; its type is that of the field. Left out where the
-      signature of a function or class has it.
-    about: what it means.
-    **limits: choices (a tuple, a table, or the path of one as of `constant`); at_least, above,
-      at_most, below (numbers; for a list, of each entry); resumable: True where it may change
-      between two starts of a run, as it moves no parameter of the steps already done; elsewhere:
-      True where it says where a run computes or what it shows, and changes no result.
+    default: its value unless it is set, which also gives its type. Left out where the signature of
+      a function or class has it.
+    about: its meaning.
+    **limits: choices (a tuple, a table, or its path as of `constant`); at_least, above, at_most,
+      below (numbers; for a list, of each entry); resumable: True where the field may change between
+      two starts of a run, as it does not affect the steps already done; elsewhere: True where it
+      says where a run computes or what it shows, and changes no result.
   """
   return Field(default, about, **limits)
 
@@ -104,7 +104,7 @@ def shown(number):
 
 
 def resolve(path):
-  """Returns the object that "package.module.name" names, and what is no such text as it is."""
+  """Returns the object that "package.module.name" names; returns anything but a str unchanged."""
   if not isinstance(path, str):
     return path
   module, _, name = path.rpartition(".")
@@ -113,9 +113,7 @@ def resolve(path):
 
 @functools.cache
 def source(module):
-  """Returns {name: node} of the top level of a module's source; the module is not imported, nor JAX
-  with it.
-  """
+  """Returns {name: node} of the top level of a module's source, without importing the module."""
   found = {}
   spec = importlib.util.find_spec(module)
   if spec is None or spec.origin is None:
@@ -129,8 +127,8 @@ def source(module):
 
 
 def constant(path):
-  """Returns a tuple, or the keys of a dict, as "package.module.NAME" has it: from the module where
-  it has been imported, else from its source.
+  """Returns the tuple "package.module.NAME", or its keys if it is a dict; reads the module if it
+  has been imported, else its source.
   """
   module, _, name = path.rpartition(".")
   loaded = sys.modules.get(module)
@@ -146,8 +144,8 @@ def defaults(path):
   Args:
     path: "package.module.name", or the function or class itself.
   Returns:
-    {name: default} of the keyword-only parameters of a function, or of the fields of a class, that
-    have a literal default other than None: what takes None takes a tensor.
+    {name: default} of a function's keyword-only parameters, or a class's fields, with a literal
+    default other than None; a parameter with default None takes a tensor.
   """
   if not isinstance(path, str):
     path = f"{path.__module__}.{path.__qualname__}"
@@ -172,8 +170,8 @@ def literal(node) -> Any:
 class Section(Config):
   """A section whose `name` picks a row of a table; the fields of the row stand beside it.
 
-  Another name brings the fields of its row with their defaults. Subclasses say which fields a name
-  has, and which values stay.
+  A new name replaces the fields with those of its row, at their defaults. Subclasses say which
+  fields a name has, and which values are kept.
   """
 
   NAME = Field()  # what `name` may be
@@ -185,7 +183,7 @@ class Section(Config):
     raise NotImplementedError
 
   def kept(self, fields):
-    """Returns {field: value} of what outlives another name, among the fields that it has."""
+    """Returns {field: value} of the values that are kept under a new name with these fields."""
     del fields
     return {}
 
@@ -195,7 +193,7 @@ class Section(Config):
     return super().__getitem__(key)
 
   def unknown(self, key):
-    """Returns what is said of a field that the row does not have."""
+    """Returns the error message for a field that the row does not have."""
     own = ", ".join(other for other in self._fields if other != "name")
     return f"{self.WHERE} {self._fields.get('name')} has no field {key}; expected some of {own}"
 

@@ -1,6 +1,4 @@
-"""Devices and processes: the mesh, its one axis, and how host arrays become global arrays and come
-back.
-"""
+"""Devices and processes: the one-axis mesh, and how host arrays become global arrays and return."""
 
 import contextlib
 import ipaddress
@@ -55,8 +53,8 @@ def initialize():
 
 
 def bind_address(coordinator):
-  """Returns where the coordinator listens: at its own address alone, as its port has no
-  authentication; None, which is all interfaces, where that address is not one of this machine.
+  """Returns where the coordinator listens: only at its own address, as its port has no
+  authentication; or None, all interfaces, if that address is not one of this machine.
 
   Args:
     coordinator: "host:port", as the other processes reach it.
@@ -80,8 +78,8 @@ def bind_address(coordinator):
 
 
 def members(environment):
-  """Says who is in the run: `XMR_COORDINATOR`, `XMR_PROCESSES`, `XMR_PROCESS` (set by launch/), or
-  a Slurm step.
+  """Reads the processes of the run from `XMR_COORDINATOR`, `XMR_PROCESSES` and `XMR_PROCESS` (set
+  by launch/), or from a Slurm step.
 
   Args:
     environment: dict of strings.
@@ -120,8 +118,7 @@ def members(environment):
 
 @contextlib.contextmanager
 def together():
-  """Ends this process at once where it fails in a run of several, so that none of them waits for
-  another that is gone.
+  """Ends this process at once if it fails in a run of several, so that no other waits for it.
 
   A failure that comes from the loss of another process becomes one line on standard error and
   status 1.
@@ -158,9 +155,7 @@ def mesh(devices=None):
 
 
 def on_host(devices):
-  """Says whether the memory of devices is the host's, so that nothing is gained by keeping arrays
-  from it.
-  """
+  """Says whether devices use the host's memory, so that arrays gain nothing by staying off it."""
   return devices[0].platform == "cpu"
 
 
@@ -255,7 +250,7 @@ def shard_rows(mesh, array, *, fill=0):
 
   Args:
     mesh: of mesh().
-    array: [N, ...] NumPy, memory-mapped or not: a device's part alone is read.  fill: value of
+    array: [N, ...] NumPy, memory-mapped or not: only a device's part is read.  fill: value of
       padded rows.
   Returns:
     [N', ...] global array, N' the next multiple of ROW_UNIT and of the number of devices.

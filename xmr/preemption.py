@@ -1,6 +1,4 @@
-"""A run that is asked to stop (Ctrl-C, SIGTERM) ends after the step in progress, with a
-checkpoint.
-"""
+"""A run that is asked to stop (Ctrl-C, SIGTERM) finishes its step and saves a checkpoint."""
 
 import signal
 
@@ -12,14 +10,12 @@ from xmr.terminal import interrupts
 
 
 class Stop:
-  """Context in which the first SIGINT or SIGTERM only raises a flag; the second SIGINT ends the
-  process at once.
+  """Context in which the first SIGINT or SIGTERM only sets a flag; a second SIGINT ends the process
+  at once.
   """
 
   def __init__(self, *, every=10):
-    """every: steps between two votes of several processes, which must agree on the step where they
-    stop.
-    """
+    """every: steps between two votes, in which several processes agree on the step to stop at."""
     self.every = every
     self.signal = None
 

@@ -1,4 +1,4 @@
-"""Fields that a config leaves open: what suits a number of captions, or imported weights."""
+"""Fields that a config leaves open: values for a number of captions, or for imported weights."""
 
 import json
 import math
@@ -14,7 +14,7 @@ FIELD = field(
   choices=("fixed", "by_size", "imported"),
 )
 
-# Losses that a model from scratch collapses under without easier epochs before them.
+# Losses under which a model from scratch collapses without a warm-up.
 _HARDEST = ("max_of_hinges", "imc")
 
 
@@ -33,13 +33,13 @@ OPEN = (
 
 
 def by_size(config, captions, *, devices=1):
-  """Returns a config whose open fields suit a set of so many training captions.
+  """Returns a config whose open fields suit the number of training captions.
 
-  Open are, where they are 0: batch_size (a sixteenth of the captions, 16 to 128, a power of two);
-  epochs and steps (30 epochs up to 1,000 captions, half of that for every sixteenfold, at least 5);
-  evaluate.epochs and .steps (10 validations); optimizer.learning_rate (1e-3, 3e-4 from config.init
-  or pretrained weights on) and its warmup_steps (a twentieth); for a loss on the hardest negatives
-  alone the warm-up's (a quarter). A field that is set stays.
+  These fields are open where they are 0: batch_size (a sixteenth of the captions, 16 to 128, a
+  power of two); epochs and steps (30 epochs up to 1,000 captions, half as many for each factor of
+  sixteen, at least 5); evaluate.epochs and .steps (10 validations); optimizer.learning_rate (1e-3,
+  or 3e-4 from config.init or pretrained weights) and its warmup_steps (a twentieth); the warm-up of
+  a loss that uses only the hardest negatives (a quarter). A field that is set stays.
 
   Args:
     config: ConfigDict with recipe "by_size".
@@ -96,9 +96,9 @@ def _steps(count):
 def imported(config, folder):
   """Returns a config whose encoders and images are those of imported weights.
 
-  All fields of the encoders that the weights fix are taken, and how images are resized. Open are,
-  where they are 0: data.image_size and data.resize; other sizes interpolate position embeddings.
-  A temperature or bias of the loss that has its default starts at the weights' own.
+  The weights set all fields of the encoders that they fix, and how images are resized. They also
+  set data.image_size and data.resize where these are 0; other sizes interpolate position
+  embeddings. A temperature or bias of the loss that has its default starts at the weights' value.
 
   Args:
     config: ConfigDict with recipe "imported".
@@ -124,7 +124,7 @@ def imported(config, folder):
       share = settings["data.resize"] / settings["data.image_size"]
       config.data.resize = round(config.data.image_size * share)
     config = filled(config, settings)
-    # What is filled in stays, wherever that folder goes.
+    # The values stay, even if that folder moves.
     config.recipe = "fixed"
     defaults = type(config.loss)()
     defaults.name = config.loss.name
@@ -135,7 +135,7 @@ def imported(config, folder):
 
 
 def filled(config, settings):
-  """Returns a config with the values of a flat dict, but for an image size that it sets itself."""
+  """Returns a config with the values of a flat dict, except an image size that it sets itself."""
   config = config.copy_and_resolve_references()
   open_fields = ("data.image_size", "data.resize")
   values = {
@@ -149,7 +149,7 @@ def filled(config, settings):
 
 
 def example(config):
-  """Returns a config with any values in its open fields, which are no mistake."""
+  """Returns a config whose open fields have arbitrary valid values."""
   if config.recipe == "by_size":
     return by_size(config, captions=1000)
   if config.recipe == "imported":

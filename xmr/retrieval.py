@@ -1,4 +1,4 @@
-"""Retrieval: one dual encoder of images and texts, trained in one stage and scored by recall."""
+"""Retrieval: a dual encoder of images and texts, trained in one stage and scored by recall."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
       f"--config.init={workdir}"
     )
   experiment = prepare(config, workdir, eval_only=eval_only)
-  # Fields that the recipe leaves open are filled in by the data.
+  # The data set the fields that the recipe leaves open.
   config = experiment.config
   if not eval_only:
     results_lib.check(config, experiment.splits[config.evaluate.split])
@@ -120,7 +120,7 @@ def embeddings(experiment, variables, split):
 
 
 def validation(experiment, state):
-  """Returns the Validation of a state: recall on the validation split, rsum selects."""
+  """Returns the Validation of a state: recall on the validation split, selected by rsum."""
   config, split = experiment.config, experiment.splits["val"]
   variables = state.variables
   if config.shard_params:
@@ -143,7 +143,7 @@ def validation(experiment, state):
 def score(experiment, *, began=None):
   """Scores the checkpoint that config.evaluate.select names on config.evaluate.split.
 
-  Writes results.json, and what each query scores into queries.npz.
+  Writes results.json, and the scores of each query into queries.npz.
 
   Args:
     experiment: Experiment.  began: time.perf_counter() when the command began, or None.
@@ -196,7 +196,7 @@ def between(experiment, variables):
 
 
 def show(experiment, results, image, text):
-  """Prints the table of results, draws retrieved.png, and says where things lie."""
+  """Prints the table of results, draws retrieved.png, and prints where the files are."""
   config, workdir = experiment.config, experiment.workdir
   print(results_lib.shown(results))
   made = ["results.json"]

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, whose config it is of, and who may write into it."""
+"""The folder of a run: its contents, its config, and which process may write into it."""
 
 import contextlib
 import json
@@ -19,21 +19,21 @@ SHOWN = 8  # fields in an error: two architectures differ in dozens
 
 
 def begun(workdir):
-  """Returns whether a run folder holds a checkpoint; without one there is nothing to go on with or
-  to protect.
+  """Returns whether a run folder holds a checkpoint; without one there is nothing to resume or to
+  protect.
   """
   folder = pathlib.Path(workdir) / "checkpoints"
   return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def imported(workdir):
-  """Returns whether a run folder was made of somebody else's checkpoint: it says of which."""
+  """Returns whether a run folder was imported from another project's checkpoint."""
   return (pathlib.Path(workdir) / "source.json").exists()
 
 
 def keep_scored(config, workdir):
-  """Writes the config that an imported run is scored with into its config.json: what it was scored
-  on is known from then on.
+  """Writes the config that an imported run is scored with into its config.json, which from then on
+  tells what data it was scored on.
   """
   if imported(workdir):
     write_json(pathlib.Path(workdir) / "config.json", config_lib.flat(config))
@@ -52,7 +52,7 @@ def scored(workdir):
 
 
 def no_data(workdir):
-  """What is said of an imported run that is to be scored on nothing."""
+  """The error message for an imported run without data to score it on."""
   return (
     f"{workdir} was imported and was scored on no data yet; give it some: python -m xmr.main "
     f"--config=configs/pretrained_flickr.py --config.data.dir=DIR --workdir={workdir} --eval_only "
@@ -61,9 +61,8 @@ def no_data(workdir):
 
 
 def check_folder(config, workdir):
-  """Raises UserError where the folder holds a run of another config; it names the fields that
-  differ, the first eight of many. The config of the run is that of its checkpoint, as anybody may
-  have edited config.json.
+  """Raises UserError where the folder holds a run of another config; names up to eight fields that
+  differ. The run's config is read from its checkpoint, as a user may have edited config.json.
   """
   if not begun(workdir):
     return
@@ -78,7 +77,7 @@ def check_folder(config, workdir):
   old = config_lib.flat(config_lib.from_flat(old, where=path))
   different = config_lib.differences(old, config_lib.flat(config))
   if imported(workdir):
-    # Nothing was trained here: any data may be scored, by the model that the values are of.
+    # Nothing was trained here: the imported model may be scored on any data.
     different = [line for line in different if line.startswith(("config.model.", "config.simil"))]
   if different:
     rest = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
@@ -89,8 +88,8 @@ def check_folder(config, workdir):
 
 
 def check_length(steps, workdir):
-  """Raises UserError where a folder was trained beyond the last step that is asked for: what is
-  scored would be the longer run.
+  """Raises UserError where a folder was trained beyond the requested last step, as the longer run
+  would be scored.
   """
   if not begun(workdir) or imported(workdir):
     return
@@ -104,7 +103,7 @@ def check_length(steps, workdir):
 
 
 def check_data(digests, workdir, *, where):
-  """Raises UserError where a folder holds a run on other data; the same data elsewhere is the same.
+  """Raises UserError where a folder holds a run on other data; the data may have moved.
 
   Args:
     digests: of data.digests.  workdir: folder of the run.  where: name of the data, for the error.
@@ -125,11 +124,10 @@ def check_data(digests, workdir, *, where):
 
 @contextlib.contextmanager
 def held(config, workdir, *, vocabulary=None, record=None, inputs=None, eval_only=False):
-  """Holds a run folder against every other process that would train in it, and says whose it is.
+  """Locks a run folder against other processes that would train in it, and records its run.
 
-  The folder is made and locked first, and only then written: config.json, vocabulary.json where
-  there is a vocabulary, and data.json where the data has a record. A process that comes second
-  changes nothing.
+  The folder is first made and locked, and then written: config.json, vocabulary.json where there is
+  a vocabulary, and data.json where the data has a record. A second process changes nothing.
 
   Args:
     config: of the run.  workdir: its folder.  vocabulary: Vocabulary, or None.
@@ -137,8 +135,8 @@ def held(config, workdir, *, vocabulary=None, record=None, inputs=None, eval_onl
     inputs: {name: array} for inputs.npz: what turns raw features or words into the model's input.
     eval_only: True holds and writes nothing, as nothing is trained.
   Raises:
-    UserError: another process holds it, it is the folder of another config, its path is none
-      for checkpoints, or it cannot be written.
+    UserError: another process holds it, it is the folder of another config, its path cannot hold
+      checkpoints, or it cannot be written.
   """
   if eval_only or jax.process_index():
     yield

@@ -58,7 +58,7 @@ def main(argv):
 
 
 def check(arguments):
-  """Raises UserError for what is wrong by itself."""
+  """Raises UserError for arguments that are wrong by themselves."""
   if (arguments.query is None) == (arguments.image is None):
     found = "neither" if arguments.query is None else "both"
     raise UserError(f"{found} of a caption and --image given; expected one of them")
@@ -80,7 +80,7 @@ def search(arguments):
     return
   if arguments.mask:
     raise UserError(f"--mask is of regions; {run.workdir} was trained on {run.config.data.image}")
-  # The query first: what is wrong with it shows before a folder is encoded.
+  # The query first, so that a mistake in it shows before a folder is encoded.
   query = encoded(run, arguments)
   on_features = run.config.data.image == "features"
   if run.config.similarity in NAMES:
@@ -142,8 +142,8 @@ def say(text):
 
 
 def encoded(run, arguments):
-  """Returns [D] float32 of the query; words that the run does not know are told, and refused where
-  there is no other.
+  """Returns the query's embedding, [D] float32; prints its unknown words, and raises UserError if
+  it has no known word.
   """
   if arguments.image is not None:
     if run.config.data.image == "features":

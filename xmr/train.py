@@ -1,4 +1,4 @@
-"""Training: one pure step, one loop, one front door; what is trained is a Stage of a task."""
+"""Training: a pure step, the loop over steps, and the entry point; a task's Stage is trained."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,7 @@ from xmr.training.chunks import encoded
 
 
 class TrainState(struct.PyTreeNode):
-  """All that training needs to go on; every random number is a function of the seed and the
-  step.
-  """
+  """All that training needs to continue; every random number depends on the seed and the step."""
 
   step: jax.Array  # [] int32, steps done
   params: Any
@@ -46,7 +44,7 @@ class TrainState(struct.PyTreeNode):
 
   @property
   def scored(self):
-    """The state as it is scored: with the average of its parameters where there is one."""
+    """The state that is scored: with the average of its parameters where there is one."""
     return self if self.average is None else self.replace(params=self.average)
 
 
@@ -58,7 +56,7 @@ def embed_and_compare(
   Args:
     params: of the model; differentiated.
     state: TrainState.  batch: dict of global arrays (design: batch), B rows.
-    pool: what the miner chooses from, or None.
+    pool: rows that the miner chooses from, or None.
     model: DualEncoder.
     loss: Bound of xmr.losses; what it learns is in params["loss"].
     miner: function of mining.make(), for losses that take negatives.
@@ -67,7 +65,7 @@ def embed_and_compare(
     seed: int, of dropout and random mining.
     chunks: int, parts in which the batch is encoded, see chunks.encoded.
   Returns:
-    (loss [], (terms, what changes in the state beside the parameters)).
+    (loss [], (terms, changes of the state besides the parameters)).
   """
   dropout, mined = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
   same = owner = None
@@ -103,7 +101,7 @@ def train_step(
   Args:
     state: TrainState.
     batch: dict of arrays, as the objective takes it.
-    pool: what the objective reads beside the batch, or None.
+    pool: what the objective reads besides the batch, or None.
     transform: optax.GradientTransformation.
     objective: function (params, state, batch, pool, **settings) -> (loss, (terms, changes of the
       state)).
@@ -142,7 +140,7 @@ def train_step(
 
 
 def compiled(*, options=None, **settings):
-  """Returns the jitted train_step with its settings bound; the state given to it is used up.
+  """Returns the jitted train_step with its settings bound; it donates the state given to it.
 
   Args:
     options: of the compiler, as {name: value}.  settings: as `train_step`.
@@ -163,7 +161,7 @@ def create_train_state(variables, transform, *, mesh, bank=None, averaged=False,
     transform.init, out_shardings=optimizer_shardings(transform, variables["params"], mesh, split)
   )(variables["params"])
   step = parallel.replicate(mesh, np.zeros((), np.int32))
-  # A copy: a step uses up the state that it is given, and may not be given a buffer twice.
+  # A copy: a step donates its state, which may not hold a buffer twice.
   average = jax.tree.map(jax.numpy.copy, variables["params"]) if averaged else None
   return TrainState(
     step, variables["params"], variables.get("batch_stats", {}), opt_state, bank, average
@@ -180,11 +178,11 @@ def optimizer_shardings(transform, params, mesh, split):
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-  """What a validation found."""
+  """The result of a validation."""
 
   score: float  # the higher, the better; selects the best checkpoint
   metrics: dict[str, float]  # logged as val/NAME
-  line: str  # the same for people
+  line: str  # the same as text for users
   picture: Callable[[], np.ndarray] | None = None  # draws [H, W, 3] uint8, for TensorBoard
 
 
@@ -199,9 +197,9 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One training: what is learned, from which batches, and what says how good it is."""
+  """One training: what is learned, from which batches, and how it is validated."""
 
-  name: str  # for people: "retrieval", "siamese"
+  name: str  # shown to users: "retrieval", "siamese"
   workdir: pathlib.Path  # its checkpoints and curves
   config: Config
   initial: Callable[[], TrainState]
@@ -209,11 +207,11 @@ class Stage:
   batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]  # of the host, from a step on
   ids: str  # field of a batch that names its rows, for errors
   place: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]  # puts a batch on the devices
-  pool: Any  # on the devices; what steps read beside the batch
+  pool: Any  # on the devices; what steps read besides the batch
   validate: Callable[[TrainState], Validation]
   every: int  # steps between validations
   shown: str  # name of the score on the progress line
-  record: Callable[[dict | None], dict]  # what a checkpoint says of its run; given the best so far
+  record: Callable[[dict | None], dict]  # what a checkpoint says of its run; takes the best so far
   rates: optax.Schedule
   steps_per_epoch: int
 
@@ -228,7 +226,7 @@ class Stage:
 
 
 def train_and_evaluate(config, workdir, *, eval_only=False, stop=None):
-  """Trains a run, or goes on with it, and scores it; prints and writes its results.
+  """Trains or resumes a run and scores it; prints and writes its results.
 
   Order of starting values: 1. the newest checkpoint of this run that restores; 2. the best one of
   the run in config.init; 3. pretrained weights of the image backbone; 4. from scratch.
@@ -236,8 +234,8 @@ def train_and_evaluate(config, workdir, *, eval_only=False, stop=None):
   Args:
     config: of a file in configs/; config.task names what is trained.
     workdir: folder of the run.
-    eval_only: True scores what is there.
-    stop: Stop, which tells afterwards what ended the training early.
+    eval_only: True scores the existing checkpoint.
+    stop: Stop, which tells afterwards why the training ended early.
   Returns:
     The results, as in results.json; None where the run was stopped before its end.
   Raises:
@@ -255,7 +253,7 @@ def fit(stage, stop):
 
   Args:
     stage: Stage.
-    stop: Stop, entered: signals are noted, not obeyed at once.
+    stop: Stop, already entered, so that signals only set a flag.
   Returns:
     True at the last step; False where a signal stopped the run, with a checkpoint.
   """
@@ -264,7 +262,7 @@ def fit(stage, stop):
   state, best = restore(stage, checkpoints)
   start = int(state.step)
   if start < stage.steps and jax.process_index() == 0:
-    # Results of fewer steps would pass for those of the run that goes on.
+    # Old results, of fewer steps, would look like those of the resumed run.
     (stage.workdir / "results.json").unlink(missing_ok=True)
   writer = Writer(
     stage.workdir,
@@ -329,7 +327,7 @@ def fit(stage, stop):
 
 @contextlib.contextmanager
 def entered(stage, step, before, writer, journal):
-  """Around a step: where it begins a phase, says so, and that the phase's program is compiled."""
+  """Context of a step: at the start of a phase, announces it and the compilation of its program."""
   phase = stage.phase(step)
   if phase is before:
     yield
@@ -350,12 +348,12 @@ def entered(stage, step, before, writer, journal):
 
 
 def divides(every, step):
-  """Returns whether a step is one of every so many; never for 0."""
+  """Returns whether `every` divides a step; False if `every` is 0."""
   return bool(every) and step % every == 0
 
 
 def rest(state):
-  """What a checkpoint holds of a state beside the parameters that are scored."""
+  """What a checkpoint holds of a state besides the scored parameters."""
   result = {
     "step": state.step,
     "batch_stats": state.batch_stats,
@@ -366,8 +364,8 @@ def rest(state):
 
 
 def restore(stage, checkpoints):
-  """Returns the newest saved state of a stage and its best score so far, or the initial one and
-  none.
+  """Returns the newest saved state of a stage and its best score so far, or the initial state and
+  None.
   """
   state = stage.initial()
   restored = checkpoints.latest(state.params, rest(state))
@@ -380,7 +378,7 @@ def restore(stage, checkpoints):
 
 
 def validated(stage, state, best, writer, journal):
-  """Scores a state, writes what was found, and returns (score that selects, best so far)."""
+  """Scores a state, writes the result, and returns (score that selects, best so far)."""
   begun, step = time.perf_counter(), int(state.step)
   found = stage.validate(state.scored)
   if best["score"] is None or found.score > best["score"]:

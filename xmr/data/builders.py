@@ -23,9 +23,7 @@ _AHEAD = 256  # images in memory at a time while preparing
 
 class _Info(tfds.core.DatasetInfo):
   def initialize_from_bucket(self):
-    """Does nothing: our sets are in no bucket, and TFDS leaves an empty folder behind when it looks
-    there.
-    """
+    """Does nothing: our sets are in no bucket, and looking there would leave an empty folder."""
 
 
 class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -37,7 +35,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self._arguments = {"data_dir": data_dir} | arguments
     super().__init__(data_dir=data_dir, file_format="array_record")
 
-  # TFDS would forget the file format and our arguments on the way to a worker.
+  # TFDS would lose the file format and our arguments when it sends the builder to a worker.
   def __getstate__(self):
     return self._arguments
 
@@ -61,7 +59,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _generate_examples(self, split, count, examples):
-    """Yields (index, example); every image is decoded once, so that a bad one is named now and not
+    """Yields (index, example); decodes every image once, so that a bad one is found now and not
     hours later.
     """
     examples = iter(examples)
@@ -79,7 +77,7 @@ class CaptionedImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def sources(self) -> dict:
     """Returns {split: data source whose images are encoded bytes}, of a prepared set."""
     decoders = {"image": tfds.decode.SkipDecoding()}
-    read: Any = self.as_data_source  # Its type is lost in what TFDS wraps around it.
+    read: Any = self.as_data_source  # TFDS's wrapper loses its type.
     return {split: read(split=split, decoders=decoders) for split in self.info.splits}
 
 

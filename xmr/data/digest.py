@@ -1,4 +1,4 @@
-"""What a dataset is made of, as a few letters: another set is told from the same one elsewhere."""
+"""Digests of datasets, which tell whether two folders hold the same data."""
 
 import hashlib
 import json

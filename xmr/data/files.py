@@ -1,4 +1,4 @@
-"""Files of a dataset's folder: read whole and plain ones alone."""
+"""Files of a dataset's folder: only plain files are read, and whole."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ def opened(path, *, what="a file", field=""):
     path: of the file, or of a link to one.
     what: what was expected there, field: config field that named it, for the error.
   Raises:
-    UserError: there is none, it cannot be read, or it is a folder, a pipe or a device, of which a
-      pipe would keep the reader waiting for ever.
+    UserError: there is no file, it cannot be read, or it is a folder, a device or a pipe, which
+      would keep the reader waiting for ever.
   """
   field = f"config.{field}: " if field else ""
   try:

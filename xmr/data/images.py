@@ -41,7 +41,7 @@ def verify(content, *, name):
 
 @contextlib.contextmanager
 def _whole(name):
-  """Turns what Pillow raises of damaged bytes into a UserError."""
+  """Turns Pillow's errors about damaged bytes into a UserError."""
   try:
     yield
   except (
@@ -69,7 +69,7 @@ def _open(content, name):
       f"image {name} is too large: {error}; expected at most {MAX_PIXELS:,} pixels"
     ) from None
   except (OSError, ValueError, SyntaxError, EOFError) as error:
-    # Pillow names the buffer that it could not identify, which nobody knows.
+    # Pillow names the buffer that it could not identify, which tells a user nothing.
     reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
     raise UserError(f"image {name} is no {', '.join(FORMATS)} image{reason}") from None
   if image.width * image.height > MAX_PIXELS:
@@ -98,7 +98,7 @@ def train_crop(image, rng, *, size, min_area=0.08, interpolation="bilinear"):
     image: RGB PIL image.
     rng: numpy Generator.
     size: int, side of the result.
-    min_area: float, 0.08 as released; scenes of a few small shapes want more.
+    min_area: float, 0.08 as released; scenes of a few small shapes need more.
     interpolation: key of INTERPOLATIONS.
   Returns:
     [size, size, 3] uint8.

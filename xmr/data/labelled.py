@@ -19,9 +19,7 @@ FEATURES = "raw_features.mat"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where a set's splits are written: a list per split, or one list of all pairs and a split
-  file.
-  """
+  """Where a set lists its splits: a list per split, or one list of all pairs and a split file."""
 
   lists: dict  # {split: file}, or {"": file} beside split.list
   counts: dict  # {split: pairs} that must be there; {} where the set is not public
@@ -59,7 +57,7 @@ class Pairs:
 
 
 def tree(name):
-  """Returns the folder that a set needs, a file a line."""
+  """Returns the files that a set's folder needs, one per line."""
   layout = LAYOUTS[name]
   files = {file: "text id <tab> image id <tab> category from 1" for file in layout.lists.values()}
   if "" in layout.lists:

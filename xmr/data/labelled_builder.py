@@ -54,7 +54,7 @@ class LabelledPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def sources(self):
     """Returns {split: data source}, of a prepared set."""
-    read: Any = self.as_data_source  # Its type is lost in what TFDS wraps around it.
+    read: Any = self.as_data_source  # TFDS's wrapper loses its type.
     return {split: read(split=split) for split in self.info.splits}
 
 

@@ -1,5 +1,5 @@
-"""Pairs of a text and another item (an image, or a second text) with the label same or different
-category.
+"""Pairs of a text and another item (an image or a second text), labelled as of the same category or
+not.
 """
 
 import math
@@ -14,32 +14,27 @@ RELEASED_NEGATIVES = 440  # random pairs of each ordered pair of categories
 
 
 class Pairs:
-  """Batches of pairs; a batch is a function of the seed and the step alone, so a run resumes by the
-  number of its step.
+  """Batches of pairs; a batch depends only on the seed and the step, so a run resumes by its step.
 
   grid: U texts and U items, all U x U pairs. One encoded text serves U pairs, and the losses weigh
-  positives and negatives
-    apart, so that few positives count as much as many negatives.
+    positives and negatives separately, so that few positives count as much as many negatives.
   balanced: U texts with four items each: its own, one of the same category, two of other categories
-  (first a category,
-    then an item of it, uniformly).
+    (first a category, then an item of it, uniformly).
   released: the list of keras_gcn, drawn once by the seed and permuted each epoch: the N true pairs,
-  3,800 random pairs
-    within each category, 440 of each ordered pair of categories (English Wikipedia: 40,173 and
-    39,600); a batch holds `batch_size` pairs of as many texts.
+    3,800 random pairs within each category, 440 of each ordered pair of categories (English
+    Wikipedia: 40,173 and 39,600); a batch holds `batch_size` pairs of as many texts.
 
-  Texts without their own item as a partner (stage 1: a text with itself says nothing) are had with
-  own=False.
+  With own=False no text is paired with its own item, as in stage 1, where that is the same text.
   """
 
   def __init__(self, label, *, batch_size, scheme="grid", seed=0, own=True):
-    """Checks and, where released, draws.
+    """Checks the arguments and, for "released", draws the list.
 
     Args:
       label: [N] int, category of text i and of item i, its own.
       batch_size: pairs per batch: grid: the largest square not above; balanced: a multiple of 4;
         released: any.
-      scheme: as above.  seed: int.  own: False leaves the pair of a text and its own item out (in
+      scheme: as above.  seed: int.  own: False excludes the pair of a text and its own item (in
         grid: marked by `use`).
     Raises:
       UserError: unknown scheme, fewer than two categories, a category of one item, a batch larger
@@ -81,8 +76,7 @@ class Pairs:
       step: int from 0.
     Returns:
       dict of text: [U] int32, rows that are encoded; item: [V] int32, rows that are encoded;
-        text_of_pair, item_of_pair:
-      [M] int32, rows of those two; positive: [M] bool, same category.
+        text_of_pair, item_of_pair: [M] int32, rows of those two; positive: [M] bool, same category.
     """
     epoch, index = divmod(step, self.steps_per_epoch)
     rows = self._random(1, epoch).permutation(len(self.list[0]) if self.list else len(self.label))

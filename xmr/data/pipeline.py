@@ -1,4 +1,4 @@
-"""Batches: what a batch holds is a pure function of the seed and the step, whoever computes it."""
+"""Batches: the content of a batch depends only on the seed and the step, in any process."""
 
 import mmap
 from collections.abc import Iterator
@@ -55,8 +55,8 @@ def train_batches(
 
   Epoch e = step // steps_per_epoch visits the samples in an order drawn from (seed, e); a sample is
   a caption with its image, or with one_caption_per_image an image with one of its captions. A crop
-  is drawn from (seed, step, row of the global batch). So `start` is all that there is to remember,
-  and processes or workers may change between two starts.
+  is drawn from (seed, step, row of the global batch). So a run resumes from `start` alone, and the
+  number of processes or workers may change between two starts.
 
   Args:
     split: Split.
@@ -76,9 +76,8 @@ def train_batches(
     prefetch: int, batches ready ahead, per worker.
   Returns:
     iterator of {"image": [b, S, S, 3] uint8, [b, F] or [b, R, F] float32, "image_mask": [b, R]
-      bool (regions with a mask only), "text": [b, L] int32 or [b, F]
-      float32, "text_length": [b]
-    int32 (words only), "image_id", "text_id": [b] int32, "label": [b] int32 (where there are
+      bool (regions with a mask only), "text": [b, L] int32 or [b, F] float32, "text_length": [b]
+      int32 (words only), "image_id", "text_id": [b] int32, "label": [b] int32 (where there are
       categories)} with b = B / shard_count.
   Raises:
     UserError: a batch that is larger than the data or does not divide among the processes; while
@@ -111,15 +110,14 @@ def image_batches(
   workers=0,
   prefetch=2,
 ) -> Iterator[Batch]:
-  """Returns an iterator over the images of a split in the order of its rows, each once, centre
-  crops.
+  """Returns an iterator over the centre crops of a split's images, each once, in row order.
 
   Args:
     As in train_batches; resize: int, shorter side before the crop; fit: see images.eval_crop.
   Returns:
     iterator of {"image", "image_mask" (regions with a mask only), "image_id", "row", "label" (where
-    there are categories)}; row: [b] int32,
-    row of the split. Every batch is full: the last repeats the last image with row -1.
+    there are categories)}; row: [b] int32, row of the split. Every batch is full: the last repeats
+    the last image with row -1.
   """
   pictures = _Images(
     split, image_size=image_size, resize=resize, fit=fit, interpolation=interpolation
@@ -141,7 +139,7 @@ def text_batches(
   workers=0,
   prefetch=2,
 ) -> Iterator[Batch]:
-  """Returns an iterator over the captions of a split in the order of its rows, each once.
+  """Returns an iterator over the captions of a split, each once, in row order.
 
   Args:
     As in train_batches; workers is there for symmetry: captions need none.
@@ -266,7 +264,7 @@ class _Captions:
 
 
 class _Mapped:
-  """A memory-mapped array on its way to a worker: its offset in the file, not its values."""
+  """A memory-mapped array as it is sent to a worker: its offset in the file, not its values."""
 
   def __init__(self, array, mapping):
     # memmap.offset is that of the array it was cut from; the address tells where a slice starts.

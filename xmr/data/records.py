@@ -1,4 +1,4 @@
-"""Prepared images: made once in a cache folder as array records, complete or not there at all."""
+"""Prepared images: array records in a cache folder, made once, and either complete or absent."""
 
 import bisect
 import collections.abc
@@ -74,11 +74,11 @@ def _inside(path, real_root):
 
 
 def prepare(cache_dir, name, make_builder, *, key, counts):
-  """Returns the data sources of a prepared dataset, after preparing it where it is not there yet.
+  """Returns the data sources of a prepared dataset, and prepares it first if it is absent.
 
-  The set is made in a temporary folder beside the target and moved there when it is complete, so
-  that an interruption leaves nothing that looks whole; of several processes one prepares and the
-  others wait for it.
+  The set is made in a temporary folder beside the target and moved when it is complete, so that an
+  interruption leaves nothing that looks complete. Of several processes one prepares, and the others
+  wait for it.
 
   Args:
     cache_dir: folder for all prepared sets; made if absent.
@@ -119,7 +119,7 @@ def _build(target, make_builder):
   temporary = tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=target.parent)
   try:
     builder, download_config = make_builder(temporary)
-    # TFDS reports on standard output, and its bars would cover ours.
+    # TFDS reports on standard output, and its progress bars would cover ours.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare(download_config=download_config)
     os.chmod(temporary, 0o777 & ~_umask())

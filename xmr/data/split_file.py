@@ -1,6 +1,4 @@
-"""The split files of Karpathy: what is in them, what is known of the published ones, what is wrong
-with others.
-"""
+"""Karpathy's split files: reading them, the facts about published ones, and checks of others."""
 
 import dataclasses
 import glob
@@ -18,7 +16,7 @@ from xmr.data.split import Split
 from xmr.data.text import tokenize
 from xmr.errors import UserError
 
-# Half of a pair, as "\\ud83d" in JSON may be: no text, and nothing can write it.
+# Half of a surrogate pair, as "\\ud83d" in JSON may be: it is no text and cannot be written.
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 SPLITS = ("train", "restval", "val", "test")
 SPLIT_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"

@@ -11,7 +11,7 @@ from xmr.errors import UserError
 
 
 class Subwords:
-  """A tokenizer that stands where a run's Vocabulary stands, and is kept as JSON like it.
+  """A tokenizer in place of a run's Vocabulary; it is kept as JSON, too.
 
   Args:
     content: dict with
@@ -79,7 +79,7 @@ class Subwords:
     """Ids of texts.
 
     Args:
-      texts: T str; an empty one has its special tokens alone.
+      texts: T str; an empty one has only its special tokens.
       length: int L; None is that of `length()`.
     Returns:
       text: [T, L] int32, padded.  text_length: [T] int32, tokens with the special ones.

@@ -1,6 +1,4 @@
-"""The graph of words: who occurs often enough, whose vectors are near, and its Laplacian; texts as
-signals on it.
-"""
+"""The graph of frequent words with near vectors, its Laplacian, and texts as signals on it."""
 
 import collections
 import dataclasses
@@ -52,8 +50,7 @@ def build(
   seed=0,
   cache_dir=None,
 ):
-  """Returns the graph of the words of the training texts, from the cache where the same inputs have
-  been seen.
+  """Returns the graph of the training texts' words, from the cache if it holds the same inputs'.
 
   Vertices are the words that occur at least `min_count` times. i - j is an edge where i is among
   the k nearest words of j or j among those of i, by cosine of their vectors, exactly. L = I -

@@ -1,4 +1,4 @@
-"""Who makes batches ahead: threads of this process, or processes of their own that end with it."""
+"""Batches made ahead, by threads of this process or by worker processes that end with it."""
 
 import gc
 import multiprocessing
@@ -71,8 +71,8 @@ def iterate(source, workers, prefetch):
 
 
 def _end_with_parent(index, count):
-  """Makes a worker end when the process that started it is gone, however that ended: it would wait
-  for ever to hand over its batch, and Python frees the memory that both share only then.
+  """Makes a worker end when the process that started it has ended in any way. The worker would wait
+  for ever to hand over its batch, and Python frees their shared memory only when it ends.
   """
   del index, count
   parent = multiprocessing.parent_process()

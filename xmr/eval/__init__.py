@@ -17,10 +17,10 @@ __all__ = ["graded", "mean_average_precision", "ranks", "recall", "similarity", 
 
 
 class _Package(types.ModuleType):
-  """This package, whose functions are imported when they are asked for: `table` alone needs no JAX.
+  """This package, whose functions are imported when they are first used: only `table` needs no JAX.
 
-  Properties, since three functions have the names of their modules, which Python would put in
-  their place.
+  The functions are properties, since Python would replace three of them by the modules of the same
+  names.
   """
 
 

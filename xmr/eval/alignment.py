@@ -1,5 +1,6 @@
-"""Ranks, recall and lists by alignments of regions with words, exact for every size of block. The
-functions of `ranks`, `top_k`, `protocol` and `graded` come here with Tokens.
+"""Ranks, recall and lists by alignments of regions with words, exact for every size of block.
+
+The functions of `ranks`, `top_k`, `protocol` and `graded` call this module for Tokens.
 """
 
 import numpy as np
@@ -36,8 +37,8 @@ def pooled(tokens, *, name):
 
 
 def means(first, second, *, kind, names):
-  """Returns (first, second, kind): Tokens that "pooled" compares as their means and "cosine", all
-  else as it is.
+  """Returns (first, second, kind): for "pooled" the means of the Tokens and "cosine", otherwise the
+  arguments unchanged.
   """
   if kind != "pooled":
     return first, second, kind
@@ -66,12 +67,12 @@ def ranks(query, gallery, positives, *, form, task, block=None):
 
 
 def recall(image, text, image_of_text, **options):
-  """What `protocol.recall` returns, by alignments; arguments as of `counted`."""
+  """`protocol.recall` by alignments; arguments as of `counted`."""
   return counted(image, text, image_of_text, **options)[0]
 
 
 def counted(image, text, image_of_text, *, form, folds=1, block=None):
-  """What `protocol.counted` returns, by alignments: both directions from one pass.
+  """`protocol.counted` by alignments: both directions from one pass.
 
   Args:
     image: Tokens [N, R, D].  text: Tokens [T, W, D].  image_of_text, folds: as `protocol.recall`.
@@ -125,7 +126,7 @@ def top_k(query, gallery, k, *, form, task, block=None):
     rows[:, c : c + part.shape[1]] = part
     if c + part.shape[1] < len(second):
       continue
-    # Whatever float32 may have put below the k-th best by its rounding is scored exactly.
+    # Items that float32 rounding may have put below the k-th best are scored exactly.
     span = slice(r, r + len(part))
     slack = slack_of(first, second, span, slice(None), form=form).max(axis=1, keepdims=True)
     kth = np.partition(rows, len(second) - k, axis=1)[:, len(second) - k, None]
@@ -182,7 +183,7 @@ def count(first, second, pairs, *, form, block=None, both=True):
       gap = part - np.expand_dims(best[side][spans[side]], 1 - side)
       near |= (np.abs(gap) <= slack).astype(np.uint8) << side
       counts[side][0, spans[side]] += np.count_nonzero(gap > slack, axis=1 - side)
-    # What float32 cannot tell apart is decided by the exact score.
+    # The exact score decides between scores that float32 cannot tell apart.
     i, j = np.nonzero(near)
     near, i, j = near[i, j], i + r, j + c
     code = i.astype(np.int64) * len(second) + j

@@ -60,8 +60,8 @@ def scored(options):
 def asked(options, known):
   """Returns {option: value} of the table's options, of the flags.
 
-  A metric that nobody switched on or off (None) is scored where captions or relevance are given,
-  as far as it knows the similarity and the ground truth has what it needs.
+  A metric that is neither on nor off (None) is scored where captions or relevance are given, if it
+  supports the similarity and the ground truth has what it needs.
   """
   values = {name: options[name] for name in table.options()}
   given = known.texts is not None or values["relevance"] or values["spice"]

@@ -72,8 +72,8 @@ def order_consistency(
 
 
 def _nearest_other(query, gallery, k, query_group, gallery_group):
-  """The nearest gallery item of another group: k exceeds the size of every group, so one of the k
-  best is of another.
+  """The nearest gallery item of another group. k exceeds the size of every group, so one of the k
+  best is of another group.
   """
   score, index = (np.asarray(x) for x in top_k(query, gallery, min(k, len(gallery))))
   first = (gallery_group[index] != query_group[:, None]).argmax(axis=1)

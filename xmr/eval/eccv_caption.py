@@ -23,7 +23,7 @@ DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
 
 @dataclasses.dataclass(frozen=True)
 class Positives:
-  """Which gallery items answer which queries, in one direction.
+  """The gallery items that are positives of each query, in one direction.
 
   query: [Q] int32, rows of the queries that have positives; start: [Q + 1] int64 and item: [P]
   int32, the positives of query q are item[start[q]:start[q + 1]], all different, or -1 for one that

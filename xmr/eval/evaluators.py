@@ -1,4 +1,4 @@
-"""The functions of the rows of `table`: what each metric takes of the ground truth and the options.
+"""The functions of the rows of `table`, which pass ground truth and options to the metrics.
 
 All are f(image [N, D], text [T, D], truth, *, kind, **options) -> {name: value}, as
 `table.Evaluator` says.

@@ -1,5 +1,5 @@
-"""The score that decides ranks and ties: float64, summed in one fixed order, so that it depends on
-two rows and on nothing else.
+"""The score that decides ranks and ties: float64, summed in one fixed order, so that it depends
+only on two rows.
 """
 
 import concurrent.futures

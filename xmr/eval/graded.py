@@ -230,8 +230,8 @@ def per_query(
   Returns:
     {task: {"ndcg": [Q], "gain": [Q], "ideal": [Q], "relevant": [Q] bool}} in float64. Q is N for
     i2t and T for the others (i2i: one row per caption of the query image). gain and ideal are the
-      alpha-DCG of the list and of the ideal;
-    relevant is False where nothing is relevant to the query.
+    alpha-DCG of the list and of the ideal list; relevant is False where nothing is relevant to the
+    query.
   """
   n_texts, n_images = relevance.shape
   k = lists["i2t"].shape[1]
@@ -346,15 +346,15 @@ def _largest_in_rows(matrix, k):
 
 
 def _without_self(lists):
-  """Takes item q out of list q: [Q, k + 1] -> [Q, k]; a list that lacks it loses its last item."""
+  """Removes item q from list q: [Q, k + 1] -> [Q, k]; a list that lacks it loses its last item."""
   own = lists == np.arange(len(lists))[:, None]
   index = np.where(own.any(axis=1), own.argmax(axis=1), lists.shape[1] - 1)
   return _without_index(lists, index)
 
 
 def _without_value(values, value):
-  """Takes one entry equal to value [Q, 1] out of descending rows: [Q, k + 1] -> [Q, k]; where the
-  value is below all of them, the last entry goes.
+  """Removes one entry equal to value [Q, 1] from descending rows: [Q, k + 1] -> [Q, k]; where the
+  value is below all entries, removes the last one.
   """
   index = np.minimum((values > value).sum(axis=1), values.shape[1] - 1)
   return _without_index(values, index)

@@ -1,4 +1,4 @@
-"""What lists of results are like, whatever is relevant: novelty, coverage, diversity."""
+"""Novelty, coverage and diversity of lists of results, which do not depend on relevance."""
 
 import numpy as np
 from jaxtyping import Integer

@@ -48,7 +48,7 @@ def open_npy(path):
 
 
 def load_json(path):
-  """Returns what a .json or .json.gz file holds; UserError where it is none."""
+  """Returns the content of a .json or .json.gz file; UserError for other files."""
   path = pathlib.Path(path)
   try:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:

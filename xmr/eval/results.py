@@ -1,4 +1,4 @@
-"""What results.json holds, and how a person reads it."""
+"""The content of results.json, and its form as text."""
 
 import datetime
 import functools
@@ -38,7 +38,7 @@ def record(
   ties=None,
   **more,
 ):
-  """What results.json holds, of every task: the metrics, and all that says which metrics they are.
+  """Returns the content of results.json of any task: the metrics, and how they were measured.
 
   Args:
     found: {name: float}.
@@ -127,8 +127,8 @@ def of_embeddings(image, text, truth, values, *, kind, **about):
 
 
 def check(config, split):
-  """Raises UserError where a run's config asks for what its split or its files cannot give: before
-  training, not after.
+  """Raises UserError, before training, where a run's config asks for metrics that its split or its
+  files do not allow.
   """
   truth = of_split(split, cache_dir=config.data.cache_dir)
   table.check(truth, table.of_config(config), kind=config.similarity)

@@ -6,7 +6,7 @@ from scipy import stats
 
 from xmr.errors import UserError
 
-# What each query scores: hits are True and False.
+# The scores of the queries: hits are True and False.
 Values = Real[np.ndarray, " Q"] | Bool[np.ndarray, " Q"]
 CHUNK = 1 << 22  # random numbers held at a time
 FEW_VALUES = (
@@ -75,12 +75,11 @@ def paired_permutation(
   samples: int = 10000,
   seed: int = 0,
 ) -> dict[str, float]:
-  """Sign-flip test: were the two runs' values exchangeable within each query, how often would they
-  differ as much?
+  """Sign-flip test: how often would two runs differ as much if their values were exchangeable
+  within each query?
 
   Each query's a - b changes its sign with probability 1/2; p = (1 + number of samples with |mean|
-  >= the observed
-  |mean|) / (1 + samples), two-sided.
+  >= the observed |mean|) / (1 + samples), two-sided.
 
   Args:
     a, b: [Q] float, what each query scores under the two runs.

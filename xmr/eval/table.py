@@ -1,9 +1,8 @@
-"""All that is known of each metric, one row each. Adding a metric takes its function and a row of
-EVALUATORS.
+"""The table of metrics, one row each. A new metric needs a function and a row of EVALUATORS.
 
-Runs and files read the same rows: an option is the field config.evaluate.NAME of a run, and the
-flag --NAME of `python -m xmr.eval`. A row names its function by its path: this module imports
-neither the metrics nor JAX, so that configs and --help do without.
+Runs and files read the same rows: an option is the field config.evaluate.NAME of a run and the flag
+--NAME of `python -m xmr.eval`. A row names its function by its path, so this module imports neither
+the metrics nor JAX, which configs and --help do not need.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ BIG = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """A family of metrics: its function, what asks for it, what it needs, its options.
+  """A family of metrics: its function, its options, and what it needs.
 
   Attributes:
     function: f(image [N, D], text [T, D], truth, *, kind, **options) -> {name: value}; or its path,
@@ -64,7 +63,7 @@ EVALUATORS = {
     check="xmr.eval.evaluators.check_recall",
     kinds=(*KINDS, *TOKENS),
   ),
-  # Ranking in two stages, and what it loses against the whole.
+  # Ranking in two stages, and how much recall it loses against ranking all.
   "shortlist": Evaluator(
     "xmr.eval.evaluators.shortlist",
     options={

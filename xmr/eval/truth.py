@@ -1,6 +1,4 @@
-"""What is known of the images and captions of a split: all that a metric may ask for beside the
-embeddings.
-"""
+"""The ground truth of a split's images and captions: all that metrics need besides embeddings."""
 
 import dataclasses
 import re
@@ -8,7 +6,7 @@ import re
 import numpy as np
 from jaxtyping import Integer
 
-# What a field is called in errors.
+# The names of the fields in errors.
 SAID = {
   "texts": "the captions as written",
   "image_id": "the ids of the images",

@@ -64,8 +64,8 @@ class Cell:
     return same_results(old, json.loads(json.dumps(self.asked(old))))
 
   def asked(self, old):
-    """Returns the flat config; what the recipe leaves to the data is as the run in the folder has
-    it.
+    """Returns the flat config; fields that the recipe leaves to the data are those of the run in
+    the folder.
     """
     values = flat(self.config)
     if values["recipe"] == "by_size":
@@ -138,7 +138,7 @@ def read_flags(own, argv):
 
 
 def values_of(text):
-  """Returns the values of a field in a grid: parted by commas, but not by those in brackets."""
+  """Returns the values of a field in a grid, split at commas outside brackets."""
   found, depth = [""], 0
   for character in text:
     depth += (character in "([{") - (character in ")]}")
@@ -261,7 +261,7 @@ def check_folder(cell):
 
 
 def check_data(every):
-  """Raises UserError where a run that is there was trained on other data than is asked for now.
+  """Raises UserError where an existing run was trained on other data than this sweep's.
 
   A dataset is read once for all runs that share it, and not at all where no run has begun.
   """

@@ -1,4 +1,4 @@
-"""What a sweep found: means and deviations over seeds, the differences that survive, and plots of
+"""The results of a sweep: means and deviations over seeds, significant differences, and plots of
 each field's influence.
 """
 
@@ -116,7 +116,7 @@ def read(runs):
         else:
           continue
         queries.setdefault(metric, []).append(one)
-        # Captions of one image stand or fall together.
+        # Captions of one image are not independent.
         queries[f"group/{metric}"] = np.arange(len(one)) if len(one) != len(owner) else owner
   means = {name: np.mean(x, axis=0) if isinstance(x, list) else x for name, x in queries.items()}
   return values, means

@@ -2,11 +2,11 @@
 
 
 class Alarm:
-  """Says once that a run has collapsed: one item is the hardest negative of most queries, log after
-  log.
+  """Warns once that a run has collapsed: one item is the hardest negative of most queries, several
+  logs in a row.
 
-  A collapsed model scores every pair alike, the loss stands at 2 * margin * batch, and no gradient
-  leads out.
+  A collapsed model scores all pairs alike, its loss stays at 2 * margin * batch, and no gradient
+  changes that.
   """
 
   def __init__(self, *, share=0.5, patience=5):

@@ -1,6 +1,4 @@
-"""The running account of a training loop: terms of the steps, where the seconds go, the progress
-line.
-"""
+"""The journal of a training loop: terms of the steps, where time is spent, the progress line."""
 
 import time
 
@@ -13,9 +11,7 @@ from xmr.tracking.progress import progress_line
 
 
 class Journal:
-  """Collects steps without waiting for the device, and every few steps reads, checks and writes
-  them.
-  """
+  """Collects steps without waiting for the device; every few steps it checks and writes them."""
 
   def __init__(self, writer, *, batch_size, steps_per_epoch, rates, total=0):
     """writer: Writer.  batch_size: captions per step.  steps_per_epoch: int.  rates: learning rate
@@ -25,7 +21,7 @@ class Journal:
     self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
     self.alarm = Alarm()
     self.scores = {}  # shown on the progress line: the last validation, the best so far
-    self.first = None  # (step, time) from which the time left is reckoned: nothing is compiled then
+    self.first = None  # (step, time) that the time left is computed from, after compilation
     self.restart()
 
   def restart(self):
@@ -84,8 +80,8 @@ class Journal:
     self.restart()
 
   def _left(self, step):
-    """Returns the seconds to the last step at the pace so far, validations and checkpoints
-    included; None before there is one.
+    """Returns the seconds to the last step at the pace so far, including validations and
+    checkpoints; None before the pace is known.
     """
     now = time.perf_counter()
     if self.first is None or step <= self.first[0]:

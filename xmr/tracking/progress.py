@@ -1,4 +1,4 @@
-"""What a person sees of a training: a line that fits the terminal, and what compiling costs."""
+"""The progress of a training for users: a line that fits the terminal, and compile times."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ def progress_line(*, step, total, epoch, loss, scores, rate, left, width=WIDTH):
     step, total: steps done, and of the whole run.  epoch: float.  loss: float.
     scores: {name: float}: the last validation and the best so far.
     rate: captions a second.  left: seconds to the end, or None.
-    width: columns; spaces and words give way first, no number is ever cut.
+    width: columns; spaces and words are shortened first, and numbers are never cut.
   """
   parts = [f"{100 * step // max(1, total):.0f}%", f"epoch {epoch:.1f}", f"loss {_four(loss)}"]
   parts += [f"{name} {_four(value)}" for name, value in scores.items()]
@@ -50,12 +50,12 @@ def duration(seconds):
 
 @contextlib.contextmanager
 def compiling(writer, what, *, key, cache_dir):
-  """Says that a program is compiled, about how long it takes, and on the progress line for how long
-  it has been at it; remembers the seconds for the next time.
+  """Announces that a program is compiled and how long it should take; shows the time so far on the
+  progress line, and stores the seconds for the next time.
 
   Args:
-    writer: Writer.  what: name of the program, for people.
-    key: anything JSON takes: what the seconds depend on.  cache_dir: folder that remembers them.
+    writer: Writer.  what: name of the program, shown to users.
+    key: JSON value that the seconds depend on.  cache_dir: folder that stores them.
   """
   if not writer.active:
     yield
@@ -81,7 +81,7 @@ def compiling(writer, what, *, key, cache_dir):
     thread.join()
   seconds = time.perf_counter() - begun
   writer.say(f"compiled {what} in {seconds:.1f} s")
-  # A cache that takes no more is no reason to stop a run.
+  # A full cache is no reason to stop a run.
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {**known, digest: round(seconds, 2)})

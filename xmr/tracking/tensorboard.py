@@ -1,8 +1,8 @@
-"""TensorBoard's event files, written by the thread that logs, so that a full disk is an error where
-it happens.
+"""TensorBoard's event files, written by the thread that logs, so that a full disk raises its error
+there.
 
-tensorboardX makes the messages. Its own writer hands them to a thread: where that dies, training
-waits for it for ever.
+tensorboardX makes the messages. Its own writer passes them to a thread, and if that thread dies,
+training waits for ever.
 """
 
 import pathlib
@@ -22,9 +22,7 @@ class Board:
   """One event file of a run."""
 
   def __init__(self, folder, *, step=0):
-    """Opens a file in a folder; TensorBoard hides what files of earlier starts hold after
-    `step`.
-    """
+    """Opens a file in a folder; TensorBoard then hides steps after `step` in older files."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Unbuffered: nothing is left to write when the file is closed.

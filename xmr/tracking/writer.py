@@ -12,9 +12,7 @@ from xmr.storage import files
 
 
 def kept_lines(path, last_step):
-  """Returns the lines of a metrics.jsonl up to a step: later ones are trained again, half lines
-  were cut by a kill.
-  """
+  """Returns the complete lines of a metrics.jsonl up to a step; later steps are trained again."""
   return [
     line
     for line, found in files.json_lines(path)
@@ -30,7 +28,7 @@ class Writer:
 
     Args:
       workdir: folder of the run.
-      step: steps done by the checkpoint that this start continues from; what was logged after it is
+      step: steps done by the checkpoint that this start continues from; later log lines are
         dropped.
       total: steps of the whole run, for the progress line.
       tensorboard, progress: write event files, show a line on standard error.
@@ -64,7 +62,7 @@ class Writer:
     if not self.active:
       return
     values = {name: float(value) for name, value in values.items()}
-    # null, not NaN: the file stays JSON for every reader.
+    # null instead of NaN, so that the file stays valid JSON.
     finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
     self.file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
     self.file.flush()
@@ -92,7 +90,7 @@ class Writer:
       self.bar.update(step - self.bar.n)
 
   def show(self, text):
-    """Puts a text in place of the progress line, until the next step is shown."""
+    """Shows a text instead of the progress line, until the next step is shown."""
     if self.bar is not None:
       self.bar.set_description_str(text)
 

@@ -88,6 +88,10 @@ def test_groups_and_sizes_are_read_as_compilers_write_them():
   assert traffic.group_of("replica_groups={{0,1,2,3},{4,5,6,7}}", 8) == 4
   assert traffic.group_of("replica_groups=[2,4]<=[8]", 8) == 4
   assert traffic.group_of("replica_groups=mesh['axis_0'=8] {'axis_0'}", 16) == 8
+  # As the compiler for GPUs writes a machine of one node.
+  nodes = "replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, use_global_device_ids=true"
+  assert traffic.group_of(nodes, 16) == 8
+  assert traffic.group_of("replica_groups=mesh['a'=8,'b'=2] {'a':(2)4,'b'}", 16) == 8
   assert traffic.group_of("channel_id=1", 16) == 16
   assert traffic.bytes_of("bf16[4096,1024]{1,0:T(8,128)(2,1)S(1)}") == 2 * 4096 * 1024
   assert traffic.bytes_of("(f32[], f32[8,2])") == 4 + 64

@@ -23,7 +23,12 @@ CALLED = re.compile(
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 TRIPS = re.compile(r'"?known_trip_count"?:?\{"?n"?:"?(\d+)"?\}')
-GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\]|mesh\[[^\]]*=(\d+)\])")
+GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+# A mesh and those of its axes over which the devices of a group lie: mesh['a'=8,'b'=1] {'a'}; of an
+# axis in parts the size of the part counts, 'a':(2)4.
+MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
+AXIS = re.compile(r"'([^']*)'=(\d+)")
+USED = re.compile(r"'([^']*)'(?::\(\d+\)(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +130,11 @@ def size(kind, dimensions):
 
 def group_of(line, devices):
   """Returns how many devices take part in a collective."""
+  mesh = MESH.search(line)
+  if mesh:
+    sizes = dict(AXIS.findall(mesh[1]))
+    return math.prod(int(part or sizes[axis]) for axis, part in USED.findall(mesh[2]))
   match = GROUP.search(line)
   if match is None:
     return devices
-  if match[1]:
-    return len(match[1].split(","))
-  return int(match[3] or match[4])
+  return len(match[1].split(",")) if match[1] else int(match[2])

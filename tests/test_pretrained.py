@@ -147,6 +147,8 @@ RECIPES = {
   "learned": {"loss.learn": ("temperature",), "model.dtype": "bfloat16"}
   | {"optimizer.multipliers": (("^loss/", 10.0),)},
 }
+# The other recipes train in the slow set.
+QUICK = ("lora", "tokens")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +216,10 @@ def test_every_recipe_trains_on_photographs_and_goes_on_to_the_same_bits(
   )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+  "name",
+  [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
+)
 def test_fine_tuning_lowers_the_loss_and_moves_what_it_should(clip, tuned, name):
   found = losses(tuned(name))
   assert np.mean(found[-3:]) < np.mean(found[:3])
@@ -251,11 +256,14 @@ def test_patches_and_words_are_trained_ranked_and_aligned(tuned):
   np.testing.assert_allclose(cells, want, atol=1e-5)
   scores, found = run.search(TEXTS[:1], PICTURES, k=4)
   best = run.align(PICTURES[found[0, 0]], TEXTS[0])
-  np.testing.assert_allclose(scores[0, 0], best.max(0).sum() + best.max(1).sum(), rtol=1e-5)
+  # The loss took padding as zeros, and so does ranking: no region's best word is below 0.
+  want = best.max(0).sum() + np.maximum(best.max(1), 0).sum()
+  np.testing.assert_allclose(scores[0, 0], want, rtol=1e-5)
   with pytest.raises(UserError, match="compares tokens; expected pictures, or captions"):
     run.search(TEXTS[:1], np.ones((3, 40), np.float32))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(clip, cache, tuned, tmp_path):
   """Adapters, chunks and the average of the weights: all of it is in the checkpoint."""
 
@@ -289,6 +297,7 @@ def test_adapters_merged_are_the_adapted_run(tuned, tmp_path):
   assert (tmp_path / "adapters.safetensors").stat().st_size < 40_000
 
 
+@pytest.mark.slow
 def test_weights_between_start_and_end_are_scored_and_shown(clip, cache, tuned, tmp_path):
   folder, shares = tuned("all"), (0.0, 0.5, 1.0)
   changes = RECIPES["all"] | {"evaluate.wise": shares}
@@ -365,6 +374,7 @@ def decoded(content):
   return images.decode(content, name="")
 
 
+@pytest.mark.slow
 def test_a_locked_image_tower_with_a_text_tower_from_scratch(cache, tmp_path):
   """LiT: DINOv2's backbone, frozen, with its projection and a recurrent text encoder fresh."""
   weights = tmp_path / "dinov2.safetensors"

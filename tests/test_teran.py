@@ -283,6 +283,7 @@ def test_search_leaves_out_what_the_mask_leaves_out(folder, run, capsys):
       loaded.search(["a dog"], given)
 
 
+@pytest.mark.slow
 def test_padding_is_in_ranking_what_it_was_in_training(folder, tmp_path):
   config = small(folder, "f_hn_released", steps=1, **{"warmup.steps": 0, **SMALL_TERAN})
   train.train_and_evaluate(config, tmp_path)

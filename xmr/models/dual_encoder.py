@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float32
 
 from xmr.errors import UserError, choice
 from xmr.fields import field, resolve
@@ -39,7 +41,7 @@ class DualEncoder(nn.Module):
 
   def __call__(
     self, batch: Mapping[str, Array], *, train: bool = False
-  ) -> tuple[Embeddings, Embeddings]:
+  ) -> tuple[Embeddings, Float32[jax.Array, "T D"]]:
     """Encodes a batch.
 
     Args:

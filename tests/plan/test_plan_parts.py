@@ -84,6 +84,30 @@ def test_traffic_is_that_of_a_gather_a_sum_and_a_ring():
   assert (permute.kind, permute.bytes, permute.sent) == ("collective-permute", size, size)
 
 
+# The loop of a ring as the compiler for TPUs writes it, which says nowhere how often it turns.
+RING = """
+%end (wide: (s32[], f32[8,16])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(8), metadata={op_name="jit(f)/shard_map"}
+  %wide = (s32[]{:T(128)}, f32[8,16]{1,0}) parameter(0)
+  %turn = s32[]{:T(128)} get-tuple-element(%wide), index=0
+  ROOT %lt.4 = pred[]{:T(512)} compare(%turn, %constant.3), direction=LT
+}
+
+%body (wide: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %sent = f32[8,16]{1,0} collective-permute(%rows), source_target_pairs={{0,1},{1,0}}
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %while.13 = (s32[]{:T(128)}, f32[8,16]{1,0}) while(%tuple.22), condition=%end, body=%body
+}
+"""
+
+
+def test_a_loop_turns_as_often_as_its_condition_says():
+  (permute,) = traffic.collectives(RING, devices=8)
+  assert (permute.count, permute.sent) == (8, 8 * 8 * 16 * 4)
+
+
 def test_groups_and_sizes_are_read_as_compilers_write_them():
   assert traffic.group_of("replica_groups={{0,1,2,3},{4,5,6,7}}", 8) == 4
   assert traffic.group_of("replica_groups=[2,4]<=[8]", 8) == 4
@@ -121,12 +145,15 @@ def test_a_plan_knows_regions_and_the_blocks_of_their_alignments():
   given = {"images": 40, "captions": 40, "words": 6, "vocabulary": 20, "image_width": 5}
   sizes = sizes_lib.of(config, given | {"regions": 4})
   mesh = parallel.mesh(jax.devices()[:1])
-  calls = programs.calls(config, mesh, sizes)
+  calls = list(programs.calls(config, mesh, sizes))
   traced = {call.name: (call.rows, call.trace()) for call in calls}
   assert list(traced) == [
     *("training step", "warm-up step", "encoding images", "encoding texts"),
     "block of alignments",
   ]
+  # An encoder is not charged for the other: 5 x 8 numbers and a bias of images, words of texts.
+  image, text = (next(c for c in calls if c.name == f"encoding {x}s") for x in ("image", "text"))
+  assert image.parts["parameters"] < 1000 < text.parts["parameters"]
   rows, block = traced["block of alignments"]
   words = config.data.max_length
   products = 2 * rows * 4 * rows * words * 8

@@ -147,10 +147,15 @@ def calls(config, mesh, sizes):
   for side in ("image", "text"):
     part = shapes.shard(mesh, batch_of(config, sizes, rows))
     one = {key: x for key, x in part.items() if key.startswith(side) and not key.endswith("_id")}
+    # The other side's encoder takes no part, and the compiler drops it.
+    other = {"image": "text_encoder", "text": "image_encoder"}[side]
+    own = {
+      name: {key: x for key, x in tree.items() if key != other} for name, tree in variables.items()
+    }
     yield Call(
       f"encoding {side}s",
       rows,
-      {"parameters": least.per_device(variables), "batch": least.per_device(one)},
+      {"parameters": least.per_device(own), "batch": least.per_device(one)},
       lambda one=one, side=side: encode.encode_batch.trace(
         variables, one, model=plan.model, side=side, tokens=tokens
       ),

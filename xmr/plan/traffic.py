@@ -22,6 +22,9 @@ CALLED = re.compile(
 )
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+# The compiler for TPUs says no turns; a loop that counts up ends at the constant of its condition.
+BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 TRIPS = re.compile(r'"?known_trip_count"?:?\{"?n"?:"?(\d+)"?\}')
 GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 # A mesh and those of its axes over which the devices of a group lie: mesh['a'=8,'b'=1] {'a'}; of an
@@ -88,16 +91,24 @@ def repetitions(text):
   entry = next(
     match[2] for match in map(COMPUTATION.match, text.splitlines()) if match and match[1]
   )
+  ends, upwards = {}, set()
+  for name, line in lines(text):
+    ends.setdefault(name, []).extend(map(int, BOUND.findall(line)))
+    if "direction=LT" in line:
+      upwards.add(name)
   calls = {}
   for name, line in lines(text):
     turns = TRIPS.search(line)
+    n_turns = int(turns[1]) if turns else 1
+    condition = CONDITION.search(line)
+    if not turns and condition and condition[1] in upwards and len(ends[condition[1]]) == 1:
+      n_turns = ends[condition[1]][0]
     bodies = set(BODY.findall(line))
     called = CALLED.findall(line)
     for branches in BRANCHES.findall(line):
       called += [part.strip().lstrip("%") for part in branches.split(",")]
     for target in called:
-      n = int(turns[1]) if turns and target in bodies else 1
-      calls.setdefault(name, []).append((target, n))
+      calls.setdefault(name, []).append((target, n_turns if target in bodies else 1))
   times = {}
 
   def visit(name, n):

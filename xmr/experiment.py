@@ -143,6 +143,8 @@ def prepare(config, workdir, *, eval_only=False):
     scalars=loss.start(),
     shapes_only=eval_only,
   )
+  if isinstance(model, Adapted) and not eval_only:
+    say(model.line(variables["params"]))
   transform, rates = optim.make(
     config.optimizer,
     variables["params"],

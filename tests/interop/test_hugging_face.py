@@ -14,6 +14,7 @@ from paths import GOLDEN
 from xmr.data.subwords import Subwords
 from xmr.errors import UserError
 from xmr.interop import hugging_face
+from xmr.models import text_tower
 from xmr.models.text_tower import TextTower
 from xmr.models.vit import ImageTower
 
@@ -121,6 +122,24 @@ def test_planted_faults_in_an_image_tower_are_caught(towers):
     params = changed(found.params, *damage) if damage else found.params
     pooled, _ = encode_pixels(found, params, want["pixels"], **changes)
     assert relative(unit(pooled), wanted) > 2e-5, (changes, damage)
+
+
+def test_planted_faults_of_the_pooling_are_caught(towers, monkeypatch):
+  """A patch in place of the class token, a mean in place of attention, the end of a text in place
+  of its last token.
+  """
+  name, found, want = towers
+  wanted = want["image"] if "image" in want else unit(want["pooled"])
+  _, tokens = encode_pixels(found, found.params, want["pixels"])
+  wrong = np.asarray(tokens.mean(1) if name == "siglip" else tokens[:, 1])
+  if found.image["project"]:
+    wrong = wrong @ found.params["image_encoder"]["projection"]["kernel"]
+  assert relative(unit(wrong), wanted) > 1e-3
+  if name == "siglip":
+    monkeypatch.setitem(text_tower.KINDS["siglip"], "pool", "end")
+    texts = json.loads((TOWERS / "texts.json").read_text())
+    ids, lengths, _ = Subwords(found.tokenizer).encode_texts(texts)
+    assert relative(encode_text(found, found.params, ids, lengths), want["text"]) > 1e-3
 
 
 def test_planted_faults_in_a_text_tower_are_caught(towers):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from xmr import checkpoint
+from xmr import checkpoint, models
+from xmr import config as config_lib
 from xmr.errors import UserError
 from xmr.models import lora
 from xmr.models.dual_encoder import DualEncoder
@@ -133,3 +134,49 @@ def test_adapters_freeze_all_else_of_the_model():
   paths = ("image_encoder/a/kernel", "text_encoder/b", "shared/c", "lora/image_encoder/a", "loss/x")
   found = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
   assert found == [True, True, True, False, False]
+
+
+TOWER = {"bias": True, "width": 8, "layers": 2, "heads": 2, "mlp_width": 8, "positions": 5}
+TOWER |= {"patch": 8, "grid": 2, "word_dim": 8, "input_norm": False}
+# Kernels of two blocks; SigLIP's pooling attends, too.
+IMAGES = {"clip_vit": 4, "siglip_vit": 6, "dinov2": 4, "linear": 0}
+TEXTS = {"clip_text": 4, "siglip_text": 4, "bert": 4, "mpnet": 4, "transformer": 4, "bigru": 0}
+
+
+def line_of(image, text):
+  """What a run of two small encoders says of its adapters, by the default pattern."""
+  default = config_lib.FIELDS["model.lora.kernels"].default
+  section = ml_collections.ConfigDict(
+    {
+      "dim": 8,
+      "normalize": "l2",
+      "dtype": "float32",
+      "image": TOWER | {"name": image},
+      "text": TOWER | {"name": text, "positions": 7 if text == "mpnet" else 5},
+      "lora": {"rank": 2, "alpha": 4.0, "kernels": default},
+    }
+  )
+  model = models.build(section, vocabulary_size=20)
+  pixels = jax.ShapeDtypeStruct((1, 16, 16, 3), np.uint8)
+  inputs = {
+    "image": jax.ShapeDtypeStruct((1, 9), np.float32) if image == "linear" else pixels,
+    "text": jax.ShapeDtypeStruct((1, 5), np.int32),
+    "text_length": jax.ShapeDtypeStruct((1,), np.int32),
+  }
+  return model.line(jax.eval_shape(model.model.init, jax.random.key(0), inputs)["params"])
+
+
+@pytest.mark.parametrize(
+  ("image", "text"), [*((name, "bert") for name in IMAGES), *(("clip_vit", name) for name in TEXTS)]
+)
+def test_default_kernels_are_in_every_transformer_and_the_log_counts_them(image, text):
+  line = line_of(image, text)
+  for name, count in {"image_encoder": IMAGES[image], "text_encoder": TEXTS[text]}.items():
+    assert f"{count or 'NONE'} of {name}" in line
+    assert (f"{name} is not trained: no path matches" in line) == (not count)
+  assert "\n" not in line
+
+
+def test_default_kernels_that_no_encoder_has_are_refused():
+  with pytest.raises(UserError, match="which no kernel has: image_encoder/projection/kernel"):
+    line_of("linear", "bigru")

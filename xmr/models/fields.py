@@ -31,7 +31,7 @@ TOWERS = {
   ),
   "model.lora.alpha": field(16.0, "an adapter is alpha / rank times A B", above=0, at_most=1e6),
   "model.lora.kernels": field(
-    "backbone/.*attention/(query|value)/kernel", "regular expression of adapted kernels' paths"
+    "/(query|value)/kernel", "regular expression of adapted kernels' paths"
   ),
   "optimizer.layer_decay": field(
     1.0, "factor of the learning rate per block from a tower's output down", above=0, at_most=1

@@ -26,6 +26,7 @@ def kernels(params, pattern):
   found = {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if path[0] != jax.tree_util.DictKey(ADAPTERS)
   }
   flat = [path for path, shape in found.items() if path.endswith("/kernel") and len(shape) == 2]
   try:
@@ -103,6 +104,16 @@ class Adapted:
   @property
   def scale(self):
     return self.alpha / self.rank
+
+  def line(self, params):
+    """One line for the log: how many kernels of each encoder have adapters."""
+    chosen = kernels(params, self.kernels)
+    counts = {name: sum(path.startswith(f"{name}/") for path in chosen) for name in sorted(params)}
+    counts = {name: n for name, n in counts.items() if n or name.endswith("_encoder")}
+    found = ", ".join(f"{n or 'NONE'} of {name}" for name, n in counts.items())
+    still = " and ".join(name for name, n in counts.items() if not n)
+    untrained = f"; {still} is not trained: no path matches {self.kernels!r}" if still else ""
+    return f"LoRA of rank {self.rank} on kernels, all else frozen: {found}{untrained}"
 
   def with_adapters(self, variables):
     """The model's variables with fresh adapters; UserError as kernels."""

@@ -54,8 +54,8 @@ def line(name, field):
 
 
 def value(default):
-  """Returns a default as it is written on the command line."""
-  return f"`{default!r}`" if default != "" else "empty"
+  """Returns a default as it is written on the command line, as a cell of a table."""
+  return cell(f"`{default!r}`") if default != "" else "empty"
 
 
 def cell(text):

@@ -122,6 +122,9 @@ def test_groups_and_sizes_are_read_as_compilers_write_them():
   assert traffic.bytes_of("(f32[4,2], f32[8,2])", started=True, kind="all-gather") == 64
   started = "(f32[8,2], f32[8,2], u32[], u32[])"
   assert traffic.bytes_of(started, started=True, kind="collective-permute") == 64
+  # A GPU's compiler sends all rows of a turn at once.
+  several = "((f32[8,2]{1,0}, s32[8]{0}), (f32[8,2]{1,0}, s32[8]{0}))"
+  assert traffic.bytes_of(several, started=True, kind="collective-permute") == 64 + 32
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "v5e:2xa", "v5e:0x4", "cpu:-1"])

@@ -124,12 +124,13 @@ def bytes_of(shape, *, started=False, kind=""):
   """Returns the bytes of a result's shape, "f32[8,4]" or a tuple of such.
 
   The asynchronous start of a collective lists its operands, then its results: the last half
-  counts; of a permute, which adds two counters, the second entry.
+  counts, without the two counters that a permute adds.
   """
-  parts = [size(*match) for match in SHAPE.findall(shape)]
+  parts = SHAPE.findall(shape)
   if started and len(parts) > 1 and kind != "all-reduce":
-    parts = parts[1:2] if kind == "collective-permute" else parts[len(parts) // 2 :]
-  return sum(parts)
+    parts = [part for part in parts if part != ("u32", "")]
+    parts = parts[len(parts) // 2 :]
+  return sum(size(*part) for part in parts)
 
 
 def size(kind, dimensions):

@@ -3,6 +3,7 @@ data lies.
 """
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -43,6 +44,22 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_finish(session):
+  """What is imported by now stays; the collections of garbage that closing a run's batches asks for
+  need not look through it again.
+  """
+  gc.collect()
+  gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+  """The same of what a file leaves, most of it traced and compiled programs."""
+  if nextitem is None or nextitem.path != item.path:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

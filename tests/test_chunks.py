@@ -81,6 +81,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(batch, name):
     equal(value_and_gradient(model, params, batch, count=count, loss=LOSSES[name]), want)
 
 
+@pytest.mark.slow
 def test_losses_on_tokens_in_parts_are_those_of_the_whole_batch_on_eight_devices_too(batch):
   rng = np.random.default_rng(1)
   rows = {

@@ -128,6 +128,7 @@ def test_the_network_is_frozen_for_30_epochs_and_trained_for_15_at_a_tenth_of_th
     assert not same(backbone(before, "batch_stats"), backbone(after, "batch_stats"))
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_keeps_its_statistics_while_the_network_is_trained(batch, frozen):
   config = config_of("finetuned")
   config.model.image.batch_norm = "frozen"
@@ -137,6 +138,7 @@ def test_frozen_batch_norm_keeps_its_statistics_while_the_network_is_trained(bat
   assert not same(backbone(before), backbone(after))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_within_a_hundredth_of_the_loss_and_keeps_float32(batch, frozen, finetuned):
   half, _, after, _ = trained(config_of("finetuned", dtype="bfloat16"), batch, frozen[2])
   assert (

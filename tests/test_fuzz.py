@@ -11,13 +11,16 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+SLOW = ("config", "resumed", "scored")
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
   return fuzz.Fuzz(tmp_path_factory.mktemp("fuzz"))
 
 
 @pytest.mark.parametrize(
-  "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "resumed")) for k in fuzz.KINDS]
+  "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in fuzz.KINDS]
 )
 def test_odd_input_is_refused_in_one_line_or_changes_no_number(small, kind):
   problems = [small.case(kind, seed) for seed in range(2)]

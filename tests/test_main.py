@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 import pytest
+import small_run
 
-from xmr import checkpoint
+from xmr import checkpoint, main
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -66,6 +67,14 @@ def command(cache):
 
 def environment():
   return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def told(capsys, command, *, code=2):
+  """What the same command, run in this process, writes on standard error."""
+  with pytest.raises(SystemExit) as stopped:
+    main.main(["xmr.main", *map(str, command[3:])])
+  assert stopped.value.code == code
+  return capsys.readouterr().err
 
 
 def run(command, *, code=0):
@@ -125,11 +134,12 @@ def test_one_command_trains_scores_and_draws(command, undisturbed):
     assert name in logged(undisturbed)[0]
 
 
-def test_killed_runs_go_on_to_bit_identical_parameters(command, undisturbed, tmp_path):
+@pytest.mark.parametrize("kills", [(7,), pytest.param((3, 7), marks=pytest.mark.slow)])
+def test_killed_runs_go_on_to_bit_identical_parameters(command, undisturbed, kills, tmp_path):
   if not (undisturbed / "results.json").exists():
     run(command(undisturbed))
   workdir = tmp_path / "run"
-  for kill_at in (3, 7):
+  for kill_at in kills:
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), **silent)
     deadline = time.time() + 240
@@ -150,6 +160,7 @@ def test_killed_runs_go_on_to_bit_identical_parameters(command, undisturbed, tmp
   assert steps == [line["step"] for line in logged(undisturbed) if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_exits_cleanly_and_the_same_command_goes_on(command, undisturbed, tmp_path):
   if not (undisturbed / "results.json").exists():
     run(command(undisturbed))
@@ -169,6 +180,7 @@ def test_sigterm_saves_exits_cleanly_and_the_same_command_goes_on(command, undis
   assert_same(parameters(workdir), parameters(undisturbed))
 
 
+@pytest.mark.slow
 def test_eval_only_scores_without_training(command, undisturbed):
   if not (undisturbed / "results.json").exists():
     run(command(undisturbed))
@@ -181,11 +193,11 @@ def test_eval_only_scores_without_training(command, undisturbed):
   )
 
 
-def test_a_folder_of_another_config_is_refused_with_what_differs(command, undisturbed):
+def test_a_folder_of_another_config_is_refused_with_what_differs(command, undisturbed, capsys):
   if not (undisturbed / "results.json").exists():
     run(command(undisturbed))
-  done = run(command(undisturbed, "--config.seed=3", "--config.loss.margin=0.3"), code=2)
-  assert done.stderr.strip().splitlines()[-1] == (
+  said = told(capsys, command(undisturbed, "--config.seed=3", "--config.loss.margin=0.3"))
+  assert said.strip().splitlines()[-1] == (
     f"xmr: error: {undisturbed} holds a run of another config (config.loss.margin: 0.2 -> 0.3; "
     "config.seed: 0 -> 3); "
     "give another --workdir"
@@ -207,39 +219,37 @@ def test_a_folder_of_another_config_is_refused_with_what_differs(command, undist
     ("stray", "unexpected arguments stray"),
   ],
 )
-def test_a_mistake_ends_with_one_line_and_status_2(command, tmp_path, change, found):
-  done = run(command(tmp_path / "run", change), code=2)
-  last = done.stderr.strip().splitlines()[-1]
-  assert last.startswith("xmr: error: ") and found in last, done.stderr
-  assert "Traceback" not in done.stderr
+def test_a_mistake_ends_with_one_line_and_status_2(command, tmp_path, capsys, change, found):
+  said = told(capsys, command(tmp_path / "run", change))
+  last = said.strip().splitlines()[-1]
+  assert last.startswith("xmr: error: ") and found in last, said
+  assert "Traceback" not in said
 
 
-def test_a_mistake_leaves_no_trace_that_stops_the_corrected_command(command, tmp_path):
+def test_a_mistake_leaves_no_trace_that_stops_the_corrected_command(command, tmp_path, capsys):
   workdir = tmp_path / "run"
+  # The one mistake in a process of its own.
   run(command(workdir, "--config.batch_size=1000"), code=2)
   assert not workdir.exists()
-  done = run(command(workdir, "--eval_only"), code=2)
-  assert "has no checkpoints; train first" in done.stderr and not workdir.exists()
+  said = told(capsys, command(workdir, "--eval_only"))
+  assert "has no checkpoints; train first" in said and not workdir.exists()
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_captions(command, tmp_path):
-  done = run(
-    command(tmp_path / "run", "--config.optimizer.learning_rate=1e38", "--config.optimizer.clip=0"),
-    code=2,
-  )
-  assert re.search(r"xmr: error: step \d+ is not finite .*text_id of its batch: \[", done.stderr), (
-    done.stderr
-  )
+def test_a_loss_that_is_not_finite_stops_with_step_and_captions(tmp_path, capsys):
+  data = small_run.write_data(tmp_path / "data")
+  changes = {"optimizer.learning_rate": 1e38, "optimizer.clip": 0, "checkpoint.steps": 0}
+  said = told(capsys, small_run.command(data, tmp_path / "run", **changes))
+  assert re.search(r"xmr: error: step \d+ is not finite .*text_id of its batch: \[", said), said
 
 
-def test_a_missing_dataset_prints_the_tree_that_is_expected(tmp_path):
+def test_a_missing_dataset_prints_the_tree_that_is_expected(tmp_path, capsys):
   flags = [
     f"--config.data.dir={tmp_path}/none",
     f"--workdir={tmp_path}/run",
     "--config=configs/imc_flickr.py",
   ]
-  done = run([sys.executable, "-m", "xmr.main", *flags], code=2)
-  found, *tree = done.stderr[done.stderr.index("xmr: error") :].splitlines()
+  said = told(capsys, [sys.executable, "-m", "xmr.main", *flags])
+  found, *tree = said[said.index("xmr: error") :].splitlines()
   assert (
     found == f"xmr: error: config.data.dir: {tmp_path}/none is no folder; expected"
     and tree[0] == f"{tmp_path}/none/"

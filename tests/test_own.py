@@ -109,6 +109,7 @@ def test_without_extend_the_share_of_unknown_words_is_said(first, tmp_path, caps
   assert "40.0 % of the training words are unknown to it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_extract_and_then_features(first, tmp_path, monkeypatch):
   folder = write_folder(tmp_path / "folder", n=30)
   (folder / "29.png").unlink()  # The last row of the features has no image.

@@ -117,6 +117,7 @@ def test_an_imported_folder_is_scored_and_says_how_many_texts_are_cut(clip, cach
   assert "captions have more than 16 tokens and lose their last words" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_prompt_changes_the_scores(clip, cache):
   plain = run(settings(), clip, cache, eval_only=True)
   with_words = run(settings(**{"data.prompt": "a photo of {}"}), clip, cache, eval_only=True)
@@ -148,7 +149,7 @@ RECIPES = {
   | {"optimizer.multipliers": (("^loss/", 10.0),)},
 }
 # The other recipes train in the slow set.
-QUICK = ("lora", "tokens")
+QUICK = ("lora",)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,7 @@ def test_fine_tuning_lowers_the_loss_and_moves_what_it_should(clip, tuned, name)
     assert stored.dtype == np.float32 and 0 < abs(stored - np.log(start)) < 1
 
 
+@pytest.mark.slow
 def test_patches_and_words_are_trained_ranked_and_aligned(tuned):
   run = inspect.load(tuned("tokens"))
   results = json.loads((tuned("tokens") / "results.json").read_text())
@@ -338,6 +340,7 @@ def test_adapters_are_merged_before_weights_are_averaged(clip, tuned):
   )
 
 
+@pytest.mark.slow
 def test_every_command_takes_an_imported_run(clip, cache, tmp_path, capsys):
   folder = tmp_path / "run"
   shutil.copytree(clip, folder, ignore=shutil.ignore_patterns("results.json", "queries.npz"))

@@ -170,7 +170,11 @@ def parsed(parser, argv, *, needed=(), usage=""):
 
 
 def keep_compiled(cache_dir):
-  """Keeps compiled programs, small ones too, in the folder `xla` of a cache; returns nothing."""
+  """Keeps compiled programs, small ones too, in the folder `xla` of a cache; returns nothing. What
+  JAX_COMPILATION_CACHE_DIR names is kept to.
+  """
+  if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    return
   import jax
 
   jax.config.update("jax_compilation_cache_dir", os.path.join(home.expanded(cache_dir), "xla"))

@@ -108,6 +108,7 @@ def pixels(folder, data_config):
   return splits, build_vocabulary(splits, min_count=1)
 
 
+@pytest.mark.slow
 def test_pixels_are_the_same_with_any_number_of_processes_and_workers(pixels):
   splits, vocabulary = pixels
   options = {"batch_size": 6, "seed": 1, "vocabulary": vocabulary, "image_size": 16}

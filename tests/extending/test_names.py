@@ -73,6 +73,7 @@ def test_a_parameter_of_another_loss_is_refused_with_the_losss_own(tmp_path, fla
   assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_version_before_goes_on(tmp_path, monkeypatch):
   """It wrote None for the defaults of a loss, and the fields of all encoders."""
   monkeypatch.chdir(small_run.ROOT)

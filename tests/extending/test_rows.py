@@ -185,6 +185,7 @@ def test_a_scope_of_mining_takes_a_function_and_a_row(own, data, monkeypatch):
   assert recorded["mining.scope"] == "neighbour"
 
 
+@pytest.mark.slow
 def test_learned_scalars_are_saved_logged_and_go_on(own, data):
   """From a config and flags; the bits of a resumed run are in `trained_and_resumed`."""
   flags = (

@@ -37,6 +37,7 @@ def run(name, monkeypatch, changes=(), **environment):
   return images, "".join(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_is_looked_into(trained, earlier, monkeypatch):

@@ -57,6 +57,7 @@ def test_frozen_statistics_do_not_move_and_released_ones_do(small):
     assert moves == (bool(new) and any(np.any(a != b) for a, b in zip(old, new, strict=True)))
 
 
+@pytest.mark.slow
 def test_recomputation_changes_nothing_but_memory(small):
   net, variables = small
   images, rngs = reference.two_images(32), {"dropout": jax.random.key(0)}

@@ -71,6 +71,7 @@ def test_grid_is_the_map_before_fc6(narrow):
   np.testing.assert_allclose(found, want.numpy().transpose(0, 2, 3, 1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_recomputation_changes_nothing_but_memory():
   images = reference.two_images(32)
   plain, saving = (

@@ -99,7 +99,9 @@ def test_losses_on_tokens_in_parts_are_those_of_the_whole_batch_on_eight_devices
       model, {"params": params}, rows, chunks=count, key=jax.random.key(0), tokens=True
     )
     match = rows["image_id"][:, None] == rows["image_id"][None]
-    return losses.max_of_hinges(image, text, match=match, kind="symmetric")[0]
+    # One program for both: each is a sum of hinges of the same size.
+    hinges = losses.max_of_hinges(image, text, match=match, kind="symmetric")[0]
+    return hinges + losses.aligned_full_hard_negative(image, text, match=match)[0]
 
   found = jax.jit(jax.value_and_grad(objective), static_argnums=2)
   want = found(params, rows, 1)

@@ -9,7 +9,7 @@ import pytest
 from small_run import parameters
 
 from configs import teran_flickr
-from xmr import checkpoint, data, encode, inspect, search, train
+from xmr import checkpoint, data, encode, inspect, parallel, search, train
 from xmr.config import validate
 from xmr.errors import UserError
 from xmr.eval import alignment
@@ -304,3 +304,25 @@ def test_tokens_beyond_the_memory_of_the_machine_say_what_to_set():
     UserError, match="30 words of 256 numbers, take .* set config.model.dim lower"
   ):
     encode.check_memory(encoded, 10**11, "text")
+
+
+@pytest.mark.parametrize(
+  ("budget", "memory", "message"),
+  [
+    (60, 10**12, "one image of 4 regions and one text of 7 words have 0 MB of products; expected"),
+    (
+      10**8,
+      10**4,
+      "a step of 64 images of 4 regions and texts of 7 words, tokens of 8 numbers, takes more "
+      "than .* per device.*: set config.batch_size or config.model.dim lower",
+    ),
+  ],
+)
+def test_a_step_beyond_the_memory_says_what_to_set(
+  folder, tmp_path, monkeypatch, budget, memory, message
+):
+  monkeypatch.setattr(encode, "BUDGET", budget)
+  monkeypatch.setattr(parallel, "host_memory", lambda: memory)
+  monkeypatch.setattr(train, "compiled", None)
+  with pytest.raises(UserError, match=message):
+    train.train_and_evaluate(small(folder, batch_size=64), tmp_path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from xmr import parallel
 from xmr.data import pipeline
 from xmr.errors import UserError
-from xmr.ops.alignment import NAMES, Tokens
+from xmr.ops.alignment import BUDGET, NAMES, Tokens
 
 
 @functools.partial(jax.jit, static_argnames=("model", "side", "tokens"))
@@ -91,12 +90,46 @@ def padded_as_trained(encoded, config):
 def check_memory(encoded, count, side):
   """Raises UserError where the tokens of a side are more than half of this machine's memory."""
   needed = count * sum(x.nbytes for x in jax.tree.leaves(encoded)) // len(encoded)
-  there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  there = parallel.host_memory()
   if isinstance(encoded, Tokens) and needed > there // 2:
     (_, number, dim), what = encoded.shape, {"image": "regions", "text": "words"}[side]
     raise UserError(
       f"the tokens of {count} {side}s, {number} {what} of {dim} numbers, take "
       f"{needed / 1e9:.1f} GB; this machine has {there / 1e9:.1f}: set config.model.dim lower"
+    )
+
+
+def check_step(experiment):
+  """Raises UserError where a training step on tokens cannot fit, before anything is compiled.
+
+  A step holds at least the tokens and their gradients, 8 B (R + W) D bytes, and the products of one
+  image with one text, 4 R W bytes.
+
+  Args:
+    experiment: Experiment; reads the config, the training split, length, mesh and losses.
+  """
+  config, mesh = experiment.config, experiment.mesh
+  if not (experiment.loss.tokens or experiment.warmup_loss.tokens):
+    return
+  features, size = experiment.splits["train"].image_features, config.data.image_size
+  if features is None:
+    regions = (size // config.model.image.patch) ** 2
+  else:
+    regions = features.shape[1]
+  words = experiment.length
+  pair = 4 * regions * words
+  if pair > BUDGET:
+    raise UserError(
+      f"one image of {regions} regions and one text of {words} words have {pair / 1e6:.0f} MB of "
+      f"products; expected at most {BUDGET / 1e6:.0f}: set config.data.max_length lower"
+    )
+  needed = 8 * config.batch_size * (regions + words) * config.model.dim // mesh.size
+  there = parallel.memory_of(mesh)
+  if there and needed > there:
+    raise UserError(
+      f"a step of {config.batch_size} images of {regions} regions and texts of {words} words, "
+      f"tokens of {config.model.dim} numbers, takes more than {needed / 1e9:.1f} GB per device, "
+      f"which has {there / 1e9:.1f}: set config.batch_size or config.model.dim lower"
     )
 
 

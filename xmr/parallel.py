@@ -159,6 +159,21 @@ def on_host(devices):
   return devices[0].platform == "cpu"
 
 
+def host_memory():
+  """Returns the bytes of this machine's memory."""
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_of(mesh):
+  """Returns the bytes of memory of one device of a mesh, or None where the device does not say;
+  devices that use the host's memory share it.
+  """
+  devices = mesh.local_mesh.devices.reshape(-1)
+  if on_host(devices):
+    return host_memory() // len(devices)
+  return (devices[0].memory_stats() or {}).get("bytes_limit")
+
+
 def compiler_options(mesh):
   """Returns what `jit` of a training step is compiled with: {name: value}, for a mesh's devices.
 

@@ -37,6 +37,7 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
   # The data set the fields that the recipe leaves open.
   config = experiment.config
   if not eval_only:
+    encode.check_step(experiment)
     results_lib.check(config, experiment.splits[config.evaluate.split])
     record = getattr(experiment.splits, "record", None)
     kept = {"vocabulary": experiment.vocabulary, "record": record, "inputs": experiment.inputs}

@@ -480,3 +480,25 @@ def test_what_is_wrong_is_said_in_one_line(clip, cache, tmp_path):
     run(settings(clip, **{"data.image_size": 50, "data.resize": 50}), tmp_path / "e", cache)
   with pytest.raises(UserError, match="config.batch_chunks is 3"):
     run(settings(clip, **{"batch_chunks": 3}), tmp_path / "f", cache)
+
+
+def test_the_images_of_a_test_split_are_enough_to_score_and_not_to_train(clip, cache, tmp_path):
+  (tmp_path / "data/images").mkdir(parents=True)
+  rows = [("test", i) for i in range(4)] + [("train", 4), ("val", 5)]
+  images = [
+    {"filename": f"image_{i}.png", "imgid": i, "split": split}
+    | {"sentences": [{"raw": TEXTS[0], "sentid": i}]}
+    for split, i in rows
+  ]
+  (tmp_path / "data/dataset_own.json").write_text(json.dumps({"images": images}))
+  for picture in PICTURES:
+    shutil.copy(picture, tmp_path / "data/images")
+  changes = {"data.name": "karpathy", "data.dir": str(tmp_path / "data"), "batch_size": 16}
+  shutil.copytree(clip, tmp_path / "run")
+  found = run(settings(**changes), tmp_path / "run", cache, eval_only=True)
+  assert (found["n_images"], found["n_texts"]) == (4, 4)
+  with pytest.raises(UserError, match=r"no image of split train \(4 test\); expected train, val"):
+    run(settings(clip, **changes), tmp_path / "trained", cache)
+  with pytest.raises(UserError, match=r"no image of split val \(4 test\); expected val, test"):
+    wise = changes | {"evaluate.wise": (0.5,), "init": str(clip)}
+    run(settings(**wise), tmp_path / "run", cache, eval_only=True)

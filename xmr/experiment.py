@@ -63,7 +63,7 @@ class Experiment:
   @property
   def inputs(self):
     """Arrays that are needed to encode raw features as the run does; {} for none."""
-    scale = self.splits["train"].image_scale
+    scale = next(iter(self.splits.values())).image_scale
     return {} if scale is None else {"image_scale": scale}
 
   def train_batches(self, start):
@@ -110,7 +110,7 @@ def prepare(config, workdir, *, eval_only=False):
   splits = None
   if config.recipe == "by_size":
     # The rest of the config depends on the data; other data would give another config.
-    splits, digests = loaded(config, workdir)
+    splits, digests = loaded(config, workdir, eval_only=eval_only)
     captions = len(splits["train"].text_id)
     config = recipe.by_size(config, captions, devices=mesh.size)
     say(recipe.line(config, captions))
@@ -118,14 +118,18 @@ def prepare(config, workdir, *, eval_only=False):
   parallel.check_batch(mesh, config.batch_size, name="batch_size")
   check_chunks(config, mesh)
   if splits is None:
-    splits, digests = loaded(config, workdir)
-  steps_per_epoch = pipeline.steps_per_epoch(
-    splits["train"],
-    batch_size=config.batch_size,
-    one_caption_per_image=config.data.one_caption_per_image,
-  )
+    splits, digests = loaded(config, workdir, eval_only=eval_only)
+  # Who only scores may have no images to train on, or fewer than a batch.
+  trained = splits.get("train", splits[config.evaluate.split])
+  counted, steps_per_epoch = "train" in splits and not (eval_only and imported(workdir)), 1
+  if counted:
+    single = config.data.one_caption_per_image
+    steps_per_epoch = pipeline.steps_per_epoch(
+      trained, batch_size=config.batch_size, one_caption_per_image=single
+    )
   total_steps = config_lib.in_steps(config, steps_per_epoch, name="config.")
-  check_length(total_steps, workdir)
+  if counted:
+    check_length(total_steps, workdir)
   vocabulary, length, vectors = vocabulary_of(
     config, splits, workdir, glove=not (eval_only or config.init)
   )
@@ -137,7 +141,7 @@ def prepare(config, workdir, *, eval_only=False):
   variables = starting_values(
     config,
     model,
-    splits["train"],
+    trained,
     vocabulary,
     length=length if length and isinstance(vocabulary, data.Subwords) else 4,
     scalars=loss.start(),
@@ -198,8 +202,9 @@ def say(line):
     print(line)
 
 
-def loaded(config, workdir):
-  """Returns (splits of a config's data, their digests) and prints what was found.
+def loaded(config, workdir, *, eval_only=False):
+  """Returns (splits of a config's data, their digests) and prints what was found; with eval_only
+  the splits that are scored are enough.
 
   Raises:
     UserError: the data is wrong, lacks a split that the run needs, or differs from the data that
@@ -217,13 +222,14 @@ def loaded(config, workdir):
   splits = data.load(config)
   for line in getattr(splits, "lines", ()):
     say(line)
-  for name in ("train", "val", config.evaluate.split):
+  needed = ("val",) * bool(config.evaluate.wise) if eval_only else ("train", "val")
+  for name in (*needed, config.evaluate.split):
     if name not in splits:
       known = ", ".join(f"{len(part.image_id):,} {key}" for key, part in splits.items())
       raise UserError(
         f"config.data.dir: {config.data.dir or config.data.name} has no image of split {name} "
-        f"({known}); expected train, val and {config.evaluate.split}. configs/own.py takes missing "
-        "splits out of train"
+        f"({known}); expected {', '.join((*needed, config.evaluate.split))}. configs/own.py takes "
+        "missing splits out of train"
       )
   digests = data.digests(splits)
   check_data(digests, workdir, where=config.data.dir or config.data.name)
@@ -351,7 +357,7 @@ def vocabulary_of(config, splits, workdir, *, glove=True):
     if config.vocabulary.glove:
       raise UserError("config.vocabulary.glove has vectors of words; this run has a tokenizer")
     return vocabulary, vocabulary.length(config.data.max_length), None
-  longest = splits["train"].max_length()
+  longest = next(iter(splits.values())).max_length()
   # Columns that hold only <pad> would be computed at each step.
   length = min(config.data.max_length or longest, longest)
   if not (glove and config.vocabulary.glove):

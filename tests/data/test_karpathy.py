@@ -250,3 +250,24 @@ def test_json_without_sentids_or_tokens_is_enough(folder, data_config):
     "sentences",
   }
   assert len(load(data_config(image="features"))["train"].texts) == 16
+
+
+def test_a_split_without_any_image_is_left_out_and_said(folder, data_config):
+  """Who scores has the images of the test split, not those of the others."""
+  for image in folder.content["images"]:
+    if image["split"] != "test":
+      (folder.path / "images" / image["filename"]).unlink()
+  splits = load(data_config())
+  assert list(splits) == ["test"] and len(splits["test"].pixels) == 2
+  assert splits.lines[0] == "train: left out, as none of its 5 images is in images/"
+  assert len(splits.lines) == 3
+  with pytest.raises(UserError, match="config.data.restval is True but train: left out"):
+    load(data_config(restval=True))
+  # One image of a split that is missing is a mistake; so are all of the set.
+  first, second = (each for each in folder.content["images"] if each["split"] == "test")
+  (folder.path / "images" / first["filename"]).unlink()
+  with pytest.raises(UserError, match="is not in .*expected all 2 images"):
+    load(data_config())
+  (folder.path / "images" / second["filename"]).unlink()
+  with pytest.raises(UserError, match="is not in .*expected all 10 images"):
+    load(data_config())

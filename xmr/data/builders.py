@@ -97,7 +97,8 @@ class Karpathy(CaptionedImages, skip_registration=True):
   def _split_generators(self, dl_manager):
     folder = pathlib.Path(dl_manager.manual_dir)
     source = split_file.read_json(split_file.find_json(str(folder), self.name))
-    rows = {split: source.rows_of(split) for split in split_file.SPLITS}
+    there = split_file.with_images(source, folder / "images")
+    rows = {split: source.rows_of(split) for split in there}
     return {
       split: self._generate_examples(
         split, len(chosen), self._examples(source, chosen, folder / "images")

@@ -168,6 +168,16 @@ def check_counts(source, name, path):
       )
 
 
+def with_images(source, root):
+  """Returns the splits of which an image is below a folder; all splits where none is."""
+  there = tuple(
+    split
+    for split in SPLITS
+    if any(os.path.lexists(os.path.join(root, source.names[i])) for i in source.rows_of(split))
+  )
+  return there or SPLITS
+
+
 def read_json(path):
   """Reads and checks a split file.
 

@@ -348,3 +348,51 @@ def test_a_half_named_run_is_refused(environment, found):
   with pytest.raises(UserError, match=None) as error:
     parallel.members(environment)
   assert str(error.value).startswith(found)
+
+
+# Negatives from a bank, whose rows lie on all processes and are part of the checkpoints.
+MINED = {"loss.name": "hard_negative", "mining.scope": "bank", "mining.refresh_steps": 3}
+MINED |= {"steps": 30, "checkpoint.steps": 1}
+
+
+@pytest.fixture(scope="module")
+def eight(data, tmp_path_factory):
+  """A run in one process of eight devices."""
+  workdir = tmp_path_factory.mktemp("eight") / "run"
+  small_run.run(small_run.command(data, workdir, **MINED), devices=8)
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "in_parts"])
+def test_four_processes_of_two_devices_that_were_all_killed_end_as_one_of_eight(
+  data, eight, split, tmp_path, started
+):
+  workdir = tmp_path / "run"
+  command = small_run.command(data, workdir, processes=4, **MINED, shard_params=split)
+  root = started(command, devices=2, log=tmp_path / "log")
+  small_run.wait_for(is_under_way(workdir), process=root)
+  family = [psutil.Process(root.pid), *(member(root, index) for index in range(4))]
+  for process in family:
+    process.kill()
+  assert root.wait(60) == -signal.SIGKILL and not psutil.wait_procs(family, 60)[1]
+  killed_at = max(map(int, filter(str.isdigit, os.listdir(workdir / "checkpoints"))))
+  assert killed_at < MINED["steps"]
+  printed = small_run.run(command, devices=2)
+  assert "8 cpu device(s), 4 process(es)" in printed and printed.count("wrote ") == 1
+  assert f"from step {killed_at} of" in printed
+  # Every process wrote its part of the parameters and of the state.
+  newest = workdir / "checkpoints" / str(MINED["steps"])
+  for item in ("params", "state"):
+    assert len([*newest.glob(f"{item}/ocdbt.process_*/d/*")]) >= 4
+    assert {x.name for x in newest.glob(f"{item}/ocdbt.process_*")} == {
+      f"ocdbt.process_{index}" for index in range(4)
+    }
+  found, expected = (small_run.parameters(folder, MINED["steps"]) for folder in (workdir, eight))
+  small_run.assert_equal(found, expected, atol=1e-6)
+  # Each save writes what was logged so far.
+  assert small_run.steps_logged(workdir) == list(range(1, MINED["steps"] + 1))
+  results = [json.loads((folder / "results.json").read_text()) for folder in (workdir, eight)]
+  assert results[0]["metrics"] == results[1]["metrics"]
+  scores = [small_run.steps_logged(folder, "val/rsum") for folder in (workdir, eight)]
+  assert scores[0] == scores[1] == [6, 12, 18, 24, 30]

@@ -211,3 +211,29 @@ def test_ctrl_c_between_the_line_of_devices_and_the_lock_is_one_line_and_nothing
   finally:
     process.kill()
     process.stdout.close()
+
+
+AFTERWARDS = {
+  "after the line": ("kill()", "kill()", "xmr: interrupted\n"),
+  "after the work": ("pass", "kill()", "xmr: interrupted\n"),
+  "while Python ends": ("kill()", "import atexit; atexit.register(kill)", "xmr: interrupted\n"),
+}
+
+
+@pytest.mark.parametrize("inside, behind, said", AFTERWARDS.values(), ids=AFTERWARDS.keys())
+def test_ctrl_c_when_a_command_has_said_its_last_line_is_status_130(tmp_path, inside, behind, said):
+  (tmp_path / "command.py").write_text(
+    # As the import of a command by `python -m xmr....` leaves it.
+    "import signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "from xmr.errors import reported\n"
+    "def kill(): signal.raise_signal(signal.SIGINT)\n"
+    f"try:\n  with reported():\n    {inside}\nfinally:\n  {behind}"
+  )
+  done = subprocess.run(
+    [sys.executable, "-m", "command"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (130, said)

@@ -1,5 +1,6 @@
 """Ctrl-C: the first ends a command after its cleaning up, with one line; the second at once."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -14,6 +15,8 @@ _asked = threading.Event()
 def heard():
   """Makes the first SIGINT a KeyboardInterrupt that `check` remembers, and the second end the
   process; in a thread, or where somebody else takes the signal, nothing changes.
+
+  Where the process is a command, Ctrl-C after the block ends it at once with the same status.
   """
   ours = threading.current_thread() is threading.main_thread() and signal.getsignal(
     signal.SIGINT
@@ -22,11 +25,26 @@ def heard():
     yield
     return
   before = signal.signal(signal.SIGINT, _first)
+  # `xmr` leaves SIG_DFL to a command that `python -m` starts: its process ends after the block. The
+  # interpreter takes handlers away before all else, and would then end by the signal.
+  ends = before == signal.SIG_DFL
+  if ends:
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, before)
-    _asked.clear()
+    signal.signal(signal.SIGINT, _ending if ends else before)
+    if not ends:
+      _asked.clear()
+
+
+def _ending(*_):
+  """Ends a command that has done all but to end: with the status of Ctrl-C, and with its line where
+  that was not printed.
+  """
+  if not _asked.is_set():
+    os.write(2, b"xmr: interrupted\n")
+  os._exit(STATUS)
 
 
 def _first(*_):

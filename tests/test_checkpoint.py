@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -320,3 +321,21 @@ def test_what_a_killed_save_left_is_not_taken_for_a_checkpoint(run, trees, capsy
   checkpoints.save(17, params=trees[0], state=trees[1], run={"best": 13})
   assert not unfinished.exists() and capsys.readouterr().err == ""
   checkpoints.close()
+
+
+def test_a_save_leaves_nothing_in_memory_that_tensorstore_made_of_json(trees, tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(1, params=trees[0], state=trees[1], run={})
+  tracemalloc.start()
+  try:
+    for step in (2, 3):
+      checkpoints.save(step, params=trees[0], state=trees[1], run={})
+    gc.collect()
+    made = tracemalloc.take_snapshot().filter_traces(
+      [tracemalloc.Filter(True, "*/orbax/checkpoint/_src/serialization/tensorstore_utils.py")]
+    )
+  finally:
+    tracemalloc.stop()
+    checkpoints.close()
+  # 57,000 without `leaks`; what is left fills caches.
+  assert sum(trace.size for trace in made.traces) < 15_000

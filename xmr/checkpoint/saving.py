@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from xmr.checkpoint import digests, reading
+from xmr.checkpoint.leaks import without_json
 from xmr.checkpoint.threads import last_words
 from xmr.checkpoint.trees import flatten, targets, unflatten
 from xmr.errors import UserError, disk_full
@@ -112,7 +113,7 @@ class Checkpoints:
     )
     metrics = None if score is None else {"score": score, "step": int(step)}
     try:
-      with last_words():
+      with last_words(), without_json():
         manager = self._open()
         manager.save(step, args=arguments, metrics=metrics, force=True)
         manager.wait_until_finished()

@@ -1,6 +1,8 @@
 """Files are there whole or not at all, whatever goes wrong while they are written."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,3 +100,22 @@ def test_the_longest_name_that_a_folder_takes_is_written(tmp_path):
   name = "\N{ALARM CLOCK}" * 63  # 252 bytes
   files.write_text(tmp_path / name, "x")
   assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("make", [files.replacing, files.new_folder])
+def test_what_a_killed_writer_left_goes_with_the_next_and_what_another_writes_stays(tmp_path, make):
+  path = tmp_path / "a[1].json"
+  code = (
+    "import os\nfrom xmr.storage import files\n"
+    f"with files.{make.__name__}({str(path)!r}):\n  os.kill(os.getpid(), 9)"
+  )
+  subprocess.run([sys.executable, "-c", code])
+  (left,) = tmp_path.iterdir()
+  with make(path):
+    (writing,) = tmp_path.iterdir()
+    assert writing != left
+    with make(tmp_path / "a[1].json"):
+      assert writing.exists() and len(list(tmp_path.iterdir())) == 2
+    if make is files.new_folder:
+      path.rmdir()
+  assert list(tmp_path.iterdir()) == [path]

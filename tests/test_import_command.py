@@ -108,6 +108,7 @@ def test_an_import_that_is_killed_leaves_no_run_and_the_same_command_works(
   assert all(path.name.endswith(".part") for path in (tmp_path / "runs").iterdir())
   import_run.import_run(base(), workdir=tmp_path / "runs" / "a", **files)
   assert checkpoint.load(tmp_path / "runs" / "a")[0] == 77
+  assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]
 
 
 def sentence(number):

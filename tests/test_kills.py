@@ -4,12 +4,14 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import psutil
 import pytest
 import small_run
 import test_fine_grained as fine_grained
+from test_import_command import released  # noqa: F401
 
 from xmr import checkpoint
 from xmr.checkpoint import reading
@@ -141,3 +143,31 @@ def test_features_are_the_same_after_kills(tmp_path):
   )
   left = subprocess.run(["find", str(out), "-name", "*.part"], capture_output=True, text=True)
   assert left.stdout == ""
+
+
+def test_an_import_leaves_no_run_or_all_of_it(released, tmp_path):  # noqa: F811
+  files, *_ = released
+  config = ["--config=configs/vsepp_flickr.py", "--config.data.image_features=features.npy"]
+  given = [f"--{name}={path}" for name, path in files.items()]
+
+  def command(workdir):
+    return [sys.executable, "-m", "xmr.import_run", *config, *given, f"--workdir={workdir}"]
+
+  small_run.run(command(tmp_path / "whole"))
+  runs, rng = tmp_path / "runs", np.random.default_rng(15)
+  # What lies there when it is killed: nothing yet, the folder in the making, its checkpoint.
+  for reached in ("", ".a.*.part", ".a.*.part/config.json", ".a.*.part/checkpoints/*"):
+    moment = time.monotonic() + rng.uniform(0.5, 5)
+    if killed(
+      command(runs / "a"),
+      tmp_path / "log",
+      lambda reached=reached, moment=moment: (
+        any(runs.glob(reached)) if reached else time.monotonic() > moment
+      ),
+    ):
+      assert not (runs / "a").exists()
+  small_run.run(command(runs / "a"))
+  assert [path.name for path in runs.iterdir()] == ["a"]
+  found, whole = (checkpoint.load(folder) for folder in (runs / "a", tmp_path / "whole"))
+  assert found[0] == whole[0] == 77
+  small_run.assert_equal(checkpoint.flatten(found[1]), checkpoint.flatten(whole[1]))

@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+import shutil
 import sys
 import time
 
@@ -267,9 +268,7 @@ def extract(
     if first:
       assemble(out, items, tuple(manifest["shape"]), dtype)
       write_json(out / "manifest.json", sealed(manifest | {"complete": True}))
-      for start in starts:
-        (out / "blocks" / f"{start:08d}.npy").unlink(missing_ok=True)
-      (out / "blocks").rmdir()
+      shutil.rmtree(out / "blocks")
       speed = count / max(time.perf_counter() - began, 1e-9)
       made = f"{out / 'features.npy'}: {manifest['shape']} {dtype}"
       print(f"{made}, {count} images at {speed:.1f} images/s")

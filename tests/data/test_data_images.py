@@ -147,3 +147,11 @@ def test_train_crop_is_a_function_of_its_generator():
   np.testing.assert_array_equal(first, again)
   assert not np.array_equal(first, other)
   assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
+
+
+def test_sixteen_bits_of_grey_become_eight():
+  grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+  file = io.BytesIO()
+  Image.fromarray(grey).save(file, "PNG")
+  found = np.asarray(images.decode(file.getvalue(), name="x.png"))
+  np.testing.assert_array_equal(found, np.repeat(grey[..., None] // 257, 3, axis=-1))

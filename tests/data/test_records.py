@@ -9,6 +9,7 @@ import struct
 import sys
 import zlib
 
+import numpy as np
 import pytest
 
 from xmr.data import load, records
@@ -195,3 +196,22 @@ def test_cache_dir_may_start_with_a_tilde(folder, data_config, tmp_path, monkeyp
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
   load(data_config(cache_dir="~/.cache/xmr"))
   assert list(pathlib.Path(tmp_path, "home/.cache/xmr").glob("karpathy-*"))
+
+
+def test_a_flipped_bit_of_prepared_images_is_named_or_changes_no_pixel(
+  folder, data_config, tmp_path
+):
+  split = load(data_config())["train"]
+  whole = [bytes(split.pixels[row]) for row in range(len(split.pixels))]
+  (path,) = (tmp_path / "cache").rglob("*train.array_record*")
+  content, rng = path.read_bytes(), np.random.default_rng(6)
+  # The first and the last image are read when the set is opened, the others with their batch.
+  inside = [content.index(image) + int(rng.integers(len(image))) for image in whole]
+  for at in [*inside, *rng.integers(len(content), size=10)]:
+    path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+    try:
+      split = load(data_config())["train"]
+      assert [bytes(split.pixels[row]) for row in range(len(whole))] == whole
+      assert at not in inside
+    except UserError as error:
+      assert "delete" in str(error)

@@ -26,6 +26,8 @@ def decode(content, *, name):
   image = _open(content, name)
   with _whole(name):
     image.load()
+    if image.mode.startswith("I;16"):  # Pillow would cut them off at 255: a white image.
+      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

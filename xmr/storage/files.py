@@ -9,6 +9,7 @@ import uuid
 
 from xmr.errors import UserError
 from xmr.storage import digests
+from xmr.storage.locks import held_new, remove_abandoned
 
 KINDS = {dict: "an object", list: "a list"}
 
@@ -27,17 +28,11 @@ def replacing(path):
   Raises:
     OSError: the folder is missing or takes no more.
   """
-  path = pathlib.Path(path)
-  # A random part, as processes of two machines that share the folder may have one number.
-  temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
-  try:
-    with temporary.open("x+b") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
+  with _beside(path, _new_file) as (temporary, number), open(number, "r+b") as file:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
     temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -51,15 +46,44 @@ def new_folder(path):
   Raises:
     OSError: `path` holds something, or its folder takes no more.
   """
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  with _beside(path, _new_folder) as (temporary, number):
+    try:
+      yield temporary
+      temporary.rename(path)
+    finally:
+      os.close(number)
+
+
+@contextlib.contextmanager
+def _beside(path, make):
+  """Makes something of a new name beside a path, and removes it and what killed writers of the path
+  left; yields (its path, a descriptor for the caller to close).
+  """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.part")
-  temporary.mkdir()
+  # A random part, as processes of two machines that share the folder may have one number.
+  start, end = f".{path.name[:50]}.", ".part"
+  with contextlib.suppress(OSError):
+    for name in os.listdir(path.parent):
+      if name.startswith(start) and name.endswith(end):
+        remove_abandoned(path.parent / name)
+  temporary, number = held_new(lambda: path.with_name(f"{start}{uuid.uuid4().hex[:12]}{end}"), make)
   try:
-    yield temporary
-    temporary.rename(path)
+    yield temporary, number
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    if temporary.is_dir():
+      shutil.rmtree(temporary, ignore_errors=True)
+    else:
+      temporary.unlink(missing_ok=True)
+
+
+def _new_file(path):
+  return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path):
+  path.mkdir()
+  return os.open(path, os.O_RDONLY)
 
 
 def json_lines(path):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 
 from xmr.errors import UserError
@@ -42,6 +43,40 @@ def locked(path, *, busy):
       yield False
       return
     yield True
+
+
+def held_new(path, make):
+  """Makes a file or folder and holds its lock until its descriptor is closed or the process ends.
+
+  Args:
+    path: function without arguments that returns a new path.  make: function of a path that makes
+      it and returns a descriptor.
+  Returns:
+    (path, descriptor).  On a file system without locks nothing is held.
+  """
+  while True:
+    made = path()
+    number = make(made)
+    with contextlib.suppress(OSError):
+      fcntl.flock(number, fcntl.LOCK_EX)
+    # Between the two lines above another process may take it for abandoned.
+    if os.path.lexists(made):
+      return made, number
+    os.close(number)
+
+
+def remove_abandoned(path):
+  """Removes what `held_new` made in a process that was killed since; leaves what may be in use."""
+  with contextlib.suppress(OSError):
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+      fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if stat.S_ISDIR(os.fstat(number).st_mode):
+        shutil.rmtree(path)
+      else:
+        os.unlink(path)
+    finally:
+      os.close(number)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def replacing(path):
   Raises:
     OSError: the folder is missing or takes no more.
   """
-  with _beside(path, _new_file) as (temporary, number), open(number, "r+b") as file:
+  with _beside(path, _new_file) as temporary, temporary.open("r+b") as file:
     yield file
     file.flush()
     os.fsync(file.fileno())
@@ -47,18 +47,15 @@ def new_folder(path):
     OSError: `path` holds something, or its folder takes no more.
   """
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  with _beside(path, _new_folder) as (temporary, number):
-    try:
-      yield temporary
-      temporary.rename(path)
-    finally:
-      os.close(number)
+  with _beside(path, _new_folder) as temporary:
+    yield temporary
+    temporary.rename(path)
 
 
 @contextlib.contextmanager
 def _beside(path, make):
   """Makes something of a new name beside a path, and removes it and what killed writers of the path
-  left; yields (its path, a descriptor for the caller to close).
+  left; yields its path.
   """
   path = pathlib.Path(path)
   # A random part, as processes of two machines that share the folder may have one number.
@@ -69,12 +66,13 @@ def _beside(path, make):
         remove_abandoned(path.parent / name)
   temporary, number = held_new(lambda: path.with_name(f"{start}{uuid.uuid4().hex[:12]}{end}"), make)
   try:
-    yield temporary, number
+    yield temporary
   finally:
     if temporary.is_dir():
       shutil.rmtree(temporary, ignore_errors=True)
     else:
       temporary.unlink(missing_ok=True)
+    os.close(number)
 
 
 def _new_file(path):

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+
+from xmr.models.loop import repeat
 
 # Numbers of blocks of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1 with four
 # times the channels).
@@ -90,38 +91,6 @@ class Block(nn.Module):
     if x.shape != y.shape:
       x = self.norm(name="downsample_1")(conv(y.shape[-1], 1, self.stride, name="downsample_0")(x))
     return nn.relu(x + y)
-
-
-def repeat(module, block, names, x, *, remat=False):
-  """Applies equal residual blocks in a loop.
-
-  With unrolled blocks, XLA on CPUs recomputes the earlier sums in each later block, a third of the
-  network's time, and merges what remat recomputes with the original, which defeats remat. A loop
-  avoids both and compiles only one block.
-
-  Args:
-    module: bound module whose variables hold those of each block under its name.
-    block: unbound module, x -> [like x].  names: of the blocks in their order.  x: [B, H, W, C].
-    remat: keep only the input of each block and recompute the rest in the backward pass.
-  Returns:
-    [B, H, W, C]; updated statistics are written to the module's variables.
-  """
-  collections = [name for name in ("params", "batch_stats") if module.has_variable(name, names[0])]
-  each = [
-    {collection: module.get_variable(collection, name) for collection in collections}
-    for name in names
-  ]
-  mutable = ["batch_stats"] if module.is_mutable_collection("batch_stats") else []
-
-  def step(x, variables):
-    return block.apply(variables, x, mutable=mutable)
-
-  step = jax.checkpoint(step, prevent_cse=False) if remat else step
-  x, moved = jax.lax.scan(step, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
-  for collection, stacked in moved.items():
-    for i, name in enumerate(names):
-      module.put_variable(collection, name, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-  return x
 
 
 class ResNet(nn.Module):

@@ -72,6 +72,7 @@ class TextTransformer(nn.Module):
     positions = self.param("positions", NORMAL, (self.positions, self.width))
     x = words(text) + positions[:length].astype(self.dtype)
     x = blocks(
+      self,
       x,
       layers=self.layers,
       remat=self.remat,

@@ -36,6 +36,7 @@ class Layers(nn.Module):
     if x.shape[-1] % self.heads:
       raise ValueError(f"heads is {self.heads}; expected a divisor of the width, {x.shape[-1]}")
     x = blocks(
+      self,
       x.astype(self.dtype),
       layers=self.layers,
       remat=False,

@@ -137,6 +137,7 @@ class ViT(nn.Module):
     if kind["pre_norm"]:
       x = norm("pre_norm")(x)
     x = blocks(
+      self,
       x,
       layers=self.layers,
       remat=self.remat,

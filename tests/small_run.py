@@ -43,6 +43,25 @@ SMALL = {
   "picture": False,
 }
 
+# A run on scenes, pixels and words; files of tests that share it share its compiled programs.
+SCENES = {
+  "data.scenes.n_train": 40,
+  "data.scenes.n_val": 10,
+  "data.scenes.n_test": 12,
+  "batch_size": 16,
+  "eval_batch_size": 16,
+  "model.dim": 16,
+  "model.text.name": "gru",
+  "model.text.word_dim": 8,
+  "model.text.dropout": 0.4,
+  "epochs": 0.0,
+  "steps": 12,
+  "warmup.epochs": 0.0,
+  "evaluate.epochs": 0.0,
+  "evaluate.steps": 6,
+  "log.steps": 2,
+}
+
 
 def write_data(folder, *, n_images=60, captions=2, dim=24):
   """Writes a set in Karpathy's layout: every fifth image is of val, every sixth of test."""

@@ -31,24 +31,10 @@ def command(cache):
   """Returns the command line of a small run on scenes, with pixels, augmentation and words."""
 
   def build(workdir, *changes, config="configs/imc_scenes.py"):
-    small = {
+    small = small_run.SCENES | {
       "data.cache_dir": cache,
-      "data.scenes.n_train": 40,
-      "data.scenes.n_val": 10,
-      "data.scenes.n_test": 10,
-      "batch_size": 16,
-      "eval_batch_size": 16,
-      "model.dim": 16,
-      "model.text.word_dim": 8,
-      "model.text.dropout": 0.4,
-      "epochs": 0.0,
-      "steps": 12,
-      "warmup.epochs": 0.0,
       "warmup.steps": 4,
-      "evaluate.epochs": 0.0,
-      "evaluate.steps": 6,
       "checkpoint.steps": 5,
-      "log.steps": 2,
       "log.tensorboard": False,
     }
     flags = [f"--config.{key}={value}" for key, value in small.items()]
@@ -118,7 +104,7 @@ def test_one_command_trains_scores_and_draws(command, undisturbed):
   )
   assert parameters_in == f"parameters: {undisturbed / 'checkpoints' / str(results['step'])}"
   assert next_command == f"look inside: python -m xmr.inspect.report --workdir={undisturbed}"
-  assert results["dataset"] == "scenes" and results["n_images"] == 10 and results["n_texts"] == 50
+  assert results["dataset"] == "scenes" and results["n_images"] == 12 and results["n_texts"] == 60
   recalls = [results["metrics"][f"{d}/r{k}"] for d in ("i2t", "t2i") for k in (1, 5, 10)]
   assert results["metrics"]["rsum"] == pytest.approx(sum(recalls))
   assert (undisturbed / "retrieved.png").stat().st_size > 10_000

@@ -40,6 +40,7 @@ def state_of(model, batch, devices=None):
   return train.create_train_state(variables, optax.sgd(0.1), mesh=parallel.mesh(devices))
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing(model, batch):
   state = state_of(model, batch, jax.devices()[:1])
   plain, plain_terms = step_of(model)(state, batch, None)
@@ -70,8 +71,8 @@ def test_same_on_1_and_8_devices(model, batch):
 
 def test_two_captions_of_one_image_are_negatives_only_as_released(model, batch):
   state = state_of(model, batch)
-  _, kind = step_of(model, "sum_of_hinges", match="image_id")(state, batch, None)
-  _, released = step_of(model, "sum_of_hinges", match="pair")(state, batch, None)
+  _, kind = jax.jit(step_of(model, "sum_of_hinges", match="image_id"))(state, batch, None)
+  _, released = jax.jit(step_of(model, "sum_of_hinges", match="pair"))(state, batch, None)
   # Each caption's own image stands twice in the batch: as a negative it violates the margin in
   # full.
   assert released["loss"] > kind["loss"] + 0.2 * B - 1e-4
@@ -94,8 +95,8 @@ def test_negatives_of_the_batch_reach_losses_that_take_them(model, batch):
   )
   miner, pool, _ = mining.make(parts)
   state = state_of(model, batch)
-  _, mined = step_of(model, "hard_negative", miner=miner)(state, batch, pool)
-  _, hinges = step_of(model, "max_of_hinges")(state, batch, None)
+  _, mined = jax.jit(step_of(model, "hard_negative", miner=miner))(state, batch, pool)
+  _, hinges = jax.jit(step_of(model, "max_of_hinges"))(state, batch, None)
   np.testing.assert_allclose(mined["loss"], hinges["loss"] / B, rtol=1e-5)
 
 
@@ -106,8 +107,10 @@ def test_randomness_is_a_function_of_seed_and_step(model, batch):
   model = models.build(config)
   state = state_of(model, batch)
 
+  steps = [jax.jit(step_of(model, seed=seed)) for seed in (0, 1)]
+
   def loss(state, seed):
-    return float(step_of(model, seed=seed)(state, batch, None)[1]["loss"])
+    return float(steps[seed](state, batch, None)[1]["loss"])
 
   assert loss(state, 0) == loss(state, 0)
   assert loss(state, 0) != loss(state, 1)

@@ -9,24 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from small_run import SCENES
+
+from xmr.storage.files import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = {
-  "data.scenes.n_train": 40,
-  "data.scenes.n_val": 10,
-  "data.scenes.n_test": 12,
-  "batch_size": 16,
-  "eval_batch_size": 16,
-  "model.dim": 16,
-  "model.text.word_dim": 8,
-  "epochs": 0.0,
-  "steps": 12,
-  "warmup.epochs": 0.0,
-  "evaluate.epochs": 0.0,
-  "evaluate.steps": 6,
-  "checkpoint.steps": 6,
-  "log.steps": 2,
-}
+SMALL = SCENES | {"checkpoint.steps": 6}
 
 
 def run_command(*arguments, code=0, **environment):
@@ -64,11 +52,10 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def earlier(trained, tmp_path_factory):
-  """The same run as it was at its first checkpoint: another model of the same test split."""
+  """The same run without its best checkpoint: another model of the same test split."""
   workdir = tmp_path_factory.mktemp("earlier") / "run"
   shutil.copytree(trained, workdir)
-  for path in sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))[1:]:
-    shutil.rmtree(path)
+  shutil.rmtree(workdir / "checkpoints" / str(read_json(workdir / "results.json")["step"]))
   (workdir / "results.json").unlink()
   return workdir
 

@@ -45,8 +45,9 @@ def test_kinds_are_those_of_vectors_and_of_tokens():
 def test_one_token_a_row_is_a_vector(loss):
   count = 2 if loss in ON_PAIRS else 4
   rows = [unit_tokens(5, 1, seed).x[:, 0] for seed in range(count)]
-  found = loss(*(Tokens(x[:, None], np.ones((5, 1), bool)) for x in rows), kind="MrSw")
-  expected = loss(*rows)
+  tokens = [Tokens(x[:, None], np.ones((5, 1), bool)) for x in rows]
+  found = jax.jit(functools.partial(loss, kind="MrSw"))(*tokens)
+  expected = jax.jit(loss)(*rows)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   assert found[1].keys() == expected[1].keys()
 
@@ -54,7 +55,7 @@ def test_one_token_a_row_is_a_vector(loss):
 @pytest.mark.parametrize("kind", ["MwSr", "symmetric", "pooled"])
 def test_hinges_and_cross_entropy_equal_those_of_the_scores(kind):
   image, text = unit_tokens(5, 3, 0), unit_tokens(5, 6, 1)
-  s = np.asarray(aligned(image, text, form=kind), np.float64)
+  s = np.asarray(jax.jit(functools.partial(aligned, form=kind))(image, text), np.float64)
   positive, other = np.diagonal(s), ~np.eye(5, dtype=bool)
   rows = np.maximum(0.2 + s - positive[:, None], 0) * other
   columns = np.maximum(0.2 + s - positive, 0) * other
@@ -75,7 +76,9 @@ def test_full_hn_orders_what_alignments_say_of_mined_tokens(kind):
   image, image_negative = unit_tokens(5, 3, 2), unit_tokens(5, 3, 3)
   text, text_negative = unit_tokens(5, 6, 4), unit_tokens(5, 6, 5)
   same = np.array([1, 0, 1, 0, 0])
-  s = lambda a, b, form=kind: np.asarray(aligned_rows(a, b, form=form))  # noqa: E731
+  s = lambda a, b, form=kind: np.asarray(  # noqa: E731
+    jax.jit(functools.partial(aligned_rows, form=form))(a, b)
+  )
   # Between images, and between texts, the sum runs over the tokens of the query.
   inside = {"MrSw": "MwSr"}.get(kind, kind)
   positive = s(image, text)
@@ -104,8 +107,13 @@ def test_the_hardest_negative_has_a_gradient_and_padding_none():
 def test_text_queries_turn_one_sided_kinds():
   image, text = unit_tokens(5, 3, 8), unit_tokens(4, 6, 9)
   for kind in NAMES:
-    found = similarity(text, image, kind=kind, text_query=True)
-    np.testing.assert_allclose(found, similarity(image, text, kind=kind).T, rtol=1e-5)
+    turned, plain = jax.jit(
+      lambda image, text, kind=kind: (
+        similarity(text, image, kind=kind, text_query=True),
+        similarity(image, text, kind=kind).T,
+      )
+    )(image, text)
+    np.testing.assert_allclose(turned, plain, rtol=1e-5)
 
 
 def test_errors_say_what_a_kind_wants():

@@ -66,7 +66,7 @@ def make_experiment(split, config, devices=1, loss=None):
     side: jnp.asarray(getattr(split, f"{side}_features")[:2], jnp.float32)
     for side in ("image", "text")
   }
-  variables = jax.device_get(model.init(jax.random.key(1), example))
+  variables = jax.device_get(jax.jit(model.init)(jax.random.key(1), example))
   mesh = parallel.mesh(jax.devices()[:devices])
   transform, _ = optim.make(
     config.optimizer, variables["params"], steps_per_epoch=5, total_steps=20
@@ -99,16 +99,25 @@ def make_batch(split, seed=0):
   )
 
 
+@functools.cache
+def encoder(model, side):
+  return jax.jit(functools.partial(model.apply, method=f"encode_{side}"))
+
+
 def embed(e, split):
   return tuple(
-    np.asarray(e.model.apply(e.variables, jnp.asarray(x, jnp.float32), method=f"encode_{side}"))
+    np.asarray(encoder(e.model, side)(e.variables, np.asarray(x, np.float32)))
     for side, x in (("image", split.image_features), ("text", split.text_features))
   )
 
 
 def mine(e, batch, step=0, bank=None):
+  return miner_of(e)(batch, step, bank)
+
+
+def miner_of(e):
+  """Returns mine(batch, step, bank) of an experiment, one program for all batches."""
   miner, pool, fresh = mining.make(e)
-  variables, batch = parallel.replicate(e.mesh, e.variables), parallel.shard(e.mesh, batch)
 
   @jax.jit
   def run(variables, batch, pool, bank, step):
@@ -120,9 +129,12 @@ def mine(e, batch, step=0, bank=None):
     }
     return miner(variables, batch, tensors, pool, bank, step=step, key=jax.random.key(3))
 
-  return jax.device_get(
-    run(variables, batch, pool, fresh if bank is None else bank, jnp.asarray(step))
-  )
+  def mined(batch, step=0, bank=None):
+    variables, batch = parallel.replicate(e.mesh, e.variables), parallel.shard(e.mesh, batch)
+    bank = fresh if bank is None else bank
+    return jax.device_get(run(variables, batch, pool, bank, np.int32(step)))
+
+  return mined
 
 
 def brute_force(embeddings, split, image, text, *, rank=0, skip=None, semi_hard=False):
@@ -210,8 +222,13 @@ def test_scores_in_the_space_of_features_are_those_of_embeddings():
   for side, x, expected in zip(
     ("image", "text"), (split.image_features, split.text_features), embed(e, split), strict=True
   ):
-    shared, score = pool_lib.scorer(e.variables, side, query, options)
-    np.testing.assert_allclose(score(shared, {"x": jnp.asarray(x)}), expected @ query.T, atol=2e-5)
+
+    def scored(variables, query, x, side=side):
+      shared, score = pool_lib.scorer(variables, side, query, options)
+      return score(shared, {"x": x})
+
+    found = jax.jit(scored)(e.variables, query, x)
+    np.testing.assert_allclose(found, expected @ query.T, atol=2e-5)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -347,9 +364,10 @@ def test_copies_of_the_positive_are_no_semi_hard_negatives(scope, devices, dtype
     mining__scope=scope, mining__semi_hard=True, mining__dtype=dtype, model__dim=150
   )
   e = make_experiment(split, config, devices)
+  mined, embeddings = miner_of(e), embed(e, split)
   for seed in range(3):
     batch, image, text = make_batch(split, seed)
-    found, embeddings = mine(e, batch)[0], embed(e, split)
+    found = mined(batch)[0]
     for side, own in (("image", image), ("text", text)):
       positive = embeddings[side == "text"][own]
       copies = np.abs(found[f"{side}_negative"] - positive).max(axis=1) < 1e-5
@@ -366,7 +384,8 @@ def test_siblings_in_a_batch_are_the_same_pair_where_only_the_pair_matches():
   rng = np.random.default_rng(0)
   tensors = {side: rng.normal(size=(B, 3)).astype(np.float32) for side in ("image", "text")}
   tensors["match"] = None
-  found, _ = miner(e.variables, batch, tensors, pool, None, step=0, key=jax.random.key(0))
+  run = jax.jit(functools.partial(miner, step=0, key=jax.random.key(0)))
+  found, _ = run(e.variables, batch, tensors, pool, None)
   scores = tensors["image"] @ tensors["text"].T
   np.fill_diagonal(scores, -np.inf)
   mined = {"image": scores.argmax(axis=0), "text": scores.argmax(axis=1)}
@@ -401,18 +420,19 @@ def test_the_bank_is_refreshed_every_so_many_steps_and_goes_on_from_its_state():
   e = make_experiment(split, make_config(mining__scope="bank", mining__refresh_steps=3))
   batch, image, text = make_batch(split)
   old = embed(e, split)
-  _, bank = mine(e, batch, step=6)
+  mined = miner_of(e)
+  _, bank = mined(batch, step=6)
   for side, x in zip(("image", "text"), old, strict=True):
     np.testing.assert_allclose(bank[side][: len(x)], x, atol=1e-6)
   e.variables = jax.tree.map(lambda x: x[::-1] * 2, e.variables)
   new = embed(e, split)
   held = {side: parallel.shard_rows(e.mesh, x) for side, x in bank.items()}
-  found, kept = mine(e, batch, step=7, bank=held)
+  found, kept = mined(batch, step=7, bank=held)
   np.testing.assert_array_equal(kept["text"], bank["text"])
   scores = new[0][image] @ old[1].T
   scores[split.image_of_text[None, :] == image[:, None]] = -np.inf
   np.testing.assert_allclose(found["text_negative"], new[1][scores.argmax(1)], atol=1e-6)
-  assert not np.allclose(mine(e, batch, step=9, bank=held)[1]["text"], bank["text"])
+  assert not np.allclose(mined(batch, step=9, bank=held)[1]["text"], bank["text"])
 
 
 def test_a_resumed_run_with_a_bank_is_bit_identical(tmp_path):
@@ -503,18 +523,22 @@ def test_regions_are_mined_with_their_masks():
     image_mask=np.arange(3) < rng.integers(1, 4, (N, 1)),
   )
   model = DualEncoder(Regions(6), Linear(6))
-  x, mask = jnp.asarray(split.image_features, jnp.float32), jnp.asarray(split.image_mask)
-  variables = model.init(jax.random.key(0), {"image": x, "image_mask": mask, "text": x[:, 0]})
+  x, mask = np.asarray(split.image_features, np.float32), split.image_mask
+  init = {"image": x, "image_mask": mask, "text": x[:, 0]}
+  variables = jax.jit(model.init)(jax.random.key(0), init)
   mesh = parallel.mesh(jax.devices()[:2])
   options = pool_lib.Options(model, mesh, {}, {}, {}, block=7)
   rows = pool_lib.place(mesh, split, None, length=None)["image"]
-  wanted = model.apply(variables, x, mask, method="encode_image")
-  assert np.abs(wanted - model.apply(variables, x, method="encode_image")).max() > 0.1
-  found = pool_lib.embedded(variables, "image", rows, options)[:N]
+  wanted = np.asarray(encoder(model, "image")(variables, x, mask))
+  assert np.abs(wanted - encoder(model, "image")(variables, x)).max() > 0.1
+  found = jax.jit(lambda v, r: pool_lib.embedded(v, "image", r, options))(variables, rows)[:N]
   np.testing.assert_allclose(found, wanted, atol=1e-6)
-  index = jnp.array([80, 3, 44])
-  again = pool_lib.encode(variables, "image", pool_lib.rows_at(rows, index, options), options)
-  np.testing.assert_allclose(again, wanted[index], atol=1e-6)
+  index = np.array([80, 3, 44])
+
+  def encoded(variables, rows, index):
+    return pool_lib.encode(variables, "image", pool_lib.rows_at(rows, index, options), options)
+
+  np.testing.assert_allclose(jax.jit(encoded)(variables, rows, index), wanted[index], atol=1e-6)
 
 
 def test_adapted_kernels_are_not_scored_in_the_space_of_features():
@@ -526,14 +550,16 @@ def test_adapted_kernels_are_not_scored_in_the_space_of_features():
 def test_copies_of_the_positive_are_no_semi_hard_negatives_among_tokens():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(6, 4, 5)).astype(np.float32)
-  image, text = (Tokens(jnp.asarray(a), jnp.ones((6, 4), bool)) for a in (x, x[::-1]))
+  text = Tokens(x[::-1].copy(), np.ones((6, 4), bool))
   # Image 1 has the tokens of image 0 in another order: its score differs by rounding alone.
-  image = Tokens(image.x.at[1].set(image.x[0, ::-1]), image.mask)
-  batch = {"image_id": jnp.arange(6), "text_id": jnp.arange(6)}
+  x[1] = x[0, ::-1]
+  image = Tokens(x, np.ones((6, 4), bool))
+  batch = {"image_id": np.arange(6), "text_id": np.arange(6)}
   options = pool_lib.Options(None, None, {}, {}, {}, semi_hard=True, kind="symmetric_mean")
   tensors = {"image": image, "text": text, "match": None}
-  negatives, _ = scopes.in_batch(None, batch, tensors, {}, None, step=0, key=None, options=options)
-  scores = np.asarray(similarity(image, text, kind="symmetric_mean"))
+  run = functools.partial(scopes.in_batch, step=0, key=None, options=options)
+  negatives, _ = jax.jit(lambda tensors: run(None, batch, tensors, {}, None))(tensors)
+  scores = np.asarray(jax.jit(functools.partial(similarity, kind="symmetric_mean"))(image, text))
   for n in np.flatnonzero(negatives["image_found"]):
     mined = np.flatnonzero((image.x == negatives["image_negative"].x[n]).all(axis=(1, 2)))
     assert scores[mined, n] < scores[n, n] and not {int(mined[0]), int(n)} <= {0, 1}

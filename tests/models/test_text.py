@@ -211,6 +211,7 @@ def test_recurrent_weights_start_as_in_pytorch(name):
     assert 0.2 < np.abs(leaf).max() <= 0.25 and leaf.min() < -0.1
 
 
+@pytest.mark.slow
 def test_half_precision_changes_little_and_keeps_float32_outside():
   module, variables, text, lengths = encoder(
     readout="mean", dim=64, word_dim=32, rows=16, started=True

@@ -221,3 +221,43 @@ def test_the_gradient_of_a_text_tower_is_pytorchs(pair):
   ):
     want = theirs[name].grad.numpy()
     assert relative(ours, want.T if want.ndim == 2 else want) < 1e-4, name
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_ids_are_those_of_siglips_first_tokenizer(lower, shared, tmp_path):
+  """Without punctuation and, but for do_lower_case=false, capitals; padded to 64 as trained."""
+  sentencepiece = pytest.importorskip("sentencepiece")
+  transformers = pytest.importorskip("transformers")
+  reference.vision()
+  from transformers.convert_slow_tokenizer import T5Converter
+
+  images = json.loads((shared / "data/flickr8k/dataset_flickr8k.json").read_text())["images"]
+  captions = [each["raw"] for image in images[:200] for each in image["sentences"]]
+  with open(tmp_path / "spiece.model", "wb") as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter([caption.lower() for caption in captions] + ["The City Of Paris"]),
+      model_writer=file,
+      vocab_size=400,
+      **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2},
+    )
+  theirs = transformers.SiglipTokenizer(
+    vocab_file=str(tmp_path / "spiece.model"), model_max_length=64, do_lower_case=lower
+  )
+  theirs.save_pretrained(tmp_path)
+  # Released folders hold the same pieces as tokenizer.json; the converter asks for T5's own ids.
+  theirs._extra_ids = 0
+  T5Converter(theirs).converted().save(str(tmp_path / "tokenizer.json"))
+  texts = [
+    *TEXTS,
+    "A Man, in Paris!",
+    "Dogs' run.  x",
+    "it's a_b-c {}",
+    "a\tb\nc",
+    "\uff26",
+    *captions,
+  ]
+  want = theirs(texts, padding="max_length", truncation=True, max_length=64)["input_ids"]
+  content = read_subwords(tmp_path, size=len(theirs), context=64, fill=True)
+  found = Subwords(content).encode_texts(texts)[0]
+  assert found.shape == (len(texts), 64)
+  np.testing.assert_array_equal(found, want)

@@ -21,7 +21,8 @@ class Subwords:
       None;
       fill: True where every text is padded to the context, as SigLIP was trained;
       side: "right" or "left", where padding stands;
-      clean: True where punctuation and capitals are dropped first, as SigLIP's own tokenizer does.
+      clean: True where punctuation and capitals are dropped first, as SigLIP's own tokenizer does;
+      "cased" where punctuation alone.
     prompt: template with {} for the caption; "" is the caption alone.
     where: the file it is from, for errors.
   Raises:
@@ -89,7 +90,7 @@ class Subwords:
     if self.prompt:
       texts = [self.prompt.replace("{}", text) for text in texts]
     if content["clean"]:
-      texts = [cleaned(text) for text in texts]
+      texts = [cleaned(text if content["clean"] == "cased" else text.lower()) for text in texts]
     self._tokenizer.enable_truncation(length)
     encoded = self._tokenizer.encode_batch(list(texts))
     text = np.full((len(encoded), length), content["pad"], np.int32)
@@ -127,6 +128,6 @@ class Subwords:
 
 
 def cleaned(text):
-  """A text in lower case without ASCII punctuation, as SigLIP's captions were."""
-  text = text.lower().translate(str.maketrans("", "", string.punctuation))
+  """A text without ASCII punctuation, as SigLIP's captions were."""
+  text = text.translate(str.maketrans("", "", string.punctuation))
   return re.sub(r"\s+", " ", text).strip()

@@ -46,7 +46,7 @@ def read_subwords(folder, *, size, context, fill=False, end=False):
     "fill": fill,
     "end": None,
     "side": settings.get("padding_side", "left" if left else "right"),
-    "clean": kind == "SiglipTokenizer" and settings.get("do_lower_case", True),
+    "clean": kind == "SiglipTokenizer" and (settings.get("do_lower_case", True) or "cased"),
   }
   made = Subwords(content, where=str(path))
   if end:

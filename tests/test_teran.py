@@ -2,7 +2,9 @@
 inside; and what is said of files and configs that do not fit.
 """
 
+import ast
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -326,3 +328,44 @@ def test_a_step_beyond_the_memory_says_what_to_set(
   monkeypatch.setattr(train, "compiled", None)
   with pytest.raises(UserError, match=message):
     train.train_and_evaluate(small(folder, batch_size=64), tmp_path)
+
+
+def executed(path):
+  """Executes the code cells of a notebook in this process; returns what they display."""
+  shown, names = [], {}
+  names["display"] = shown.append
+  for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+    if cell["cell_type"] != "code":
+      continue
+    tree = ast.parse("".join(cell["source"]).replace("%matplotlib inline", ""))
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, f"cell {number}", "exec"), names)
+    if last is not None:
+      shown.append(eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names))
+  return [each for each in shown if each is not None]
+
+
+def test_the_notebook_looks_into_a_run_on_regions(run, monkeypatch, capsys):
+  monkeypatch.setenv("XMR_RUN", str(run[0]))
+  monkeypatch.delenv("XMR_COMPARE", raising=False)
+  figures = executed(pathlib.Path(__file__).parents[1] / "notebooks" / "inspect_checkpoint.ipynb")
+  # Curves, matrix, histograms, map, retrieved, matches.
+  assert len(figures) == 6
+  assert capsys.readouterr().out.count(".jpg: a ") == 5
+  shown = [axis.get_xlabel() for axis in figures[-1].axes]
+  assert any(label.endswith(".jpg") for label in shown)
+  assert any(label.startswith("a ") for label in shown)
+
+
+def test_tokens_that_are_there_are_searched_as_they_are(folder, run):
+  loaded = inspect.load(run[0])
+  regions, mask = np.load(folder / "regions.npy"), np.load(folder / "mask.npy")
+  gallery, _ = matches.tokens(loaded, (regions, mask))
+  for task in ("t2i", None):
+    found = loaded.search(["a red house"], gallery, k=3, task=task)
+    for one, other in zip(found, loaded.search(["a red house"], (regions, mask), k=3), strict=True):
+      np.testing.assert_array_equal(one, other)
+  with loaded.config.unlocked():
+    loaded.config.similarity = "MrSw"
+  with pytest.raises(UserError, match="MrSw sums over the tokens of one side: say which task it"):
+    loaded.search(["a red house"], gallery)

@@ -11,6 +11,8 @@ from xmr.data import images
 from xmr.data.files import read_file
 from xmr.errors import UserError
 from xmr.eval import similarity, top_k
+from xmr.eval.alignment import pooled
+from xmr.ops.alignment import Tokens
 
 RIGHT, WRONG, INK = "#1a7f37", "#b8b8b8", "#1f2328"
 
@@ -211,13 +213,15 @@ def modality_map(image, text, image_of_text, *, lines=40):
   """Draws the 2-D map of images and texts; thin lines join some texts with their images.
 
   Args:
-    image: [N, D] float.  text: [T, D] float.  image_of_text: [T] int.  lines: texts that are
-      joined.
+    image: [N, D] float.  text: [T, D] float; of Tokens their means.  image_of_text: [T] int.
+    lines: texts that are joined.
   Returns:
     matplotlib Figure.
   """
   from matplotlib.figure import Figure
 
+  if isinstance(image, Tokens):
+    image, text = pooled(image, name="image"), pooled(text, name="text")
   pictures, captions = plane(image, text)
   figure = Figure(figsize=(6, 5), layout="constrained")
   axis = figure.subplots()

@@ -20,7 +20,7 @@ from xmr.errors import UserError, choice
 from xmr.eval import top_k
 from xmr.inspect import export, matches, programs
 from xmr.inspect.pictures import is_picture, opened
-from xmr.ops.alignment import NAMES, WITHIN
+from xmr.ops.alignment import MIRROR, NAMES, WITHIN, Tokens
 from xmr.training import averaging
 
 TASKS = ("i2t", "t2i", "i2i", "t2t")
@@ -76,7 +76,9 @@ class Run:
     return jax.device_put(self.variables)
 
   def embeddings(self, split):
-    """Returns (image [N, D], text [T, D]) float32 of a split as evaluation does, on all devices."""
+    """Returns (image [N, D], text [T, D]) float32 of a split as evaluation does, on all devices;
+    Tokens [N, R, D] and [T, W, D] where config.similarity compares tokens.
+    """
     mesh = parallel.mesh()
     variables = parallel.replicate(mesh, self.variables)
     options = {"config": self.config, "mesh": mesh, "vocabulary": self.vocabulary}
@@ -217,11 +219,11 @@ class Run:
 
     Args:
       query, gallery: images or texts as for encode_image and encode_text, or [N, D] float
-        embeddings; where config.similarity compares tokens, no embeddings. A str is a path if it
-        names an existing image file, else a caption.
+        embeddings; where config.similarity compares tokens, Tokens as of `embeddings`. A str is a
+        path if it names an existing image file, else a caption.
       k: items per query, at most the size of the gallery.
       task: "i2t", "t2i", "i2i" or "t2t"; None: known from the types of query and gallery. Order
-        embeddings given as arrays need it.
+        embeddings given as arrays, and Tokens of one-sided similarities, need it.
     Returns:
       (scores [Q, k] float32, indices [Q, k] int32), best first.
     Raises:
@@ -243,6 +245,10 @@ class Run:
         "order embeddings are not symmetric: say which task it is, task='t2i' and the like"
       )
     kind, text_query = self.config.similarity, query_side == "text"
+    if MIRROR.get(kind, kind) != kind and None in (query_side, gallery_side):
+      raise UserError(
+        f"{kind} sums over the tokens of one side: say which task it is, task='t2i' and the like"
+      )
     if kind in NAMES and query_side == gallery_side:
       # As evaluation ranks i2i and t2t: one-sided kinds sum over the query's tokens.
       kind, text_query = WITHIN[kind], False
@@ -356,7 +362,7 @@ class Run:
   def _embedded(self, x, side, name):
     """Returns (embeddings, side) of a query or gallery; the side is "image", "text" or None."""
     if self.config.similarity in NAMES:
-      return matches.tokens(self, x)
+      return (x, side) if isinstance(x, Tokens) else matches.tokens(self, x)
     if self.config.data.image == "regions" and matches.is_regions(x):
       return self.encode_image(x), "image"
     array = getattr(x, "dtype", None)

@@ -40,10 +40,12 @@ def test_a_loss_lowers_for_platforms_that_are_not_here(name):
     platform: traced.lower(lowering_platforms=(platform,)).as_text()
     for platform in ("cpu", "cuda", "tpu")
   }
-  # The loops over tiles are for CPUs alone.
+  # The loops over tiles are for CPUs alone; the kernels of the L1 distance are not for CPUs.
   loops = {platform: text.count("stablehlo.while") for platform, text in programs.items()}
-  assert loops["cpu"] > loops["cuda"] == loops["tpu"]
-  assert programs["cuda"] == programs["tpu"] != programs["cpu"]
+  assert loops["cpu"] > max(loops["cuda"], loops["tpu"])
+  for platform, kernel in (("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")):
+    assert [kernel in programs[of] for of in ("cpu", platform)] == [False, name == "imc"]
+  assert (programs["cuda"] == programs["tpu"]) == (name != "imc")
 
 
 def test_arrays_over_several_devices_are_not_cut_into_tiles():

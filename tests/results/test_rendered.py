@@ -182,3 +182,17 @@ def test_plans_become_rows():
   assert text.splitlines()[-1] == shown
   with pytest.raises(UserError, match="no record q.json of a plan"):
     render.table({"plans": [["MH", "q"]]}, {}, {"p": plan})
+
+
+def test_kernels_become_rows():
+  moved = {"xla": {"moved": 6 * 2**20}, "kernel": {"moved": 2**21}}
+  cases = [{"name": n, "batch": 1024, "least": 2**20} for n in ("a", "b")]
+  record = {"bench": "kernels", "chip": "h100", "cases": [cases[0] | moved, cases[1] | moved]}
+  del record["cases"][1]["kernel"]
+  text = render.table({"kernels": ["k"]}, {}, {"k": record}).splitlines()
+  assert text[-2:] == [
+    "| a | h100 | 1,024 | 1 MiB | 6 MiB | 2 MiB | 3.0 |",
+    "| b | h100 | 1,024 | 1 MiB | 6 MiB | - | - |",
+  ]
+  with pytest.raises(UserError, match="no record q.json; python -m xmr.bench.kernels makes it"):
+    render.table({"kernels": ["q"]}, {}, {"k": record})

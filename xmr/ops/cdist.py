@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from xmr.ops import tiles
+from xmr.ops import outer_sums, tiles
 from xmr.ops.arrays import Array, custom_gradient
 from xmr.ops.memory import zeros_after
 
@@ -99,7 +99,14 @@ def sum_over_features(term, x, y, tiled=None):
     out = jnp.zeros_like(x, shape=(len(x_padded), len(y_padded)))
     return lax.fori_loop(0, len(corners), one, out)[: len(x), : len(y)]
 
-  return tiles.by_tiles(in_tiles, functools.partial(_sum_over_features, term), x, y, tiled=tiled)
+  return tiles.by_tiles(
+    in_tiles,
+    functools.partial(_sum_over_features, term),
+    x,
+    y,
+    tiled=tiled,
+    kernels={"cuda": functools.partial(value_on_gpu, term)},
+  )
 
 
 def sum_over_pairs(
@@ -131,7 +138,12 @@ def sum_over_pairs(
     return lax.fori_loop(0, len(corners), one, out)[: len(x), : len(x)]
 
   return tiles.by_tiles(
-    in_tiles, lambda x, after: _sum_over_features(term, x, x), x, after, tiled=tiled
+    in_tiles,
+    lambda x, after: _sum_over_features(term, x, x),
+    x,
+    after,
+    tiled=tiled,
+    kernels={"cuda": lambda x, after: value_on_gpu(term, x, x)},
   )
 
 
@@ -147,10 +159,10 @@ def weighted_slopes(
   tiled as above.
   """
   steps = -(-len(y) // UNROLL)
-  y, weight = (_padded(array, UNROLL) for array in (y, weight))
 
   def slopes(weight, x, y):
     slope = TERMS[term].weighted_slope
+    y, weight = (_padded(array, UNROLL) for array in (y, weight))
 
     def add(step, total):
       b, w = (_rows(array, step * UNROLL, UNROLL) for array in (y, weight))
@@ -161,6 +173,7 @@ def weighted_slopes(
   def in_tiles(weight, x, y):
     rows, columns = _tile(x.shape[0]), _tile(x.shape[1])
     x_padded = _padded(_padded(x, rows).T, columns).T
+    y, weight = (_padded(array, UNROLL) for array in (y, weight))
     y, weight = _padded(y.T, columns).T, _padded(weight.T, rows).T
     across = x_padded.shape[1] // columns
 
@@ -176,7 +189,28 @@ def weighted_slopes(
     out = lax.fori_loop(0, len(x_padded) // rows * across, one, jnp.zeros_like(x_padded))
     return out[: x.shape[0], : x.shape[1]]
 
-  return tiles.by_tiles(in_tiles, slopes, weight, x, y, tiled=tiled)
+  kernels = {"cuda": outer_sums.on_gpu, "tpu": outer_sums.on_tpu}
+  return tiles.by_tiles(
+    in_tiles,
+    slopes,
+    weight,
+    x,
+    y,
+    tiled=tiled,
+    kernels={name: functools.partial(slopes_by, by, term) for name, by in kernels.items()},
+  )
+
+
+def value_on_gpu(term, x, y, **options):
+  """`sum_over_features` as a kernel. TPUs need none: XLA keeps the sums in a core's memory."""
+  value = TERMS[term].value
+  return outer_sums.on_gpu(lambda x, y, _: value(x - y), x.T, y.T, **options)
+
+
+def slopes_by(kernel, term, weight, x, y, **options):
+  """`weighted_slopes` by a kernel of outer_sums."""
+  slope = TERMS[term].weighted_slope
+  return kernel(lambda w, y, x: slope(w, x, y), weight, y, x, **options)
 
 
 def _sum_over_features(term, x, y):

@@ -32,7 +32,7 @@ def devices_of(*arrays):
   )
 
 
-def by_tiles(in_tiles, at_once, *arrays, tiled=None):
+def by_tiles(in_tiles, at_once, *arrays, tiled=None, kernels=None):
   """Calls in_tiles(*arrays) where one CPU device has all rows, and at_once(*arrays) elsewhere.
 
   Over several devices the compiler splits the whole array and would gather it for tiles. GPUs and
@@ -43,9 +43,10 @@ def by_tiles(in_tiles, at_once, *arrays, tiled=None):
     arrays: their arguments.
     tiled: True or False takes one of the forms; None decides by the mesh of the arrays, and by the
       platform that the program is lowered for.
+    kernels: {platform: a form for it} where one device has all rows; None: no platform has one.
   """
   if tiled is None and devices_of(*arrays) == 1:
-    return lax.platform_dependent(*arrays, cpu=in_tiles, default=at_once)
+    return lax.platform_dependent(*arrays, cpu=in_tiles, default=at_once, **(kernels or {}))
   return (in_tiles if tiled else at_once)(*arrays)
 
 

@@ -68,14 +68,16 @@ def table(of, rows, benches):
   """Returns a Markdown table.
 
   Args:
-    of: {"rows": [[label, row]], "columns": [[heading, metric, decimals]]}, or {"benches": [names],
-      "only": [cases]} for the times of benches.
+    of: {"rows": [[label, row]], "columns": [[heading, metric, decimals]]}, {"benches": [names]},
+      {"kernels": [names]} or {"plans": [[label, name]]}.
     rows, benches: of `records.read`.
   """
   if "benches" in of:
     return grid(*_times(of, benches))
   if "plans" in of:
     return grid(*_plans(of, benches))
+  if "kernels" in of:
+    return grid(*_kernels(of, benches))
   heads = ["", "seeds", *(heading for heading, _, _ in of["columns"]), "code"]
   lines = []
   for label, row in of["rows"]:
@@ -149,6 +151,25 @@ def _plans(of, plans):
       ]
     )
   return heads, lines
+
+
+def _kernels(of, benches):
+  heads = ["sum", "chip", "B", "inputs and outputs", "XLA moves", "kernel moves", "ratio"]
+  lines = []
+  for name in of["kernels"]:
+    if name not in benches:
+      raise UserError(f"no record {name}.json; python -m xmr.bench.kernels makes it")
+    for case in benches[name]["cases"]:
+      xla, kernel = case["xla"]["moved"], case.get("kernel", {}).get("moved")
+      shown = ["-", "-"] if kernel is None else [_mib(kernel), f"{xla / kernel:.1f}"]
+      batch = f"{case['batch']:,}"
+      line = [case["name"], benches[name]["chip"], batch, _mib(case["least"]), _mib(xla), *shown]
+      lines.append(line)
+  return heads, lines
+
+
+def _mib(number):
+  return f"{number / 2**20:,.0f} MiB"
 
 
 def _records_of(rows, row):

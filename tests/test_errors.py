@@ -237,3 +237,13 @@ def test_ctrl_c_when_a_command_has_said_its_last_line_is_status_130(tmp_path, in
     text=True,
   )
   assert (done.returncode, done.stderr) == (130, said)
+
+
+def test_a_gpu_without_kernels_is_one_line(capsys):
+  with pytest.raises(SystemExit) as stopped, reported():
+    raise RuntimeError("FAILED_PRECONDITION: Triton support is only enabled for Ampere GPUs and up")
+  assert stopped.value.code == 2
+  assert capsys.readouterr().err == (
+    "xmr: error: this GPU is older than Ampere and compiles no kernels; expected XMR_KERNELS=0 in "
+    "the environment\n"
+  )

@@ -11,6 +11,9 @@ from xmr.terminal import interrupts, output
 FULL = re.compile(
   "No space left on device|Disk quota exceeded|File too large|Read-only file system"
 )
+# What XLA says of a GPU before Ampere, and what helps.
+OLD_GPU = "Triton support is only enabled for Ampere"
+WITHOUT_KERNELS = "this GPU is older than Ampere and compiles no kernels; expected XMR_KERNELS=0"
 
 
 class UserError(ValueError):
@@ -86,6 +89,9 @@ def reported():
       print("xmr: error: " + " ".join(str(error).split()), file=sys.stderr)
       raise SystemExit(1) from None
     except Exception as error:
+      if OLD_GPU in str(error):
+        print(f"xmr: error: {WITHOUT_KERNELS} in the environment", file=sys.stderr)
+        raise SystemExit(2) from None
       reason = disk_full(error)
       if reason is None and isinstance(error, OSError) and error.filename is not None:
         # A folder in the place of a file, no permission, a name that is too long.

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from xmr import losses, parallel
-from xmr.ops import rnn, tiles
+from xmr.ops import cdist, rnn, tiles
 
 XMR = pathlib.Path(__file__).parents[2] / "xmr"
 ROWS = jax.ShapeDtypeStruct((600, 16), jnp.float32)
@@ -46,6 +46,15 @@ def test_a_loss_lowers_for_platforms_that_are_not_here(name):
   for platform, kernel in (("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")):
     assert [kernel in programs[of] for of in ("cpu", platform)] == [False, name == "imc"]
   assert (programs["cuda"] == programs["tpu"]) == (name != "imc")
+
+
+def test_kernels_can_be_left_out(monkeypatch):
+  monkeypatch.setenv("XMR_KERNELS", "0")
+  traced = jax.jit(lambda x: cdist.sum_over_features("absolute", x, x)).trace(ROWS)
+  programs = {
+    platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "tpu")
+  }
+  assert programs["cuda"] == programs["tpu"] and "custom_call" not in programs["cuda"]
 
 
 def test_arrays_over_several_devices_are_not_cut_into_tiles():

@@ -6,6 +6,7 @@ as half a matrix product.
 """
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,12 @@ def by_tiles(in_tiles, at_once, *arrays, tiled=None, kernels=None):
     arrays: their arguments.
     tiled: True or False takes one of the forms; None decides by the mesh of the arrays, and by the
       platform that the program is lowered for.
-    kernels: {platform: a form for it} where one device has all rows; None: no platform has one.
+    kernels: {platform: a form for it} where one device has all rows, None for none; with
+      XMR_KERNELS=0 in the environment none is taken, as GPUs older than Ampere compile none.
   """
   if tiled is None and devices_of(*arrays) == 1:
-    return lax.platform_dependent(*arrays, cpu=in_tiles, default=at_once, **(kernels or {}))
+    kernels = {} if os.environ.get("XMR_KERNELS") == "0" else kernels or {}
+    return lax.platform_dependent(*arrays, cpu=in_tiles, default=at_once, **kernels)
   return (in_tiles if tiled else at_once)(*arrays)
 
 

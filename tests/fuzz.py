@@ -6,7 +6,8 @@ Every case changes one thing (a field of a config, a file of a data set, of weig
 of a run folder) and runs a command in process. The only outcomes are success, where a run folder
 was changed with the undisturbed numbers of the step that is named, or one line and status 2 (1 for
 a run that was cut off); no traceback, no case above 30 s, and nothing in the run folder is moved or
-deleted. A case is a kind and a seed: tests/fuzz_corpus.json holds those that once failed.
+deleted. A case is a kind and a seed, or says itself what changes: tests/fuzz_corpus.json holds
+those that once failed.
 """
 
 import argparse
@@ -32,8 +33,9 @@ import numpy as np
 import small_run
 from absl import flags, logging
 from ml_collections import config_flags
+from PIL import Image
 
-from xmr.errors import reported
+from xmr.errors import UserError, reported
 
 LIMIT = 30  # seconds of a case, of the processor
 PATIENCE = 120  # seconds by the clock, on a machine that others use too
@@ -42,6 +44,8 @@ ODD_NUMBERS = ["-1", "0", "1", "7", "0.5", "-0.0", "nan", "inf", "-inf", "1e12",
 ODD_NUMBERS += [str(2**31), str(2**63), str(2**64), "-" + "9" * 40, "1e-320"]
 ODD_TEXTS = ["", " ", "None", "true", "()", "(1,)", "[]", "~", "/", "/dev/null", "a\x1b[2Jb", "$^$"]
 ODD_TEXTS += ["../..", "x" * 300, "\u202e", "(('(', 1.0),)", "{}", "'", "\\"]
+BYTES = ["random", "cut", "empty", "zeros", "doubled", "eight bytes", "a bit", "bits", "header"]
+CHANGES = ["bytes"] * 6 + ["JSON", "folder", "link to nothing", "link to itself", "pipe", "gone"]
 ODD_JSON = [None, True, [], {}, "", "x", -1, 0, 1e300, 2**70, [[]], {"a": {}}, "\ud800", "\x00"]
 
 
@@ -99,25 +103,41 @@ def main_command(arguments):
   return train.train_and_evaluate(values.config, values.workdir, eval_only=values.eval_only)
 
 
-def changed_bytes(rng, content):
-  """Returns bytes that are flipped, cut, zeroed, doubled, filled or replaced."""
+def read_images(source, cache):
+  """Returns {split: [(caption, bytes of its image)]} of a folder of one's own."""
+  from xmr import config as config_lib
+  from xmr import data
+
+  config = config_lib.base_config()
+  config.data.update({"name": "own", "dir": str(source), "cache_dir": str(cache)})
+  return {
+    name: [
+      (text, bytes(split.pixels[row]))
+      for text, row in zip(split.texts, split.image_of_text, strict=True)
+    ]
+    for name, split in data.load(config).items()
+  }
+
+
+def changed_bytes(rng, content, how=None):
+  """Returns bytes that are changed in one of the ways of BYTES."""
   content = bytearray(content)
-  how = rng.integers(8)
-  if how == 0 or not content:
+  how = how or BYTES[int(rng.integers(len(BYTES)))]
+  if how == "random" or not content:
     return bytes(rng.integers(0, 256, rng.integers(1, 64), dtype=np.uint8))
   at = int(rng.integers(len(content)))
-  if how == 1:
+  if how == "cut":
     return bytes(content[:at])
-  if how == 2:
-    return b""
-  if how == 3:
-    return bytes(len(content))
-  if how == 4:
+  if how in ("empty", "zeros"):
+    return bytes(len(content) * (how == "zeros"))
+  if how == "doubled":
     return bytes(content) + bytes(content[at:])
-  if how == 5:
+  if how == "eight bytes":
     content[at : at + 8] = bytes(rng.integers(0, 256, 8, dtype=np.uint8))
+  elif how == "header":
+    content[int(rng.integers(min(128, len(content))))] = int(rng.integers(256))
   else:
-    for _ in range(1 if how == 6 else 16):
+    for _ in range({"a bit": 1, "bits": 16}[how]):
       content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
   return bytes(content)
 
@@ -148,22 +168,37 @@ def changed_json(rng, content):
   return json.dumps(value)
 
 
-def changed_file(rng, path):
-  """Changes a file: its bytes, its JSON, or what has its name; returns what it did."""
-  how = rng.integers(10)
-  if how < 6:
-    path.write_bytes(changed_bytes(rng, path.read_bytes()))
-    return f"bytes of {path.name}"
-  if how == 6:
+def changed_file(rng, path, how=None, content=None):
+  """Changes a file: its bytes, its JSON, or what has its name; returns what it did.
+
+  Args:
+    how: one of BYTES or CHANGES, else drawn.  content: what the file holds from now on.
+  """
+  if content is not None:
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    return f"{path.name} holds {content[:40]!r}"
+  how = how or CHANGES[int(rng.integers(len(CHANGES)))]
+  if how == "JSON":
     with contextlib.suppress(ValueError):
       path.write_text(changed_json(rng, path.read_text()))
-      return f"JSON of {path.name}"
-  path.unlink()
-  if how == 7:
-    path.mkdir()
-  elif how == 8:
-    path.symlink_to(path.parent / "nowhere" if rng.random() < 0.5 else path)
-  return f"{path.name} " + {7: "is a folder", 8: "is a link"}.get(int(how), "is gone")
+  elif how == "bytes" or how in BYTES:
+    path.write_bytes(changed_bytes(rng, path.read_bytes(), None if how == "bytes" else how))
+  else:
+    path.unlink()
+    if how == "folder":
+      path.mkdir()
+    elif how == "pipe":
+      os.mkfifo(path)
+    elif how != "gone":
+      path.symlink_to({"link to nothing": path.parent / "nowhere", "link to itself": path}[how])
+  return f"{path.name}: {how}"
+
+
+def drawn(rng, folder, name=None):
+  """Returns a file below a folder: the first that a pattern names, else any."""
+  files = sorted(path for path in folder.rglob(name or "*") if path.is_file())
+  files = [path for path in files if path.name != ".lock" and "xla" not in path.parts]
+  return files[0 if name else int(rng.integers(len(files)))]
 
 
 class Fuzz:
@@ -198,19 +233,23 @@ class Fuzz:
     assert done.status == 0, done.said
     return done.value
 
-  def case(self, kind, seed):
-    """Runs one case; returns a text that says what is wrong with its outcome, or None."""
+  def case(self, kind, seed=0, **given):
+    """Runs one case; returns a text that says what is wrong with its outcome, or None.
+
+    Args:
+      kind: one of KINDS.  seed: of all that is not given.  given: arguments of the kind's method.
+    """
     rng = np.random.default_rng([KINDS.index(kind), seed])
     place = pathlib.Path(tempfile.mkdtemp(prefix=f"{kind}-{seed}-", dir=self.folder))
     faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)
     try:
-      what, done, problem = getattr(self, kind)(rng, place)
+      what, done, problem = getattr(self, kind)(rng, place, **given)
     finally:
       faulthandler.cancel_dump_traceback_later()
       shutil.rmtree(place, ignore_errors=True)
     if problem is None:
       problem = self.wrong(done)
-    return problem and f"{kind} {seed} ({what}): {problem}"
+    return problem and f"{kind} {seed} {given or ''} ({what}): {problem}"
 
   def wrong(self, done):
     """Says what is wrong with the end of a command, or None."""
@@ -223,8 +262,8 @@ class Fuzz:
       return f"control characters on the terminal: {done.said[-500:]!r}"
     return None
 
-  def config(self, rng, place):
-    """One field of a config has an odd value."""
+  def config(self, rng, place, fields=None, workdir="run"):
+    """One field of a config has an odd value, or those that are given."""
     from xmr import config as config_lib
 
     known = config_lib.flat(config_lib.base_config())
@@ -232,33 +271,36 @@ class Fuzz:
     number = isinstance(known[key], int | float) or rng.random() < 0.2
     pool = ODD_NUMBERS if number else ODD_TEXTS
     value = pool[int(rng.integers(len(pool)))]
-    changes = {"steps": 1, "evaluate.steps": 1, "checkpoint.steps": 1, key: value}
-    arguments = small_run.arguments(self.data, place / "run", **changes)
-    return f"config.{key}={value!r}", outcome(main_command, arguments), None
+    fields = fields or {key: value}
+    changes = {"steps": 1, "evaluate.steps": 1, "checkpoint.steps": 1, **fields}
+    arguments = small_run.arguments(self.data, place / workdir, **changes)
+    return f"{fields} in {workdir}", outcome(main_command, arguments), None
 
-  def config_file(self, rng, place):
+  def config_file(self, rng, place, content=None):
     """A config file is changed in its bytes, or its variant has an odd name."""
     path = place / "own.py"
-    content = (small_run.ROOT / "configs" / "imc_flickr.py").read_bytes()
-    path.write_bytes(changed_bytes(rng, content))
+    if content is None:
+      content = (small_run.ROOT / "configs" / "imc_flickr.py").read_bytes()
+      path.write_bytes(changed_bytes(rng, content))
+    else:
+      path.write_text(content)
     variant = ["flickr8k_features", "", "none", "\x1b", ":"][int(rng.integers(5))]
     arguments = small_run.arguments(self.data, place / "run", steps=1, **{"evaluate.steps": 1})
     arguments[0] = f"--config={path}:{variant}"
     return path.name, outcome(main_command, arguments), None
 
-  def dataset(self, rng, place):
+  def dataset(self, rng, place, file=None, **change):
     """A file of the data set is changed."""
     data = shutil.copytree(self.data, place / "data", ignore=shutil.ignore_patterns("cache"))
-    files = sorted(path for path in data.iterdir() if path.is_file())
-    what = changed_file(rng, files[int(rng.integers(len(files)))])
+    what = changed_file(rng, drawn(rng, data, file), **change)
     changes = {"steps": 1, "evaluate.steps": 1, "data.cache_dir": self.data / "cache"}
     arguments = small_run.arguments(data, place / "run", **changes)
     return what, outcome(main_command, arguments), None
 
-  def scored(self, rng, place):
+  def scored(self, rng, place, **change):
     """A file of the run folder is changed; --eval_only scores it."""
     run = shutil.copytree(self.run, place / "run")
-    what = self._hurt(rng, run)
+    what = self._hurt(rng, run, **change)
     before = set(run.rglob("*"))
     done = outcome(main_command, [*small_run.arguments(self.data, run), "--eval_only"])
     problem = None
@@ -268,12 +310,12 @@ class Fuzz:
       problem = f"moved or deleted: {sorted(before - set(run.rglob('*')))[:3]}"
     return what, done, problem
 
-  def inspected(self, rng, place):
+  def inspected(self, rng, place, **change):
     """A file of the run folder is changed; xmr.inspect loads it."""
     from xmr import checkpoint, inspect
 
     run = shutil.copytree(self.run, place / "run")
-    what = self._hurt(rng, run)
+    what = self._hurt(rng, run, **change)
     step = ["best", "latest", "12"][int(rng.integers(3))]
     done = outcome(inspect.load, run, step)
     problem = None
@@ -283,13 +325,13 @@ class Fuzz:
         problem = f"other parameters than those of step {done.value.step}"
     return what, done, problem
 
-  def resumed(self, rng, place):
+  def resumed(self, rng, place, **change):
     """A file of the run folder is changed; the same command goes on to the same parameters."""
     from xmr import checkpoint
 
     run = shutil.copytree(self.run, place / "run")
     shutil.rmtree(run / "checkpoints" / str(small_run.STEPS))
-    what = self._hurt(rng, run)
+    what = self._hurt(rng, run, **change)
     done = outcome(main_command, small_run.arguments(self.data, run))
     problem = None
     if done.status == 0:
@@ -299,7 +341,7 @@ class Fuzz:
         problem = "other parameters at the end"
     return what, done, problem
 
-  def weights(self, rng, place):
+  def weights(self, rng, place, **change):
     """A safetensors or PyTorch file is changed; its tensors are read."""
     import safetensors.numpy
 
@@ -311,14 +353,56 @@ class Fuzz:
       import torch
 
       torch.save({"state_dict": {"a": torch.ones(4, 4), "b": torch.arange(6)}}, path)
-    what = changed_file(rng, path)
+    what = changed_file(rng, path, **change)
     return what, outcome(torch_files.read_tensors, path), None
 
-  def _hurt(self, rng, run):
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
-    path = files[int(rng.integers(len(files)))]
+  def arrays(self, rng, place, **change):
+    """A .npy file that we wrote is changed; it is read."""
+    from xmr.storage import files
+
+    path, array = place / "a.npy", np.arange(60.0).reshape(12, 5)
+    files.write_array(path, array)
+    what = changed_file(rng, path, **({"how": "header"} if rng.random() < 0.5 else {}) | change)
+
+    def read():
+      try:
+        return np.array(files.read_array(path))
+      except ValueError as error:  # As features.opened and the caches say it.
+        raise UserError(str(error)) from None
+
+    done = outcome(read)
+    same = done.status or np.array_equal(done.value, array) and done.value.dtype == array.dtype
+    return what, done, None if same else f"another array: {done.value!r}"
+
+  def cache(self, rng, place, file=None, **change):
+    """A file of the cache of prepared images is changed; they are read again."""
+    source, cache = (self._images()[0] / name for name in ("source", "cache"))
+    cache = shutil.copytree(cache, place / "cache")
+    what = changed_file(rng, drawn(rng, cache, file), **change)
+    done = outcome(read_images, source, cache)
+    same = done.status or done.value == self._images()[1]
+    return what, done, None if same else "other images or captions"
+
+  def _images(self):
+    """Returns (folder with a source of images and its cache, what read_images says of them)."""
+    folder = self.folder / "images"
+    if not folder.is_dir():
+      (folder / "source").mkdir(parents=True)
+      rng, lines = np.random.default_rng(0), ["image,caption"]
+      for i in range(12):
+        pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "source" / f"{i}.png")
+        lines.append(f"{i}.png,caption {i}")
+      (folder / "source" / "captions.csv").write_text("\n".join(lines))
+      done = outcome(read_images, folder / "source", folder / "cache")
+      assert done.status == 0, done.said
+      self.read = done.value
+    return folder, self.read
+
+  def _hurt(self, rng, run, file=None, **change):
+    path = drawn(rng, run, file)
     where = path.relative_to(run).parent
-    return f"{where}: {changed_file(rng, path)}"
+    return f"{where}: {changed_file(rng, path, **change)}"
 
   def _undisturbed(self, results, said):
     step = results["step"]
@@ -330,6 +414,7 @@ class Fuzz:
 
 
 KINDS = ["config", "config_file", "dataset", "scored", "inspected", "resumed", "weights"]
+KINDS += ["arrays", "cache"]
 
 
 def main(argv=None):

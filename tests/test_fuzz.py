@@ -27,6 +27,14 @@ def test_odd_input_is_refused_in_one_line_or_changes_no_number(small, kind):
   assert not any(problems), "\n".join(filter(None, problems))
 
 
-@pytest.mark.parametrize("kind, seed", json.loads(fuzz.CORPUS.read_text()))
-def test_a_case_that_once_failed(small, kind, seed):
-  assert small.case(kind, seed) is None
+def corpus():
+  for number, case in enumerate(json.loads(fuzz.CORPUS.read_text())):
+    slow = case["kind"] in ("resumed", "scored")
+    yield pytest.param(
+      case, marks=[pytest.mark.slow] * slow, id=f"{case['kind']}-{number}-{case.pop('was')}"
+    )
+
+
+@pytest.mark.parametrize("case", list(corpus()))
+def test_a_case_that_once_failed(small, case):
+  assert small.case(**case) is None

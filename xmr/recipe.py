@@ -1,11 +1,11 @@
 """Fields that a config leaves open: values for a number of captions, or for imported weights."""
 
-import json
 import math
 import pathlib
 
 from xmr.errors import UserError
 from xmr.fields import field
+from xmr.storage.files import read_json
 
 FIELD = field(
   "fixed",
@@ -109,7 +109,7 @@ def imported(config, folder):
     UserError: no such folder, or one without settings.
   """
   path = pathlib.Path(folder or ".") / "source.json"
-  found = json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
+  found = read_json(path) if folder and path.is_file() else {}
   if "settings" not in found:
     raise UserError(
       f'config.recipe is "imported", but {folder or "config.init"} was not made by python -m '

@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmr.data import Split, features, images, load, split_file
+from xmr import config as config_lib
+from xmr import recipe
+from xmr.data import Split, features, images, labelled, load, regions, split_file
 from xmr.data.files import opened
 from xmr.data.text import Vocabulary, load_glove, tokenize
 from xmr.errors import UserError
-from xmr.inspect import extraction, plots
+from xmr.inspect import extraction, pictures, plots
+from xmr.interop import folders, vsepp
+from xmr.results import records
+from xmr.storage import files
 
 
 @contextlib.contextmanager
@@ -175,3 +180,34 @@ def test_the_longer_side_is_torchvisions_at_every_size():
   for short in range(100, 700, 7):
     found = images.shorter_side(Image.new("RGB", (short, 701)), 72).size
     assert sorted(found) == sorted((72, int(72 * max(short, 701) / min(short, 701))))
+
+
+READERS = {
+  "array": lambda path: files.read_array(path),
+  "arrays": files.read_arrays,
+  "picture": pictures.opened,
+  "JSON of a model": folders.read_json,
+  "vocabulary": vsepp.read_vocabulary,
+  "list": lambda path: list(labelled._rows(path.parent, path.name, 2)),
+  "mask": lambda path: regions._mask(path, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+def test_a_pipe_keeps_no_reader_waiting(fifo, read):
+  with within(20), pytest.raises((UserError, ValueError), match="plain file"):
+    read(fifo)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "null", "[]", "\udcff", "{", ""])
+def test_odd_json_of_others_is_one_line(tmp_path, content):
+  path = tmp_path / "source.json"
+  path.write_bytes(content.encode("utf-8", "surrogateescape"))
+  config = config_lib.base_config()
+  for read in (folders.read_json, vsepp.read_vocabulary):
+    with pytest.raises(UserError, match="source.json"):
+      read(path)
+  with pytest.raises(UserError, match="source.json"):
+    recipe.imported(config, tmp_path)
+  with pytest.raises(UserError, match="source.json"):
+    records.read(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import warnings
@@ -9,6 +10,7 @@ import warnings
 import numpy as np
 
 from xmr.data import features, records
+from xmr.data.files import opened
 from xmr.data.split import Split
 from xmr.errors import UserError
 
@@ -240,8 +242,8 @@ def _rows(folder, file, columns):
   """Yields (line number, fields) of a list, without empty lines."""
   path = os.path.join(folder, file)
   try:
-    with open(path, encoding="utf-8") as lines:
-      for number, line in enumerate(lines, 1):
+    with opened(path, what="a list") as file:
+      for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), 1):
         if not line.strip():
           continue
         fields = line.rstrip("\r\n").split("\t")
@@ -272,7 +274,7 @@ def _split_of(folder, layout):
 def _read_texts(folder):
   path, texts, categories, number = os.path.join(folder, TEXTS), {}, {}, 0
   try:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with opened(path, what="texts") as file, gzip.open(file, "rt", encoding="utf-8") as lines:
       for line in lines:
         number += 1
         row = json.loads(line)
@@ -281,7 +283,7 @@ def _read_texts(folder):
           categories[str(row["text_id"])] = str(row["category"])
   except (OSError, EOFError, UnicodeDecodeError) as error:
     raise UserError(f"{path} cannot be read: {error}") from None
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"{path}, line {number}: {error}; expected JSON with text_id and text"
     ) from None

@@ -6,6 +6,7 @@ import numpy as np
 
 from xmr.data.features import open_features, take_rows
 from xmr.errors import UserError
+from xmr.storage.files import read_array
 
 EXPECTED = """expected a folder of this tree, rows in the order of imgid:
   {dir}/{features}   [images, regions, numbers] float16 or float32, or [images, H, W, numbers]
@@ -60,8 +61,8 @@ def attach(data, *, n_images, rows):
 def _mask(path, shape):
   """Returns [N, R] bool of a file, checked."""
   try:
-    mask = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+    mask = read_array(path)
+  except (OSError, ValueError) as error:
     found = getattr(error, "strerror", None) or error
     raise UserError(f"config.data.image_mask: {path}: {found}; expected a .npy file") from None
   if mask.shape != shape or mask.dtype.kind not in "biu":

@@ -20,7 +20,7 @@ from xmr.fine_grained.config import VARIANTS, labelled
 from xmr.fine_grained.data import load
 from xmr.fine_grained.semantic_matching import semantic_matching
 from xmr.run_folder import check_data, check_folder, held
-from xmr.storage.files import read_json, write_json
+from xmr.storage.files import read_arrays, read_json, write_json
 
 METRICS = {"i2t/map": "image query", "t2i/map": "text query", "map": "mean"}
 BASELINES = {
@@ -79,8 +79,7 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
     )
     if result is None:
       return None
-    with np.load(folder / variant / "queries.npz") as arrays:
-      found.setdefault(variant, []).append(dict(arrays))
+    found.setdefault(variant, []).append(read_arrays(folder / variant / "queries.npz"))
     values = " · ".join(f"{title} {result['metrics'][name]:.3f}" for name, title in METRICS.items())
     print(f"seed {seed} {variant}: {values}", flush=True)
   problem = problems[config.graph.signal]

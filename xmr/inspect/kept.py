@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from xmr.errors import UserError
-from xmr.storage.files import json_lines
+from xmr.storage.files import json_lines, read_arrays
 
 
 def inputs_of(folder):
@@ -11,11 +10,7 @@ def inputs_of(folder):
   path = folder / "inputs.npz"
   if not path.is_file():
     return {}
-  try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-      return dict(saved)
-  except Exception as error:  # Whatever a damaged file makes its readers raise.
-    raise UserError(f"{path} is damaged: {error}") from None
+  return read_arrays(path)
 
 
 def curves(path):

@@ -33,6 +33,9 @@ def opened(item):
   if isinstance(item, bytes):
     return images.decode(item, name="(bytes)")
   try:
+    # A pipe would make the reader wait for ever.
+    if os.path.exists(item) and not os.path.isfile(item):
+      raise UserError(f"cannot read image {item}: no plain file")
     content = pathlib.Path(item).read_bytes()
   except OSError as error:
     raise UserError(f"cannot read image {item}: {error.strerror}") from None

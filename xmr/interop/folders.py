@@ -34,12 +34,17 @@ def read_json(path):
   """
   path = pathlib.Path(path)
   try:
+    # A pipe would make the reader wait for ever.
+    if path.exists() and not path.is_file():
+      raise UserError(f"{path}: no plain file; expected JSON")
     found = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(
       f"{path}: no such file; expected config.json, model.safetensors, tokenizer.json"
     ) from None
-  except (OSError, ValueError) as error:
+  except UserError:
+    raise
+  except (OSError, ValueError, RecursionError) as error:
     if isinstance(error, ValueError):
       refuse_pointer(path)
     raise UserError(f"{path}: not a JSON file ({error})") from None

@@ -5,6 +5,7 @@ settings.
 import argparse
 import json
 import math
+import os
 import pathlib
 
 from xmr.errors import UserError
@@ -30,6 +31,9 @@ def read_vocabulary(path):
       numbers with gaps.
   """
   try:
+    # A pipe would make the reader wait for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
+      raise UserError(f"{path}: cannot be read (no plain file)")
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -30,10 +30,7 @@ def read(folder):
   """
   rows, benches = {}, {}
   for path in sorted(pathlib.Path(folder).glob("*.json")):
-    try:
-      record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-      raise UserError(f"{path} is not JSON: {error}") from None
+    record = read_json(path)
     if "bench" in record or "plan" in record:
       benches[path.stem] = record
       continue

@@ -123,6 +123,9 @@ def read_array(path):
   """
   import numpy as np
 
+  # A pipe would make the reader wait for ever.
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise ValueError("it is no plain file")
   try:
     # Refuses pickled objects, as it cannot map them.
     array = np.lib.format.open_memmap(path, mode="r")
@@ -144,6 +147,20 @@ def write_arrays(path, arrays, *, compressed=True):
     raise ValueError(f"{objects[0]} holds Python objects; expected numbers or text")
   with replacing(path) as file:
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
+
+
+def read_arrays(path):
+  """Returns {name: array} of a .npz file; UserError where there is none, or a damaged one."""
+  import numpy as np
+
+  try:
+    # A pipe would make the reader wait for ever; and NumPy would leave a damaged file open.
+    if not os.path.isfile(path):
+      raise ValueError("no plain file")
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except Exception as error:  # Whatever a damaged file makes its readers raise.
+    raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 def read_json(path, *, kind=dict):

@@ -10,7 +10,7 @@ import numpy as np
 
 from xmr.eval import significance
 from xmr.inspect import influence
-from xmr.storage.files import read_json
+from xmr.storage.files import read_arrays, read_json
 
 LEVEL = 0.05
 # Shown in the table, where the runs have them. Those of one query are compared over queries too:
@@ -105,19 +105,19 @@ def read(runs):
     path = cell.folder / "queries.npz"
     if not path.is_file():
       return values, {}
-    with np.load(path, allow_pickle=False) as arrays:
-      owner = arrays["image_of_text"]
-      for metric in COMPARED:
-        task, _, figure = metric.rpartition("/")
-        if figure == "r1" and f"{task}/rank" in arrays:
-          one = 100.0 * (arrays[f"{task}/rank"] == 0)
-        elif metric in arrays:
-          one = arrays[metric].astype(np.float64)
-        else:
-          continue
-        queries.setdefault(metric, []).append(one)
-        # Captions of one image are not independent.
-        queries[f"group/{metric}"] = np.arange(len(one)) if len(one) != len(owner) else owner
+    arrays = read_arrays(path)
+    owner = arrays["image_of_text"]
+    for metric in COMPARED:
+      task, _, figure = metric.rpartition("/")
+      if figure == "r1" and f"{task}/rank" in arrays:
+        one = 100.0 * (arrays[f"{task}/rank"] == 0)
+      elif metric in arrays:
+        one = arrays[metric].astype(np.float64)
+      else:
+        continue
+      queries.setdefault(metric, []).append(one)
+      # Captions of one image are not independent.
+      queries[f"group/{metric}"] = np.arange(len(one)) if len(one) != len(owner) else owner
   means = {name: np.mean(x, axis=0) if isinstance(x, list) else x for name, x in queries.items()}
   return values, means
 

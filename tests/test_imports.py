@@ -19,7 +19,7 @@ ALLOWED = {
   "errors": {"terminal"},
   "storage": {"errors", "storage"},
   "command_line": {"errors", "fields", "terminal"},
-  "recipe": {"errors", "fields"},
+  "recipe": {"errors", "fields", "storage"},
   "tasks": set(),
   "fields": {"errors"},
   # Of losses, mining, models and eval the tables, which need no JAX.

@@ -89,7 +89,8 @@ def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(
   assert not saves_in_progress(workdir)
 
 
-@pytest.mark.parametrize("damage", [pytest.param("empty", marks=pytest.mark.slow), "truncated"])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["empty", "truncated"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
   data, undisturbed, damage, tmp_path
 ):
@@ -112,7 +113,8 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
   assert small_run.steps_logged(workdir) == small_run.steps_logged(undisturbed)
 
 
-@pytest.mark.parametrize("pages", [0, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pages", [0, 5])
 def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoints_before(
   data, undisturbed, small_disk, pages, tmp_path
 ):

@@ -149,7 +149,8 @@ def test_features_in_place_of_words_need_no_graph(make_config, tmp_path):
     load(config)
 
 
-@pytest.mark.parametrize("stage", [pytest.param("siamese", marks=pytest.mark.slow), "pairs"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["siamese", "pairs"])
 def test_a_stopped_run_goes_on_to_the_same_end(make_config, tmp_path, stage):
   config = make_config()
   straight = two_stage.run(config, tmp_path / "straight", Asked(), baselines=False)

@@ -108,6 +108,7 @@ def finetuned(batch, frozen):
   return trained(config_of("finetuned"), batch, frozen[2])
 
 
+@pytest.mark.slow
 def test_the_network_is_frozen_for_30_epochs_and_trained_for_15_at_a_tenth_of_the_rate(
   frozen, finetuned
 ):

@@ -38,7 +38,7 @@ def captions(path):
   ("file", "every"),
   [
     ("flickr8k/dataset_flickr8k.json", 4),
-    ("flickr30k_text/dataset_flickr30k.json.gz", 16),
+    pytest.param("flickr30k_text/dataset_flickr30k.json.gz", 16, marks=pytest.mark.slow),
     ("coco5k_text/dataset_coco_test5k.json.gz", 3),
   ],
 )

@@ -83,6 +83,7 @@ def test_a_new_metric_needs_a_function_and_a_row_for_files(closeness, tmp_path, 
   assert "close/mean" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_new_metric_needs_a_function_and_a_row_for_runs(closeness, tmp_path):
   data = small_run.write_data(tmp_path / "small")
   config = base_config()

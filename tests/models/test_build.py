@@ -116,7 +116,8 @@ def test_every_encoder_of_words_builds_with_and_without_word_vectors(name):
     # MPNet counts positions from behind its padding id.
     longest = {"text__positions": 7} if name == "mpnet" else {}
     model = build(config(text=name, **longest), vocabulary_size=20, word_vectors=given)
-    image, text = model.init_with_output(jax.random.key(0), inputs)[0]
+    run = jax.jit(model.init_with_output)
+    image, text = run(jax.random.key(0), inputs)[0]
     assert image.shape == text.shape == (2, 16)
     np.testing.assert_allclose(np.linalg.norm(text, axis=-1), 1, atol=1e-5)
 

@@ -2,6 +2,8 @@
 is in test_convert.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,17 +20,18 @@ SMALL = (Stage(True, 1, 1, 8, 2), Stage(True, 2, 2, 8, 2), Stage(False, 2, 1, 8,
 def small():
   """A network with every kind of block and its random variables."""
   net = efficientnet.EfficientNetV2(SMALL, head=16, drop=0.8)
-  variables = net.init(jax.random.key(0), reference.two_images(32))
+  variables = jax.jit(net.init)(jax.random.key(0), reference.two_images(32))
   return net, variables
 
 
 def test_blocks_are_skipped_in_training_only(small):
   net, variables = small
   images = np.repeat(reference.two_images(32)[:1], 64, axis=0)
-  still = np.asarray(net.apply(variables, images))
+  still = np.asarray(jax.jit(net.apply)(variables, images))
   # Convolutions of XLA may round rows of a batch differently.
   np.testing.assert_allclose(still, np.repeat(still[:1], 64, axis=0), atol=1e-5)
-  moved = np.asarray(net.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)}))
+  trained = jax.jit(functools.partial(net.apply, train=True))
+  moved = np.asarray(trained(variables, images, rngs={"dropout": jax.random.key(1)}))
   # Five blocks have a residual and all but the first a chance to be skipped: each image draws its
   # own.
   assert 4 < len(np.unique(moved.round(4), axis=0)) <= 16

@@ -161,7 +161,7 @@ def test_released_batch_norm_uses_the_batch_and_moves_its_statistics():
   assert np.abs(step(variables, x[:2])[0] - y[:2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("batch_norm", ["frozen", "released"])
+@pytest.mark.parametrize("batch_norm", ["frozen", pytest.param("released", marks=pytest.mark.slow)])
 def test_recomputed_blocks_give_equal_gradients_in_less_memory(batch_norm):
   x = images(rows=8, height=32, width=32)
   plain = ResNet(blocks=(5,), bottleneck=True, width=4, batch_norm=batch_norm)

@@ -39,7 +39,7 @@ def model(text="recurrent", *, layers=0, shared=None):
 )
 def test_tokens_are_unit_rows_and_padding_moves_none(text, layers, shared):
   made, given = model(text, layers=layers, shared=shared), batch()
-  variables = made.init(jax.random.key(0), given)
+  variables = jax.jit(made.init)(jax.random.key(0), given)
   encode = jax.jit(
     lambda given: (made.apply(variables, given, method="tokens"), made.apply(variables, given))
   )

@@ -231,6 +231,12 @@ def json_pointer(folder):
   (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid ...")
 
 
+def parts_of_a_tokenizer(folder):
+  (folder / "tokenizer.json").unlink()
+  for name in ("vocab.json", "merges.txt"):
+    (folder / name).write_text("{}")
+
+
 def shards(folder):
   (folder / "model.safetensors").unlink()
   index = {"weight_map": {"logit_scale": "a-1-of-2.safetensors", "x": "a-2-of-2.safetensors"}}
@@ -252,6 +258,7 @@ def cut_short(folder):
     (cut_short, "model.safetensors: not a whole safetensors file"),
     (lambda f: (f / "model.safetensors").unlink(), "expected the weights, model.safetensors or"),
     (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
+    (parts_of_a_tokenizer, "expected it beside vocab.json and merges.txt: transformers writes it"),
     (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json: no such file"),
     (
       lambda f: edit(f / "config.json", model_type="blip"),
@@ -296,3 +303,11 @@ def test_weights_in_shards_are_the_same_weights(folder):
     places |= dict.fromkeys(part, file)
   (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
   jax.tree.map(np.testing.assert_array_equal, hugging_face.load(folder).params, whole.params)
+
+
+def test_texts_of_another_width_than_images_without_projection_are_refused(tmp_path):
+  for file in (TOWERS / "siglip").iterdir():
+    shutil.copy(file, tmp_path)
+  text(tmp_path, projection_size=24)
+  with pytest.raises(UserError, match="images have 48 numbers and texts 24 by its config"):
+    hugging_face.load(tmp_path)

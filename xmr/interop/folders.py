@@ -39,9 +39,7 @@ def read_json(path):
       raise UserError(f"{path}: no plain file; expected JSON")
     found = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
-    raise UserError(
-      f"{path}: no such file; expected config.json, model.safetensors, tokenizer.json"
-    ) from None
+    raise UserError(f"{path}: no such file; {_instead(path)}") from None
   except UserError:
     raise
   except (OSError, ValueError, RecursionError) as error:
@@ -51,6 +49,17 @@ def read_json(path):
   if not isinstance(found, dict):
     raise UserError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
   return found
+
+
+def _instead(path):
+  """What to do where a file of a folder is missing."""
+  if path.name != "tokenizer.json" or not path.with_name("merges.txt").exists():
+    return "expected config.json, model.safetensors, tokenizer.json"
+  folder = str(path.parent)
+  return (
+    "expected it beside vocab.json and merges.txt: transformers writes it by "
+    f"AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"
+  )
 
 
 def read_weights(folder, names=WEIGHTS):

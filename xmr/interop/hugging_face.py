@@ -288,6 +288,11 @@ def variables(tensors, kind, image, text, image_size, *, source):
   Returns:
     {"params", "temperature", "bias"}, see Towers.
   """
+  if not image["project"] and image["dim"] != image["width"]:
+    raise UserError(
+      f"{source.parent}: images have {image['width']} numbers and texts {image['dim']} by its "
+      "config; expected as many, as the image tower has no projection"
+    )
   if kind == "dinov2":
     tensors = {name.removeprefix("dinov2."): value for name, value in tensors.items()}
   scale, bias = tensors.pop("logit_scale", None), tensors.pop("logit_bias", None)

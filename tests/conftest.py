@@ -3,21 +3,41 @@ data lies.
 """
 
 import atexit
+import contextlib
+import fcntl
 import gc
 import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
+import time
 
 # Most of the suite's time is compilation. The passes of LLVM cost half of it and change no promise
 # of a test; a test of speed asks for them with JAX_DISABLE_MOST_OPTIMIZATIONS=0 in its process.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# The processes of the session (pytest's workers too) share what they compiled; a folder of the
-# user's own is kept.
+
+
+def session_cache():
+  """Makes a folder for what the processes of this session (pytest's workers too) compile, which
+  goes at its end; removes those of sessions that were killed.
+  """
+  for lock in pathlib.Path(tempfile.gettempdir()).glob("xmr_tests_*/.lock"):
+    with contextlib.suppress(OSError), lock.open() as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # A session that begins locks its folder within a minute.
+      if time.time() - lock.stat().st_mtime > 60:
+        shutil.rmtree(lock.parent, ignore_errors=True)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="xmr_tests_"))
+  held = (folder / ".lock").open("w")
+  fcntl.flock(held, fcntl.LOCK_EX)
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return str(folder), held
+
+
+# A folder of the user's own is kept.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xmr_tests_")
-  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"], HELD = session_cache()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Before JAX starts: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

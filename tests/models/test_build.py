@@ -89,7 +89,17 @@ def test_backbone_options_reach_it():
   )
 
 
-@pytest.mark.parametrize("name", sorted(IMAGE_ENCODERS))
+# Networks that differ from smaller ones in their numbers alone are traced for seconds.
+LARGE = ("efficientnet_v2_l", "efficientnet_v2_m", "resnet152", "resnet101")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE))
+    for name in sorted(IMAGE_ENCODERS)
+  ],
+)
 def test_every_image_encoder_builds_and_gives_unit_shapes(name):
   shape = {"linear": (2, 9), "mlp": (2, 9), "regions": (2, 5, 9)}.get(name)
   image = jax.ShapeDtypeStruct(shape or (2, 64, 64, 3), jnp.float32 if shape else jnp.uint8)

@@ -76,9 +76,11 @@ def test_pooled_regions_are_the_direction_of_the_mean_of_what_the_mask_keeps():
 def test_steps_of_a_recurrent_encoder_are_its_tokens():
   """The mean over all steps, <start> and <end> too, is the readout `mean`."""
   encoder, given = Recurrent(DIM, VOCABULARY, word_dim=6, readout="mean", normalize="none"), batch()
-  variables = encoder.init(jax.random.key(0), given["text"], given["text_length"])
-  found = encoder.apply(variables, given["text"], given["text_length"], tokens=True)
-  pooled = encoder.apply(variables, given["text"], given["text_length"])
+  texts = given["text"], given["text_length"]
+  variables = jax.jit(encoder.init)(jax.random.key(0), *texts)
+  found, pooled = jax.jit(
+    lambda v: (encoder.apply(v, *texts, tokens=True), encoder.apply(v, *texts))
+  )(variables)
   for row, length in enumerate(given["text_length"]):
     np.testing.assert_allclose(found.x[row, :length].mean(0), pooled[row], rtol=1e-5, atol=1e-6)
 
@@ -87,7 +89,7 @@ def test_shared_layers_are_one_set_of_parameters_and_off_by_default():
   given = batch()
   assert model().shared is None
   made = model(shared=Layers(2, heads=2))
-  params = made.init(jax.random.key(0), given)["params"]
+  params = jax.eval_shape(made.init, jax.random.key(0), given)["params"]
   assert set(params) == {"image_encoder", "text_encoder", "shared"}
   assert {"layer0", "layer1", "norm"} == set(params["shared"])
 
@@ -103,7 +105,7 @@ def test_an_encoder_without_tokens_says_so():
   given = batch() | {"image": np.ones((4, 6), np.float32)}
   del given["image_mask"]
   made = DualEncoder(Linear(DIM), Words(DIM, VOCABULARY, word_dim=6))
-  variables = made.init(jax.random.key(0), given)
+  variables = jax.jit(made.init)(jax.random.key(0), given)
   with pytest.raises(ValueError, match="the image encoder Linear gives no tokens"):
     made.apply(variables, given, method="tokens")
   with pytest.raises(

@@ -8,6 +8,17 @@ import re
 from xmr.errors import UserError
 from xmr.plan.chips import CHIPS, Chip, gpu_target
 
+# What libtpu asks of the machine when it starts; on one without TPUs it warns of what is missing.
+NOBODY = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# A v4 has two cores that work as one device; described without this, they are two.
+OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 FORM = re.compile(r"(\w+):(\d+(?:x\d+)*)")
 
 
@@ -50,11 +61,9 @@ def sizes(text):
 def prepare(topology):
   """Sets what JAX reads of the environment when it starts; to be called before it is imported."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  # Nobody answers here, and libtpu would wait for it.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-  os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+  if topology.chip.platform == "tpu":
+    for name, value in NOBODY.items():
+      os.environ.setdefault(name, value)
   if topology.chip.platform == "cpu":
     flag = f"--xla_force_host_platform_device_count={topology.size}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -78,8 +87,10 @@ def devices(topology):
   shape = "x".join(map(str, topology.shape))
   try:
     if chip.platform == "tpu":
-      name = f"{chip.name}:{shape}"
-      return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+      found = topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{chip.name}:{shape}", **OPTIONS.get(chip.name, {})
+      )
+      return list(found.devices)
     hosts = topology.shape[0] if len(topology.shape) > 1 else 1
     described = topologies.get_topology_desc(
       platform="cuda",

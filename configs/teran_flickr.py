@@ -15,9 +15,10 @@ Variants:
   f_hn_released    the same as released: the positive can be the hardest negative, padding scores 0
   hn               hinges on the hardest negatives of the batch
   mh               hinges on the hardest negatives, MrSw: TERAN itself
-  flickr8k_f_hn    Full-HN on 16 regions and the words of Flickr8k; minutes on two cores
-  flickr8k_hn      HN there
-  flickr8k_mh      MH there
+  flickr8k_f_teran F-TERAN on 16 regions and the words of Flickr8k; minutes on two cores
+  flickr8k_f_hn    Full-HN as on vectors there, on mean alignments
+  flickr8k_hn      HN there, on mean alignments
+  flickr8k_mh      MH there, on mean alignments
   flickr8k_pooled  MH on the means of the same tokens
 """
 

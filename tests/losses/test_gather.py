@@ -10,6 +10,7 @@ import test_ring
 from xmr import experiment, parallel
 from xmr.config import base_config
 from xmr.errors import UserError
+from xmr.mining import pool, scopes
 from xmr.plan import traffic
 
 ROWS, DIM = 64, 32
@@ -71,3 +72,36 @@ def test_bfloat16_where_nothing_is_gathered_is_a_mistake(changes, message):
   config.update_from_flattened_dict({**changes, "loss_gather": "bfloat16"})
   with pytest.raises(UserError, match=message):
     experiment.losses_of(config, parallel.mesh())
+
+
+def test_negatives_of_the_batch_are_gathered_once_and_equal_those_of_one_device():
+  config = base_config()
+  config.loss.name = "full_hard_negative"
+  arrays, found = test_ring.batch(0, size=ROWS, dim=DIM), []
+  for devices in (1, 8):
+    mesh = parallel.mesh(jax.devices()[:devices])
+    loss, _ = experiment.losses_of(config, mesh)
+    options = pool.Options(None, mesh, {}, {}, {})
+
+    def value(image, text, image_id, loss=loss, options=options):
+      match = image_id[:, None] == image_id[None, :]
+      tensors = {"image": image, "text": text, "match": match}
+      batch = {"image_id": image_id}
+      mined, _ = scopes.in_batch(None, batch, tensors, {}, None, step=0, key=None, options=options)
+      return loss.of(tensors | mined)[0]
+
+    rows = parallel.sharded(mesh)
+    out = (parallel.replicated(mesh), (rows, rows))
+    step = jax.jit(jax.value_and_grad(value, (0, 1)), in_shardings=rows, out_shardings=out).lower(
+      *arrays
+    )
+    made = step.compile()
+    found.append(made(*arrays))
+  for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
+  # docs/clusters.md: 16 B D bytes, both sides gathered and both gradients scattered; and a few
+  # numbers a row.
+  moved = {each.kind: each.sent for each in traffic.collectives(made.as_text(), devices=8)}
+  side = 4 * ROWS * DIM * 7 / 8
+  assert 2 * side <= moved["all-gather"] <= 2 * side + 32 * ROWS
+  assert moved["reduce-scatter"] == 2 * side and moved["all-reduce"] <= 64 * ROWS

@@ -186,3 +186,33 @@ def test_a_plan_knows_averages_parts_and_adapters():
   assert len(jax.tree.leaves(averaged.average)) == len(jax.tree.leaves(averaged.params))
   adapted = state_of(model__lora__rank=2, model__lora__kernels="kernel")
   assert moments(adapted) < moments(plain)
+
+
+# A collective of a TPU's program that runs beside other work: three fusions name it.
+CHAIN = """
+%start (x: f32[8]) -> (f32[8], f32[64]) {
+  %gather.1 = f32[64]{0} all-gather(%x), channel_id=1, frontend_attributes={chain_id="0"}
+  ROOT %s = (f32[8], f32[64]) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (x: f32[8]) -> f32[64] {
+  %gather.2 = f32[64]{0} all-gather(%x), channel_id=1, frontend_attributes={chain_id="0"}
+}
+
+%done (x: f32[8]) -> f32[64] {
+  %gather.3 = f32[64]{0} all-gather(%x), channel_id=1, frontend_attributes={chain_id="0"}
+  ROOT %d = f32[64] custom-call(%x, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[8]) -> f32[64] {
+  %a = (f32[8], f32[64]) fusion(%x), kind=kCustom, calls=%start
+  %b = f32[64] fusion(%x), kind=kLoop, calls=%beside
+  %c = f32[64] fusion(%x), kind=kCustom, calls=%done
+  %d = f32[64]{0} all-gather(%x), channel_id=1
+}
+"""
+
+
+def test_a_collective_beside_other_work_counts_once():
+  (gather,) = traffic.collectives(CHAIN, devices=8)
+  assert (gather.count, gather.bytes) == (2, 2 * 64 * 4)

@@ -133,7 +133,12 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
   image, text, match = tensors["image"], tensors["text"], tensors["match"]
   if match is None:
     match = jnp.eye(len(image), dtype=bool)
-  scores = lax.stop_gradient(similarity(image, text, kind=options.kind))
+  mesh = options.mesh
+  apart = mesh is not None and mesh.size > 1 and len(image) % mesh.size == 0
+  every = {
+    side: parallel.every_row(mesh, tensors[side]) if apart else tensors[side] for side in OTHER
+  }
+  scores = lax.stop_gradient(similarity(image, every["text"], kind=options.kind))
   allowed = {side: ~match for side in OTHER}
   if "skip" in pool:
     rows = {side: pool_lib.row_of(pool[side], batch[f"{side}_id"]) for side in OTHER}
@@ -150,11 +155,18 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     )
     found, some[side] = pool_lib.kth(*best, options.rank)
     index[side] = jnp.where(some[side], found, jnp.arange(len(image)))
+
+  def chosen(side):
+    if not apart:
+      return tensors[side][index[side]]
+    take = functools.partial(parallel.taken, mesh, index=index[side])
+    return jax.tree.map(take, tensors[side], every[side])
+
   # Not `match`, which knows a pair alone where config.match is "pair".
   owner = jnp.asarray(batch["image_id"])
   return {
-    "image_negative": image[index["image"]],
-    "text_negative": text[index["text"]],
+    "image_negative": chosen("image"),
+    "text_negative": chosen("text"),
     "image_found": some["image"],
     "text_found": some["text"],
     "same_pair": (owner[index["image"]] == owner[index["text"]]).astype(jnp.float32),

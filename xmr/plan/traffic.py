@@ -27,6 +27,9 @@ CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 TRIPS = re.compile(r'"?known_trip_count"?:?\{"?n"?:"?(\d+)"?\}')
 GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+# On TPUs a collective can run beside other work: every fusion of that chain names it once more.
+CHAIN = re.compile(r"%?([\w.\-]+) = .*chain_id=\"(\d+)\"")
+STARTED = re.compile(r'custom-call\(%?([\w.\-]+)[,)].*"AsyncCollectiveStart"')
 # A mesh and those of its axes over which the devices of a group lie: mesh['a'=8,'b'=1] {'a'}; of an
 # axis in parts the size of the part counts, 'a':(2)4.
 MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
@@ -53,11 +56,11 @@ def collectives(text, *, devices):
     one Moved per kind. A ring sends (P - 1) / P of what it gathers, twice that of what it reduces
     to all, and what it permutes.
   """
-  times = repetitions(text)
+  times, again = repetitions(text), repeated(text)
   found = {}
   for name, line in lines(text):
     match = COLLECTIVE.search(line)
-    if match is None or times.get(name, 0) == 0:
+    if match is None or times.get(name, 0) == 0 or (name, line) in again:
       continue
     kind, size = match[2], bytes_of(match[1], started=bool(match[3]), kind=match[2])
     group = group_of(line, devices)
@@ -73,6 +76,22 @@ def collectives(text, *, devices):
     n = times[name]
     found[kind] = Moved(kind, old.count + n, old.bytes + n * size, old.sent + n * sent)
   return list(found.values())
+
+
+def repeated(text):
+  """Returns the (computation, line)s of collectives that a chain started in another fusion."""
+  started = {(name, match[1]) for name, line in lines(text) if (match := STARTED.search(line))}
+  links = {}
+  for name, line in lines(text):
+    if COLLECTIVE.search(line) and (match := CHAIN.search(line)):
+      links.setdefault(match[2], []).append(((name, match[1]), (name, line)))
+  return {
+    place
+    for chain in links.values()
+    if any(link in started for link, _ in chain)
+    for link, place in chain
+    if link not in started
+  }
 
 
 def lines(text):

@@ -5,8 +5,12 @@ other devices, other workers.
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import threading
+import time
 
+import fuzz
 import numpy as np
 import pytest
 import small_run
@@ -239,3 +243,38 @@ def test_a_long_run_keeps_its_memory_and_its_pace(data, tmp_path):
   # Other programs on the machine may slow it for a while; a leak would slow every part after the
   # first.
   assert min(pace[1:]) < 1.5 * pace[0], pace
+
+
+def test_sigterm_in_a_save_to_a_slow_disk_leaves_it_whole(data, undisturbed, tmp_path, monkeypatch):
+  workdir, slept, caught = tmp_path / "run", [], []
+
+  def slowly(quick):
+    def change(*arguments, **options):
+      if str(workdir) in str(arguments[0]):
+        slept.append(quick.__name__)
+        time.sleep(0.2)
+      return quick(*arguments, **options)
+
+    return change
+
+  def stop():
+    small_run.wait_for(lambda: saves_in_progress(workdir), seconds=60)
+    os.kill(os.getpid(), signal.SIGTERM)
+    caught.extend(saves_in_progress(workdir))
+
+  with monkeypatch.context() as patched:
+    for name in ("mkdir", "rename", "replace"):
+      patched.setattr(os, name, slowly(getattr(os, name)))
+    watching = threading.Thread(target=stop)
+    watching.start()
+    assert fuzz.main_command(small_run.arguments(data, workdir)) is None
+    watching.join()
+  assert caught and {"mkdir", "rename"} <= set(slept)
+  # What was being saved is whole, and so is the step that SIGTERM asked for.
+  assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3"]
+  assert small_run.parameters(workdir, 2) and small_run.parameters(workdir, 3)
+  fuzz.main_command(small_run.arguments(data, workdir))
+  # Eight devices here, one there.
+  small_run.assert_equal(
+    small_run.parameters(workdir), small_run.parameters(undisturbed), atol=1e-5
+  )

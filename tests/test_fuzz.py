@@ -5,7 +5,11 @@ every case that once failed.
 import json
 
 import fuzz
+import numpy as np
 import pytest
+
+from xmr import inspect
+from xmr.errors import UserError
 
 # A method of ml_collections, and what damaged files make the libraries that read them say.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,3 +42,13 @@ def corpus():
 @pytest.mark.parametrize("case", list(corpus()))
 def test_a_case_that_once_failed(small, case):
   assert small.case(**case) is None
+
+
+def test_features_of_another_size_or_that_are_not_finite_are_refused(small):
+  run = inspect.load(small.run)
+  for x, message in (
+    (np.zeros((3, 7), np.float32), r"features of another size; found \[7\]"),
+    (np.full((3, 24), np.nan, np.float32), "row 0 of the image features holds NaN"),
+  ):
+    with pytest.raises(UserError, match=message):
+      run.encode_image(x)

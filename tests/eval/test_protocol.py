@@ -143,3 +143,9 @@ def test_bad_ground_truth_names_what_and_where():
     recall(image, text, image_of_text, folds=2)
   with pytest.raises(UserError, match="folds is 3; expected a divisor of the 20 images"):
     recall(image, image[image_of_text], image_of_text, folds=3)
+
+
+def test_nothing_to_score_is_one_line():
+  image, text, image_of_text = example()
+  with pytest.raises(UserError, match="0 images and 0 texts; expected at least one of each"):
+    recall(image[:0], text[:0], image_of_text[:0])

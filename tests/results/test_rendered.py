@@ -105,6 +105,9 @@ def test_check_finds_a_page_or_figure_of_other_records(root, name, capsys):
     (lambda r: (r / "records" / "mh_0.json").write_text('{"row": "mh"}'), "has no 'config'"),
     (lambda r: (r / "records" / "imc.json").unlink(), "no record of row 'imc'"),
     (lambda r: (r / "tables.json").write_text("{}"), "no table 't'"),
+    (lambda r: (r / "tables.json").write_text("{"), "tables.json is not JSON"),
+    (lambda r: (r / "tables.json").write_text('{"t": 3}'), "is 3; expected an object"),
+    (lambda r: (r / "records" / "mh_0.json").write_text("null"), "mh_0.json holds null"),
     (lambda r: shutil.copy(r / "records/imc.json", r / "records/z.json"), "summary beside other"),
   ],
 )
@@ -196,3 +199,21 @@ def test_kernels_become_rows():
   ]
   with pytest.raises(UserError, match="no record q.json; python -m xmr.bench.kernels makes it"):
     render.table({"kernels": ["q"]}, {}, {"k": record})
+
+
+@pytest.mark.parametrize(
+  "row, missing, message",
+  [
+    ("a/../../b", None, "it names a file"),
+    ("a\nb", None, "it names a file"),
+    ("a", "seed", "'seed'"),
+  ],
+)
+def test_a_row_that_is_no_name_or_results_that_are_not_whole_write_no_record(
+  tmp_path, row, missing, message
+):
+  (tmp_path / "config.json").write_text("{}")
+  results = {name: 0 for name in records.NEEDED if name != missing}
+  (tmp_path / "results.json").write_text(json.dumps(results))
+  with pytest.raises(UserError, match=message):
+    records.of_run(tmp_path, row)

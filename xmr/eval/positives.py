@@ -16,6 +16,8 @@ def checked_image_of_text(
   or has no text.
   """
   index = np.asarray(image_of_text)
+  if not n_texts or not n_images:
+    raise UserError(f"{n_images} images and {n_texts} texts; expected at least one of each")
   if index.shape != (n_texts,) or index.dtype.kind not in "iu":
     raise UserError(
       f"image_of_text is {index.dtype} of shape {index.shape}; expected integers of shape "

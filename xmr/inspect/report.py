@@ -332,6 +332,8 @@ def main(argv):
     arguments = command_line.parsed(parser(), argv[1:], needed=("workdir",), usage="--workdir=DIR")
     if arguments.queries < 0:
       raise UserError(f"--queries is {arguments.queries}; expected 0 or more")
+    if arguments.seed < 0:
+      raise UserError(f"--seed is {arguments.seed}; expected 0 or more")
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 
+import flax.errors
 import jax
 import numpy as np
 from PIL import Image
@@ -326,7 +327,13 @@ class Run:
       full = min(1 << (size - 1).bit_length(), max(size, self.config.eval_batch_size))
       rows = np.minimum(np.arange(full), size - 1)
       batch = {name: x[rows] for name, x in batch.items()}
-      found.append(np.asarray(self._batch(batch, side))[:size])
+      try:
+        found.append(np.asarray(self._batch(batch, side))[:size])
+      except flax.errors.ScopeParamShapeError as error:
+        raise UserError(
+          f"{self.workdir} was trained on {side} features of another size; found "
+          f"{list(batch[side].shape[1:])} ({str(error).partition(' (https')[0]})"
+        ) from None
       bar.update(size)
     bar.close()
     return np.concatenate(found)
@@ -345,6 +352,10 @@ class Run:
         f"{self.workdir} was trained on {side} features; expected {shape} floats (xmr.extract), "
         f"found {found}"
       )
+    sums = x.reshape(len(x), -1).sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero(~np.isfinite(sums))
+    if len(wrong):
+      raise UserError(f"row {wrong[0]} of the {side} features holds NaN or infinity")
     return self._scaled(np.asarray(x, np.float32), side)
 
   def _scaled(self, x, side):
@@ -356,6 +367,11 @@ class Run:
       raise UserError(
         f"{self.workdir} keeps no norms of the columns of its features (inputs.npz), as runs of "
         "earlier versions; python -m xmr.main --eval_only --workdir=DIR writes them"
+      )
+    if x.shape[-1] != len(self.inputs["image_scale"]):
+      raise UserError(
+        f"{self.workdir} was trained on {len(self.inputs['image_scale'])} features; found "
+        f"{x.shape[-1]}"
       )
     return x / self.inputs["image_scale"]
 

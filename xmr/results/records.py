@@ -9,6 +9,7 @@ from the defaults, "seed", "metrics": {name: number}, "versions", "commit", "mac
 
 import json
 import pathlib
+import re
 import shlex
 import statistics
 
@@ -17,6 +18,7 @@ from xmr.storage.files import read_json
 
 RUN = ("row", "config", "seed", "metrics", "versions", "commit", "machine", "seconds", "date")
 PATHS = {"--workdir": "WORKDIR", "--config.data.dir": "DATA", "--config.data.cache_dir": "CACHE"}
+NEEDED = ("seed", "metrics", "device", "duration", "command", "versions", "commit", "date")
 SUMMARY = ("row", "seeds", "mean", "deviation", "commit", "command")
 
 
@@ -81,6 +83,13 @@ def of_run(workdir, row):
     except UserError as error:
       raise UserError(f"{error}; expected the folder of a finished run") from None
   results = found["results"]
+  missing = [name for name in NEEDED if name not in results]
+  if missing:
+    raise UserError(f"{workdir / 'results.json'} has no {missing[0]!r}; --eval_only makes it again")
+  if not re.fullmatch(r"[\w.-]+", row):
+    raise UserError(
+      f"--row is {row!r}; expected letters, digits, points and hyphens: it names a file"
+    )
   return {
     "row": row,
     "config": differences(found["config"]),

@@ -14,6 +14,7 @@ import re
 from xmr.errors import UserError
 from xmr.results import fields, records
 from xmr.results.grid import grid
+from xmr.storage.files import read_json
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 DIGEST = re.compile(r"<!-- records: (\w+) -->")
@@ -35,7 +36,10 @@ def rendered(root):
   """
   folder = pathlib.Path(root) / "docs" / "results"
   rows, benches = records.read(folder / "records")
-  tables = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
+  tables = read_json(folder / "tables.json")
+  for name, of in tables.items():
+    if not isinstance(of, dict):
+      raise UserError(f"table {name!r} in {folder / 'tables.json'} is {of!r}; expected an object")
 
   generated = fields.tables()
 

@@ -188,6 +188,8 @@ def read_json(path, *, kind=dict):
     raise UserError(f"{path} is not JSON: {error}") from None
   except RecursionError:
     raise UserError(f"{path} is nested too deeply; expected JSON, {KINDS[kind]}") from None
+  except UserError:
+    raise
   except ValueError as error:  # A number of more digits than Python converts.
     raise UserError(f"{path} holds what cannot be read: {error}") from None
   if not isinstance(found, kind):

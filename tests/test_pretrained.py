@@ -294,6 +294,13 @@ def test_adapters_merged_are_the_adapted_run(tuned, tmp_path):
   )
   export.adapters(adapted, tmp_path / "adapters.safetensors")
   tensors = safetensors.numpy.load_file(tmp_path / "adapters.safetensors")
+  for path in (tmp_path / "adapters.safetensors", tmp_path / "merged/model.safetensors"):
+    # Whoever may read the one may read the other.
+    assert path.stat().st_mode == (tmp_path / "merged/run.json").stat().st_mode
+  with pytest.raises(
+    UserError, match="merged is the export of a run, which xmr.inspect.load reads"
+  ):
+    run(merged.config, tmp_path / "merged", tmp_path, eval_only=True)
   # Query and value of two blocks in each of two towers, two factors each.
   assert len(tensors) == 2 * 2 * 2 * 2
   assert (tmp_path / "adapters.safetensors").stat().st_size < 40_000

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import time
 
 import jax
@@ -27,6 +28,11 @@ def train_and_evaluate(config, workdir, *, eval_only, stop):
   """
   began = time.perf_counter()
   if eval_only and not begun(workdir):
+    if (pathlib.Path(workdir) / "run.json").exists():
+      raise UserError(
+        f"--eval_only: {workdir} is the export of a run, which xmr.inspect.load reads; expected "
+        "the run itself"
+      )
     raise UserError(f"--eval_only: {workdir} has no checkpoints; train first, without it")
   if not eval_only and imported(workdir):
     raise UserError(

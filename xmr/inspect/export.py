@@ -14,7 +14,7 @@ from xmr.data import vocabulary_from_json
 from xmr.errors import UserError
 from xmr.models import lora
 from xmr.storage.digests import of_json, sealed
-from xmr.storage.files import read_json, write_arrays
+from xmr.storage.files import read_json, replacing, write_arrays
 
 EXPORT = "model.safetensors"
 
@@ -46,7 +46,8 @@ def adapters(run, path):
   arrays = arrays_of(found)
   config = run.config.model.lora
   settings = {"rank": str(config.rank), "alpha": str(config.alpha), "init": run.config.init}
-  safetensors.numpy.save_file(arrays, path, metadata={"format": "xmr adapters", **settings})
+  with replacing(path) as file:
+    file.write(safetensors.numpy.save(arrays, {"format": "xmr adapters", **settings}))
 
 
 def write(run, folder):
@@ -58,16 +59,15 @@ def write(run, folder):
   variables, flat = merged(run)
   arrays = arrays_of(variables)
   words = None if run.vocabulary is None else json.loads(run.vocabulary.to_json())
-  safetensors.numpy.save_file(
-    arrays,
-    folder / EXPORT,
-    metadata={
-      "format": "xmr",
-      "step": str(run.step),
-      "digests": json.dumps(digests.of_arrays(arrays)),
-      "vocabulary": of_json(words),
-    },
-  )
+  metadata = {
+    "format": "xmr",
+    "step": str(run.step),
+    "digests": json.dumps(digests.of_arrays(arrays)),
+    "vocabulary": of_json(words),
+  }
+  # Not save_file, whose file only its owner may read: an export is for others, too.
+  with replacing(folder / EXPORT) as file:
+    file.write(safetensors.numpy.save(arrays, metadata))
   curves = {
     name: [steps.tolist(), [x if np.isfinite(x) else None for x in values.tolist()]]
     for name, (steps, values) in run.metrics.items()

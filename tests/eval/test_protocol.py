@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xmr.errors import UserError
-from xmr.eval import recall
+from xmr.eval import positives, recall
 
 similarity = importlib.import_module("xmr.eval.ranks")
 NAMES = [f"{d}/{n}" for d in ("i2t", "t2i") for n in ("r1", "r5", "r10", "medr", "meanr")]
@@ -146,6 +146,5 @@ def test_bad_ground_truth_names_what_and_where():
 
 
 def test_nothing_to_score_is_one_line():
-  image, text, image_of_text = example()
   with pytest.raises(UserError, match="0 images and 0 texts; expected at least one of each"):
-    recall(image[:0], text[:0], image_of_text[:0])
+    positives.checked_image_of_text([], n_texts=0, n_images=0)

@@ -100,6 +100,8 @@ def test_the_shapes_of_a_plan_are_those_of_the_arrays(scope):
     (["--config.batch_size=12"], "config.batch_size is 12; expected a multiple of the 8 devices"),
     (["--topology=cpu:64"], "8 CPU devices; expected 64"),
     (["--json=no/such/file"], "--json: there is no folder no/such"),
+    (["--json=/"], "--json: / is a folder; expected a file"),
+    (["--topology=v5e:1000x1000"], "1,000,000 devices; expected at most 65,536"),
     (["--config.model.dim=0"], "config.model.dim is 0"),
   ],
 )

@@ -58,6 +58,8 @@ def main(argv):
     topology = topologies.parse(own.topology)
     if own.json and not pathlib.Path(own.json).parent.is_dir():
       raise UserError(f"--json: there is no folder {pathlib.Path(own.json).parent}")
+    if own.json and pathlib.Path(own.json).is_dir():
+      raise UserError(f"--json: {own.json} is a folder; expected a file")
     topologies.prepare(topology)
     fits = plan(own, topology)
   if not fits:

@@ -19,6 +19,7 @@ NOBODY = {
 }
 # A v4 has two cores that work as one device; described without this, they are two.
 OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+MOST = 65_536  # devices; the largest slices have some 9,000, and each is described
 FORM = re.compile(r"(\w+):(\d+(?:x\d+)*)")
 
 
@@ -44,13 +45,16 @@ def parse(text):
   """Returns the Topology that a name describes.
 
   Raises:
-    UserError: an unknown chip, or a shape that is none.
+    UserError: an unknown chip, a shape that is none or too large.
   """
   found = FORM.fullmatch(text)
   if found is None or found[1] not in CHIPS or 0 in (shape := sizes(found[2])):
     known = ", ".join(CHIPS)
     raise UserError(f"--topology is {text!r}; expected CHIP:SHAPE, as v5e:2x4; chips: {known}")
-  return Topology(CHIPS[found[1]], shape)
+  topology = Topology(CHIPS[found[1]], shape)
+  if topology.size > MOST:
+    raise UserError(f"--topology is {text!r}, {topology.size:,} devices; expected at most {MOST:,}")
+  return topology
 
 
 def sizes(text):

@@ -48,6 +48,8 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_force_host_platform_device_count=8"
   + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
+# What is imported from here on stays.
+gc.disable()
 
 import pytest
 import typecheck
@@ -70,6 +72,7 @@ def pytest_collection_finish(session):
   """What is imported by now stays; the collections of garbage that closing a run's batches asks for
   need not look through it again.
   """
+  gc.enable()
   gc.collect()
   gc.freeze()
 

@@ -157,6 +157,7 @@ def test_dropout_is_the_same_in_both_encodings(batch):
   equal(found, jax.jit(jax.value_and_grad(by_hand))(params))
 
 
+@pytest.mark.slow
 def test_memory_for_activations_of_a_tower_falls_as_one_over_the_parts():
   """Planned for, not allocated; a loss without [B, B], which does not depend on the parts."""
   size = {"width": 32, "layers": 2, "heads": 2, "mlp_width": 128}

@@ -75,6 +75,7 @@ def test_every_loss_has_the_same_value_and_gradient_on_one_device_and_many(name,
   close(results[1], results[0])
 
 
+@pytest.mark.slow
 def test_losses_on_tokens_have_the_same_value_and_gradient_on_1_and_8_devices():
   """A token's loss over the batch, a mined one and F-TERAN, in one program."""
   rows = tensors_of("aligned_full_hard_negative")

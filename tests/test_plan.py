@@ -141,7 +141,9 @@ def compiled_mining(scope, images, block=256, width=64, dim=32):
   return jax.jit(step, donate_argnums=0).lower(state, batch, pool).compile()
 
 
-@pytest.mark.parametrize("scope, of_bank", [("train", 0), ("bank", 1)])
+@pytest.mark.parametrize(
+  "scope, of_bank", [("train", 0), pytest.param("bank", 1, marks=pytest.mark.slow)]
+)
 def test_mining_holds_its_rows_once_over_all_devices_and_blocks_beside_them(scope, of_bank):
   width, dim = 64, 32
   compiled = [compiled_mining(scope, images, width=width, dim=dim) for images in (4096, 8192)]

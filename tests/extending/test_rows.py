@@ -124,7 +124,8 @@ def test_a_loss_takes_a_function_and_a_row(own, data, monkeypatch, capsys):
   )
   monkeypatch.setitem(losses.LOSSES, "ranked", row)
   flags = ("--config.loss.name=ranked", "--config.loss.weights=(1.0, 0.25)")
-  recorded = trained_and_resumed(data, own, "--config.loss.sharpness=3", *flags, drop=("loss",))
+  flags = ("--config.loss.sharpness=3", *flags)
+  recorded = train(data, own / "whole", *flags, steps=4, drop=("loss",))
   found = {key: value for key, value in recorded.items() if key.startswith("loss.")}
   assert found == {
     "loss.name": "ranked",

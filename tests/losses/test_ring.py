@@ -106,8 +106,11 @@ def test_equals_the_plain_loss_and_gradient_on_eight_devices(case, gather):
 
 @pytest.mark.parametrize(
   "case, devices",
-  [(case, 2) for case in ("max_of_hinges", "info_nce", "imc", "imc msd", "imc paper l1")]
-  + [("max_of_hinges", 1), ("imc", 1)],
+  [("max_of_hinges", 1), ("max_of_hinges", 2), ("imc", 2)]
+  + [
+    pytest.param(*each, marks=pytest.mark.slow)
+    for each in (("info_nce", 2), ("imc msd", 2), ("imc paper l1", 2), ("imc", 1))
+  ],
 )
 def test_equals_the_plain_loss_and_gradient_on_one_and_two_devices(case, devices):
   arguments = *batch(3), scalars(case)

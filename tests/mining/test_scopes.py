@@ -351,11 +351,19 @@ def test_a_query_without_a_negative_costs_nothing_and_has_no_gradient(name):
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) == 0
 
 
-@pytest.mark.parametrize("scope, devices", [("batch", 1), ("train", 1), ("train", 8), ("bank", 1)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "scope, devices, dtype",
+  [
+    ("batch", 1, "float32"),
+    ("train", 8, "float32"),
+    ("train", 1, "bfloat16"),
+    ("bank", 1, "bfloat16"),
+    pytest.param("train", 1, "float32", marks=pytest.mark.slow),
+    pytest.param("bank", 1, "float32", marks=pytest.mark.slow),
+    pytest.param("train", 8, "bfloat16", marks=pytest.mark.slow),
+  ],
+)
 def test_copies_of_the_positive_are_no_semi_hard_negatives(scope, devices, dtype):
-  if scope == "batch" and dtype == "bfloat16":
-    pytest.skip("scores of a batch are float32")
   split = make_split(width=(256, 200))
   # Five captions, seven pictures: equal ones belong to different images.
   split.text_features[:] = split.text_features[np.arange(len(split.text_id)) % 5]
@@ -394,7 +402,9 @@ def test_siblings_in_a_batch_are_the_same_pair_where_only_the_pair_matches():
   assert np.any(expected & (mined["image"] != mined["text"])) and not expected.all()
 
 
-@pytest.mark.parametrize("scope", ["train", "bank", "released"])
+@pytest.mark.parametrize(
+  "scope", ["train", "bank", pytest.param("released", marks=pytest.mark.slow)]
+)
 def test_steps_are_the_same_on_1_and_8_devices_and_negatives_carry_gradient(scope):
   split, states = make_split(), []
   for devices in (1, 8):

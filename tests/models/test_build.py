@@ -114,7 +114,14 @@ def test_every_image_encoder_builds_and_gives_unit_shapes(name):
   )
 
 
-@pytest.mark.parametrize("name", WORDS)
+# The others are proved word by word (test_text) and on golden towers (interop).
+QUICK = ("gru", "bilstm", "transformer", "bert")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in WORDS],
+)
 def test_every_encoder_of_words_builds_with_and_without_word_vectors(name):
   inputs = {
     "image": np.ones((2, 9), np.float32),

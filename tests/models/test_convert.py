@@ -94,7 +94,12 @@ def test_converted_timm_network_equals_pytorch(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["resnet50", "resnet152", "efficientnet_v2_m", "efficientnet_v2_l"]
+  "name",
+  [
+    "resnet50",
+    "efficientnet_v2_m",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("resnet152", "efficientnet_v2_l")),
+  ],
 )
 def test_every_tensor_of_torchvision_has_a_place(name):
   torch = pytest.importorskip("torch")

@@ -85,6 +85,7 @@ def test_grid_averages_to_the_features(small):
   np.testing.assert_allclose(grid.mean((1, 2)), net.apply(variables, images), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_computes_in_bfloat16_with_float32_parameters(small):
   net, variables = small
   found = net.copy(dtype=jnp.bfloat16).apply(variables, reference.two_images(32))

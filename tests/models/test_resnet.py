@@ -188,6 +188,7 @@ def test_recomputed_blocks_give_equal_gradients_in_less_memory(batch_norm):
   assert saved < 0.8 * kept, (saved, kept)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_half_and_keeps_float32_state():
   x, module = images(height=32, width=32), small(dtype=jnp.bfloat16, batch_norm="released")
   variables = random_variables(module, x)

@@ -125,7 +125,13 @@ def test_a_row_depends_on_its_own_words_alone(readout):
   np.testing.assert_allclose(alone[0], found[2], atol=1e-6)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize(
+  "readout",
+  [
+    pytest.param(readout, marks=[pytest.mark.slow] * (readout in ("ends", "mean")))
+    for readout in READOUTS
+  ],
+)
 def test_a_text_of_no_words_is_zero_and_has_no_gradient_of_nan(readout):
   module, variables, text, _ = encoder("bigru", readout=readout)
   lengths = np.array([0, 1, 0, 7, 3], np.int32)
@@ -140,7 +146,7 @@ def test_a_text_of_no_words_is_zero_and_has_no_gradient_of_nan(readout):
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("readout", ["last", "mean"])
+@pytest.mark.parametrize("readout", [pytest.param("last", marks=pytest.mark.slow), "mean"])
 def test_only_words_that_are_there_get_a_gradient(readout):
   module, variables, text, lengths = encoder(readout=readout)
   text = np.where(np.arange(text.shape[1]) < lengths[:, None], text % 10, 15)

@@ -21,7 +21,9 @@ def narrow():
   return model, ours, variables
 
 
-@pytest.mark.parametrize("size", [64, 32, 224, (96, 40)])
+@pytest.mark.parametrize(
+  "size", [32, (96, 40), *(pytest.param(each, marks=pytest.mark.slow) for each in (64, 224))]
+)
 def test_equals_torchvision_at_any_size(narrow, size):
   model, ours, variables = narrow
   height, width = size if isinstance(size, tuple) else (size, size)

@@ -73,7 +73,9 @@ def test_values_and_gradients_are_those_of_a_plain_scan(cell, reverse):
     )
 
 
-@pytest.mark.parametrize(("rows", "steps"), [(1, 1), (3, 2), (128, 5)])
+@pytest.mark.parametrize(
+  ("rows", "steps"), [(1, 1), (3, 2), pytest.param(128, 5, marks=pytest.mark.slow)]
+)
 def test_any_number_of_rows_and_steps(rows, steps):
   lengths = np.random.default_rng(1).integers(1, steps + 1, rows)
   arguments = problem("lstm", lengths, steps)
@@ -124,7 +126,7 @@ def test_padding_of_nan_is_never_read():
   assert_same(found, expected, 0)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", [pytest.param("lstm", marks=pytest.mark.slow), "gru"])
 def test_same_on_1_and_8_devices_without_moving_words_between_them(cell):
   arguments = problem(cell, np.random.default_rng(2).integers(0, 10, 64), steps=9)
   one = values_and_gradients(functools.partial(rnn.recurrent, cell=cell, shards=1), *arguments)

@@ -247,7 +247,9 @@ def test_search_and_pictures_of_matches(folder, run):
   regions = np.load(folder / "regions.npy").astype(np.float32)
   scores, found = loaded.search(["a red house", "a dog"], regions, k=3)
   assert scores.shape == found.shape == (2, 3) and (np.diff(scores, axis=1) <= 0).all()
-  with pytest.raises(UserError, match=r"compares tokens; expected the floats \[N, R, F\]"):
+  with pytest.raises(
+    UserError, match=r"tokens; found float32 of shape \(3, 8\); expected the floats \[N, R, F\]"
+  ):
     loaded.search(["a dog"], np.ones((3, 8), np.float32))
   with loaded.config.unlocked():
     loaded.config.similarity = "MrSw"

@@ -29,15 +29,15 @@ def session_cache():
       if time.time() - lock.stat().st_mtime > 60:
         shutil.rmtree(lock.parent, ignore_errors=True)
   folder = pathlib.Path(tempfile.mkdtemp(prefix="xmr_tests_"))
-  held = (folder / ".lock").open("w")
-  fcntl.flock(held, fcntl.LOCK_EX)
+  # Open, and so locked, as long as this process lives.
+  fcntl.flock(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return str(folder), held
+  return str(folder)
 
 
 # A folder of the user's own is kept.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  os.environ["JAX_COMPILATION_CACHE_DIR"], HELD = session_cache()
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = session_cache()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Before JAX starts: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

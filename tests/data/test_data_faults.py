@@ -185,6 +185,7 @@ def test_the_longer_side_is_torchvisions_at_every_size():
 READERS = {
   "array": lambda path: files.read_array(path),
   "arrays": files.read_arrays,
+  "lines": lambda path: list(files.json_lines(path)),
   "picture": pictures.opened,
   "JSON of a model": folders.read_json,
   "vocabulary": vsepp.read_vocabulary,

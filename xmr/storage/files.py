@@ -86,8 +86,11 @@ def _new_folder(path):
 
 def json_lines(path):
   """Yields (line, object) of each line of a file that holds a JSON object; others, such as one that
-  a kill has cut, are skipped.
+  a kill has cut, are skipped. UserError for what is no plain file.
   """
+  # A pipe would make the reader wait for ever.
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise UserError(f"{path} is no plain file; expected lines of JSON")
   for line in pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
     with contextlib.suppress(ValueError, RecursionError):
       found = json.loads(line)

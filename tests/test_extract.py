@@ -334,3 +334,9 @@ def test_two_processes_write_what_one_writes_and_a_mistake_ends_both(config, tmp
   np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4)
   codes, printed = both(f"--out={tmp_path / 'two'}", "--average=flip")
   assert all(codes) and "holds features made otherwise" in printed[0], printed
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"batch_size": 0}])
+def test_no_threads_and_no_batch_are_refused(config, tmp_path, wrong):
+  with pytest.raises(UserError, match=f"--{next(iter(wrong))} is 0; expected"):
+    extract.extract(config, out=tmp_path, backbone="resnet18", weights=tmp_path, **wrong)

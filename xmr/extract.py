@@ -181,6 +181,8 @@ def extract(
   mesh, processes = parallel.mesh(), jax.process_count()
   if batch_size < 1 or batch_size % mesh.size:
     raise UserError(f"--batch_size is {batch_size}; expected a multiple of the {mesh.size} devices")
+  if threads < 1:
+    raise UserError(f"--threads is {threads}; expected 1 or more")
   if workdir:
     network = extraction.of_run(workdir, grid=grid)
   else:

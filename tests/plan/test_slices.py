@@ -257,3 +257,27 @@ def test_what_cannot_fit_a_pod_is_said_in_seconds(tmp_path, capsys, monkeypatch)
   assert time.process_time() - begun < 10
   said = capsys.readouterr().out
   assert "scores 16 GiB" in said and "DOES NOT FIT, so nothing was compiled" in said
+
+
+ENCODERS = {
+  "resnet50": {"model.image.name": "resnet50"},
+  "resnet152": {"model.image.name": "resnet152"},
+  "vit_b16": {"model.image.name": "clip_vit"},
+  "bilstm": {"model.image.name": "linear", "data.image": "features"},
+}
+
+
+@pytest.mark.slices
+@pytest.mark.parametrize("target", [TPU, POD, GPU])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_step_of_an_encoder_stays_on_the_slice(target, encoder):
+  mesh, config = slices.mesh_of(target), base_config()
+  config.update_from_flattened_dict(ENCODERS[encoder])
+  config.update_from_flattened_dict({"model.dtype": "bfloat16", "loss_form": "ring"})
+  config.loss.name, config.batch_size = "max_of_hinges", 32 * mesh.size
+  call, made, state = step_of(mesh, config)
+  made.stays_on_the_devices()
+  made.takes_the_place_of(state)
+  print(f"{target} {encoder}: {made.memory}, {made.moved}")
+  assert call.parts["parameters"] + call.parts["optimiser"] <= made.memory["arguments"]
+  assert made.memory["peak"] < topology.parse(target).chip.memory

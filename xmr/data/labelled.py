@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import io
 import json
 import os
 import warnings
@@ -10,7 +9,6 @@ import warnings
 import numpy as np
 
 from xmr.data import features, records
-from xmr.data.files import opened
 from xmr.data.split import Split
 from xmr.errors import UserError
 
@@ -238,12 +236,19 @@ def read(folder, name):
   )
 
 
+def _check_plain(path):
+  """A pipe would make the reader wait for ever."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise UserError(f"{path} is no plain file; expected lines of text")
+
+
 def _rows(folder, file, columns):
   """Yields (line number, fields) of a list, without empty lines."""
   path = os.path.join(folder, file)
   try:
-    with opened(path, what="a list") as file:
-      for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8"), 1):
+    _check_plain(path)
+    with open(path, encoding="utf-8") as lines:
+      for number, line in enumerate(lines, 1):
         if not line.strip():
           continue
         fields = line.rstrip("\r\n").split("\t")
@@ -274,7 +279,8 @@ def _split_of(folder, layout):
 def _read_texts(folder):
   path, texts, categories, number = os.path.join(folder, TEXTS), {}, {}, 0
   try:
-    with opened(path, what="texts") as file, gzip.open(file, "rt", encoding="utf-8") as lines:
+    _check_plain(path)
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
       for line in lines:
         number += 1
         row = json.loads(line)

@@ -186,6 +186,7 @@ def test_another_number_of_data_workers_changes_no_bit(data, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_seconds_are_split_and_the_profile_flag_writes_a_trace(data, tmp_path):
   workdir = tmp_path / "run"
   small_run.run(small_run.command(data, workdir, **{"profile.start": 4, "profile.steps": 2}))

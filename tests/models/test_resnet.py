@@ -139,6 +139,7 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training():
   jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
 
 
+@pytest.mark.slow
 def test_released_batch_norm_uses_the_batch_and_moves_its_statistics():
   x, module = images(rows=4), small(batch_norm="released")
   variables = random_variables(module, x)

@@ -49,7 +49,7 @@ def assert_same(found, expected, tolerance):
   ("cell", "reverse"),
   [
     ("lstm", True),
-    ("gru", False),
+    pytest.param("gru", False, marks=pytest.mark.slow),
     pytest.param("lstm", False, marks=pytest.mark.slow),
     pytest.param("gru", True, marks=pytest.mark.slow),
   ],

@@ -13,11 +13,13 @@ from markupsafe import Markup
 from xmr.inspect import study
 from xmr.inspect.pictures import thumbnail
 from xmr.inspect.plots import picture
+from xmr.ops.alignment import NAMES
 
 FOLDER = pathlib.Path(__file__).parent
 LIMIT = 14_500_000  # bytes of a page
 THUMBNAIL = 128  # pixels of the longer side
 SEARCHABLE = 10_000  # captions that the page's search knows
+ALIGNABLE = 1_000  # the same by alignments, each of which costs words x words products
 SHOWN = 300  # characters of a caption on the page
 
 
@@ -66,18 +68,21 @@ def searchable(split, limit=SEARCHABLE):
   return np.arange(n), np.flatnonzero(split.image_of_text < n)
 
 
-def search_data(image, text, split, *, kind, k=10, limit=SEARCHABLE):
+def search_data(image, text, split, *, kind, k=10, limit=None):
   """Returns the data of the page's search: captions, and the k neighbours of every image and
   caption in the four tasks.
 
   Args:
     image: [N, D].  text: [T, D].  split: Split.  kind: of similarity.
-    k: neighbours.  limit: captions that can be searched.
+    k: neighbours.
+    limit: captions that can be searched; None: SEARCHABLE, or ALIGNABLE by an alignment.
   Returns:
     {"images", "captions": rows of the split, "texts": [t] str, "of": [t] index of the caption's
       image, "names": [n] str, "i2t", "t2i", "i2i", "t2t": [[index, score x 1000, index, ...] of
       each query]}; an index counts within the rows listed in "images" or "captions".
   """
+  if limit is None:
+    limit = ALIGNABLE if kind in NAMES else SEARCHABLE
   images, captions = searchable(split, limit)
   image, text = image[images], text[captions]
   lists = {

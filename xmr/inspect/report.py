@@ -24,24 +24,20 @@ def report(workdir, *, compare=None, out=None, step="best", queries=QUERIES, see
     out: file to write; None: workdir/report.html.
     step: "best", "latest" or a number, of workdir; the other run shows its best.
     queries: query images of the qualitative study, chosen by `seed`.
-    limit: captions that the page's search knows; None: page.SEARCHABLE.
+    limit: captions that the page's search knows; None: as `page.search_data`.
   Returns:
     path of the page.
   Raises:
     UserError: no run, no checkpoints, missing data, two runs on different splits, a file that
       cannot be written.
   """
-  from xmr.inspect import page
-
   shown = [_Scored(workdir, step)]
   if compare is not None:
     shown.append(_Scored(compare, "best"))
     from xmr.inspect import study
 
     study.same_split(shown[0].split, shown[1].split, names=(workdir, compare))
-  context = _context(
-    shown, queries=queries, seed=seed, limit=page.SEARCHABLE if limit is None else limit
-  )
+  context = _context(shown, queries=queries, seed=seed, limit=limit)
   html = _fitted(context, shown[0])
   path = pathlib.Path(out) if out else pathlib.Path(workdir) / "report.html"
   try:

@@ -117,7 +117,7 @@ def tokens(run, items: Any):
       if pixels == "pixels"
       else "the floats [N, R, F] of regions, with a mask or without"
     )
-    found = f"found {array} of shape {items.shape}; " if array is not None else ""
+    found = f"found {array} of shape {getattr(items, 'shape', None)}; " if array is not None else ""
     raise UserError(f"{run.workdir} compares tokens; {found}expected {wanted}, or captions")
   return _encoded(run, parts, side), side
 

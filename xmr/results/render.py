@@ -147,10 +147,10 @@ def _plans(of, plans):
       [
         f"{label}, {step['rows']:,} pairs",
         plan["plan"],
-        f"{peak / 2**20:,.0f} MiB",
-        f"{peak / plan['chip']['memory']:.1%}",
+        _mib(peak),
+        f"{peak / plan['chip']['memory']:,.1%}",
         f"{sent / 2**20:,.1f} MiB",
-        f"{1e3 * step['seconds'][step['binds']]:.2f} ms",
+        _time(step["seconds"][step["binds"]]),
         step["binds"],
       ]
     )
@@ -173,7 +173,11 @@ def _kernels(of, benches):
 
 
 def _mib(number):
-  return f"{number / 2**20:,.0f} MiB"
+  return f"{number / 2**20:,.0f} MiB" if number < 10 * 2**30 else f"{number / 2**30:,.1f} GiB"
+
+
+def _time(seconds):
+  return f"{1e3 * seconds:.2f} ms" if seconds < 10 else f"{seconds:,.0f} s"
 
 
 def _records_of(rows, row):

@@ -204,6 +204,7 @@ assert not {"jax", "torch"} & sys.modules.keys()
   subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_quick_bench_writes_its_json(tmp_path, capsys):
   command.main(["bench", "rouge", "--quick", "--rounds=1", f"--json={tmp_path / 'rouge.json'}"])
   document = json.loads((tmp_path / "rouge.json").read_text())

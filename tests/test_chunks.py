@@ -65,6 +65,10 @@ LOSSES = {
 }
 
 
+# One of each kind; the others of the kind in the slow set.
+QUICK = ("max_of_hinges", "imc", "info_nce", "full_hard_negative")
+
+
 def equal(found, want):
   scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(want))
   jax.tree.map(
@@ -72,7 +76,10 @@ def equal(found, want):
   )
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+  "name",
+  [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES],
+)
 def test_loss_and_gradient_are_those_of_the_whole_batch(batch, name):
   model = encoder()
   params = jax.jit(model.init)(jax.random.key(0), batch)["params"]

@@ -246,6 +246,7 @@ def test_a_long_run_keeps_its_memory_and_its_pace(data, tmp_path):
   assert min(pace[1:]) < 1.5 * pace[0], pace
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_save_to_a_slow_disk_leaves_it_whole(data, undisturbed, tmp_path, monkeypatch):
   workdir, slept, caught = tmp_path / "run", [], []
 

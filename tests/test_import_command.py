@@ -165,7 +165,8 @@ def run_command(*arguments):
   )
 
 
-@pytest.mark.parametrize("kind", ["precomp", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["precomp", "full"])
 def test_a_released_checkpoint_is_scored_as_the_released_code_scores_it(kind, tmp_path, capsys):
   torch = pytest.importorskip("torch")
   import torch_reference as reference

@@ -148,8 +148,6 @@ RECIPES = {
   "learned": {"loss.learn": ("temperature",), "model.dtype": "bfloat16"}
   | {"optimizer.multipliers": (("^loss/", 10.0),)},
 }
-# The other recipes train in the slow set.
-QUICK = ("lora",)
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +215,8 @@ def test_every_recipe_trains_on_photographs_and_goes_on_to_the_same_bits(
   )
 
 
-@pytest.mark.parametrize(
-  "name",
-  [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_fine_tuning_lowers_the_loss_and_moves_what_it_should(clip, tuned, name):
   found = losses(tuned(name))
   assert np.mean(found[-3:]) < np.mean(found[:3])

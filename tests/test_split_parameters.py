@@ -64,7 +64,8 @@ def close(found, expected):
     )
 
 
-@pytest.mark.parametrize("adapters", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [False, True])
 def test_training_in_parts_is_training_whole_and_checkpoints_go_both_ways(adapters, tmp_path):
   mesh, model, loss, batch, variables = parts(adapters)
   states, folders = {}, {}

@@ -6,6 +6,7 @@ With --eval_only and no --config, the run's own config: python -m xmr.main --eva
 at once.
 """
 
+import gc
 import pathlib
 import sys
 
@@ -125,6 +126,8 @@ def main(argv):
     start_jax(config)
     from xmr import parallel, preemption, train
 
+    # What is imported stays: the collections in which batches end need not look through it.
+    gc.freeze()
     stop = preemption.Stop(every=config.log.steps)
     with parallel.together(), reported():
       train.train_and_evaluate(config, workdir, eval_only=eval_only, stop=stop)

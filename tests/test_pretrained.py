@@ -257,7 +257,10 @@ def test_patches_and_words_are_trained_ranked_and_aligned(tuned):
   # The loss took padding as zeros, and so does ranking: no region's best word is below 0.
   want = best.max(0).sum() + np.maximum(best.max(1), 0).sum()
   np.testing.assert_allclose(scores[0, 0], want, rtol=1e-5)
-  with pytest.raises(UserError, match="compares tokens; expected pictures, or captions"):
+  with pytest.raises(
+    UserError,
+    match=r"compares tokens; found float32 of shape \(3, 40\); expected pictures, or captions",
+  ):
     run.search(TEXTS[:1], np.ones((3, 40), np.float32))
 
 

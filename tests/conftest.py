@@ -9,6 +9,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -48,6 +49,8 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_force_host_platform_device_count=8"
   + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
+# A shell without job control has what it starts in the background ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What is imported from here on stays.
 gc.disable()
 

@@ -222,6 +222,7 @@ def test_a_mistake_leaves_no_trace_that_stops_the_corrected_command(command, tmp
   assert "has no checkpoints; train first" in said and not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_step_and_captions(tmp_path, capsys):
   data = small_run.write_data(tmp_path / "data")
   changes = {"optimizer.learning_rate": 1e38, "optimizer.clip": 0, "checkpoint.steps": 0}

@@ -283,6 +283,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clip, cache, tuned, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_adapters_merged_are_the_adapted_run(tuned, tmp_path):
   adapted = inspect.load(tuned("lora"))
   merged = inspect.load(adapted.export(tmp_path / "merged"))
@@ -335,6 +336,7 @@ def test_weights_between_start_and_end_are_scored_and_shown(clip, cache, tuned, 
     config_lib.validate(config)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_before_weights_are_averaged(clip, tuned):
   adapted = inspect.load(tuned("lora"))
   assert adapted.averaged(0.0).config.model.lora.rank == 0

@@ -352,6 +352,7 @@ def executed(path):
   return [each for each in shown if each is not None]
 
 
+@pytest.mark.slow
 def test_the_notebook_looks_into_a_run_on_regions(run, monkeypatch, capsys):
   monkeypatch.setenv("XMR_RUN", str(run[0]))
   monkeypatch.delenv("XMR_COMPARE", raising=False)

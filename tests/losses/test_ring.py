@@ -26,8 +26,6 @@ CASES = {
   "imc paper l1": {"distance": "l1", "form": "paper", "lower": 1.0, "upper": 5.0},
   "imc paper cosine": {"distance": "cosine", "form": "paper", "upper": 0.9},
 }
-# What gathering every block at once shares with the blocks that go round.
-SLOW_GATHERED = ("imc l2", "imc msd", "imc paper l1", "imc paper cosine")
 
 
 def ring_form(name, devices=8, gather=False, **parameters):
@@ -91,10 +89,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize(
   "case, gather",
   [(case, False) for case in CASES]
-  + [
-    pytest.param(case, True, marks=pytest.mark.slow if case in SLOW_GATHERED else ())
-    for case in CASES
-  ],
+  + [pytest.param(case, True, marks=pytest.mark.slow) for case in CASES],
 )
 def test_equals_the_plain_loss_and_gradient_on_eight_devices(case, gather):
   arguments = *batch(0), scalars(case)

@@ -403,7 +403,8 @@ def test_siblings_in_a_batch_are_the_same_pair_where_only_the_pair_matches():
 
 
 @pytest.mark.parametrize(
-  "scope", ["train", "bank", pytest.param("released", marks=pytest.mark.slow)]
+  "scope",
+  ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bank", "released"))],
 )
 def test_steps_are_the_same_on_1_and_8_devices_and_negatives_carry_gradient(scope):
   split, states = make_split(), []

@@ -7,7 +7,8 @@ import pytest
 from xmr.models.vit import ViT
 
 
-@pytest.mark.parametrize("trained", [pytest.param(-1, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [-1, 1])
 def test_recomputed_blocks_give_equal_gradients_in_less_memory(trained):
   plain = ViT(
     "clip", width=16, layers=4, heads=2, mlp_width=64, patch=8, grid=4, train_blocks=trained

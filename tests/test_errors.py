@@ -113,18 +113,23 @@ def test_ctrl_c_that_a_library_made_another_error_of_is_one_line_and_status_130(
   assert stopped.value.code == 130 and capsys.readouterr().err == "xmr: interrupted\n"
 
 
+def ran(folder):
+  """Runs a folder's command.py by `python -m command`."""
+  return subprocess.run(
+    [sys.executable, "-m", "command"],
+    cwd=folder,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+
+
 def test_ctrl_c_in_code_that_was_given_to_exec_has_the_status_of_any_other(tmp_path):
   (tmp_path / "command.py").write_text(
     "import signal\nfrom xmr.errors import reported\nwith reported():\n"
     "  exec('signal.raise_signal(signal.SIGINT)')"
   )
-  done = subprocess.run(
-    [sys.executable, "-m", "command"],
-    cwd=tmp_path,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-  )
+  done = ran(tmp_path)
   assert (done.returncode, done.stderr) == (130, "xmr: interrupted\n")
 
 
@@ -229,13 +234,7 @@ def test_ctrl_c_when_a_command_has_said_its_last_line_is_status_130(tmp_path, in
     "def kill(): signal.raise_signal(signal.SIGINT)\n"
     f"try:\n  with reported():\n    {inside}\nfinally:\n  {behind}"
   )
-  done = subprocess.run(
-    [sys.executable, "-m", "command"],
-    cwd=tmp_path,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-  )
+  done = ran(tmp_path)
   assert (done.returncode, done.stderr) == (130, said)
 
 

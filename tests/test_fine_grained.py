@@ -308,7 +308,7 @@ def test_image_scales_use_the_training_part_alone():
 
 def test_random_scores_give_the_share_of_relevant_items():
   label = np.repeat(np.arange(10), 50)
-  assert report.random_map(label) == pytest.approx(0.1, abs=0.02)
+  assert report.random_maps(label)["map"] == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.parametrize(

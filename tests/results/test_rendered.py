@@ -217,3 +217,28 @@ def test_a_row_that_is_no_name_or_results_that_are_not_whole_write_no_record(
   (tmp_path / "results.json").write_text(json.dumps(results))
   with pytest.raises(UserError, match=message):
     records.of_run(tmp_path, row)
+
+
+def test_baselines_become_records_without_a_seed(root, tmp_path, capsys):
+  results = run_record("", None, rsum=9.0) | {"device": "P", "duration": 2.5}
+  results["command"] = "python -m xmr.eval --baseline=cca --out=/a/b"
+  results["baselines"] = {"random": {"rsum": 1.5}}
+  (tmp_path / "results.json").write_text(json.dumps(results))  # xmr.eval writes no config.
+  (root / "docs/results/records/imc.json").unlink()
+  command.main(["results", f"--root={root}", f"--add={tmp_path}", "--row=imc"])
+  made = json.loads((root / "docs/results/records/imc.json").read_text())
+  assert (made["config"], made["seed"], made["metrics"]) == ({}, None, {"rsum": 9.0})
+  assert made["command"] == "python -m xmr.eval --baseline=cca --out=WORKDIR"
+  add = ["results", f"--root={root}", f"--add={tmp_path}", "--row=imc"]
+  command.main([*add, "--baseline=random"])
+  text = (root / "docs" / "page.md").read_text()
+  assert "| IMC | 1 | 1.5 | - | 0123456 |" in text
+  capsys.readouterr()
+  for wrong, message in (
+    ([*add, "--baseline=cca"], "has random"),
+    (["results", f"--root={root}", "--baseline=random"], "belong together"),
+  ):
+    with pytest.raises(SystemExit, match="2"):
+      command.main(wrong)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

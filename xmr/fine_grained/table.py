@@ -93,7 +93,7 @@ def rows_of(config, configs, workdir, stop, *, eval_only):
     "rows": {v: {f: over_seeds(x) for f, x in over(runs).items()} for v, runs in found.items()},
     "tests": tests(found, rows) if "base" in found else {},
     "best_against": best_against(found, rows),
-    "random": report.random_map(label),
+    "random": report.random_maps(label)["map"],
     "baselines": {name: semantic_matching(p, label) for name, p in posteriors.items()},
   }
   write_json(workdir / "table.json", _plain(results))

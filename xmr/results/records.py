@@ -2,9 +2,10 @@
 
 A run's record: {"row": the table row that it belongs to, "config": {field: value} where it differs
 from the defaults, "seed", "metrics": {name: number}, "versions", "commit", "machine", "seconds",
-"date", "command"}. A summary of runs whose own records were not kept has "seeds" (their number),
-"mean" and "deviation" in place of "seed" and "metrics". A bench's record is what
-`python -m xmr.bench NAME --json=FILE` writes, a plan's what `python -m xmr.plan --json=FILE` does.
+"date", "command"}; the seed of a baseline is None. A summary of runs whose own records were not
+kept has "seeds" (their number), "mean" and "deviation" in place of "seed" and "metrics". A bench's
+record is what `python -m xmr.bench NAME --json=FILE` writes, a plan's what
+`python -m xmr.plan --json=FILE` does.
 """
 
 import json
@@ -17,7 +18,12 @@ from xmr.errors import UserError
 from xmr.storage.files import read_json
 
 RUN = ("row", "config", "seed", "metrics", "versions", "commit", "machine", "seconds", "date")
-PATHS = {"--workdir": "WORKDIR", "--config.data.dir": "DATA", "--config.data.cache_dir": "CACHE"}
+PATHS = {
+  "--workdir": "WORKDIR",
+  "--out": "WORKDIR",
+  "--config.data.dir": "DATA",
+  "--config.data.cache_dir": "CACHE",
+}
 NEEDED = ("seed", "metrics", "device", "duration", "command", "versions", "commit", "date")
 SUMMARY = ("row", "seeds", "mean", "deviation", "commit", "command")
 
@@ -66,23 +72,18 @@ def statistics_of(records, metric):
   return statistics.mean(values), statistics.stdev(values) if values[1:] else None, len(values)
 
 
-def of_run(workdir, row):
+def of_run(workdir, row, *, baseline=""):
   """Returns the record of a finished run.
 
   Args:
-    workdir: of the run, with config.json and results.json.  row: that it belongs to.
+    workdir: of the run, with config.json and results.json; the --out of xmr.eval has no config.
+    row: that it belongs to.
+    baseline: key of the run's "baselines", which are recorded in place of it; "" is the run.
   Raises:
-    UserError: the run is not finished.
+    UserError: the run is not finished, or has no such baseline.
   """
   workdir = pathlib.Path(workdir)
-  found = {}
-  for name in ("config", "results"):
-    path = workdir / f"{name}.json"
-    try:
-      found[name] = read_json(path)
-    except UserError as error:
-      raise UserError(f"{error}; expected the folder of a finished run") from None
-  results = found["results"]
+  results = _read(workdir / "results.json")
   missing = [name for name in NEEDED if name not in results]
   if missing:
     raise UserError(f"{workdir / 'results.json'} has no {missing[0]!r}; --eval_only makes it again")
@@ -90,17 +91,30 @@ def of_run(workdir, row):
     raise UserError(
       f"--row is {row!r}; expected letters, digits, points and hyphens: it names a file"
     )
+  metrics, seed = results["metrics"], results["seed"]
+  if baseline:
+    known = results.get("baselines", {})
+    if baseline not in known:
+      raise UserError(f"--baseline={baseline}: {workdir} has {', '.join(known) or 'no baselines'}")
+    metrics, seed = known[baseline], None
   return {
     "row": row,
-    "config": differences(found["config"]),
-    "seed": results["seed"],
-    "metrics": results["metrics"],
+    "config": {} if results["seed"] is None else differences(_read(workdir / "config.json")),
+    "seed": seed,
+    "metrics": metrics,
     "machine": results["device"],
     "seconds": results["duration"],
     "command": anywhere(results["command"]),
     **{key: results[key] for key in ("versions", "commit", "date")},
     **{key: results.get(key) for key in ("n_images", "n_texts", "protocol")},
   }
+
+
+def _read(path):
+  try:
+    return read_json(path)
+  except UserError as error:
+    raise UserError(f"{error}; expected the folder of a finished run") from None
 
 
 def anywhere(command):

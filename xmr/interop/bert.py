@@ -148,7 +148,7 @@ def load_folder(folder, *, normalize=False, longest=0, dtype=jnp.float32):
   """
   net = read_architecture(folder)
   words = Subwords(tokenizer(folder, longest=longest))
-  return Transformer(net, normalize, dtype), variables(folder), words
+  return Transformer(net, normalize, dtype=dtype), variables(folder), words
 
 
 def tokenizer(folder, *, longest=0):

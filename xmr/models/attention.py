@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmr.models.loop import repeat
-
 # CLIP's first release approximates GELU with a logistic function, SigLIP with a tanh.
 GELU = {
   "exact": functools.partial(nn.gelu, approximate=False),
@@ -101,32 +99,3 @@ class Block(nn.Module):
     x = x + scaled(y, "scale1")
     y = FeedForward(self.hidden, self.gelu, self.dtype, name="mlp")(norm("norm2")(x))
     return x + scaled(y, "scale2")
-
-
-def blocks(module, x, *, layers, remat, mask=None, trained=-1, **fields):
-  """Applies `layers` Blocks, named layer0 and so on, in the calling module.
-
-  Args:
-    module: the calling module.  x: [B, T, W].  layers: their number.
-    remat: recompute each block in the backward pass instead of keeping its activations; the blocks
-      are then a loop, see `loop.repeat`.
-    mask: see Attention.
-    trained: the gradient stops before the last `trained` blocks; -1 does not stop it.
-    fields: of Block.
-  Returns:
-    [B, T, W].
-  """
-  names = [f"layer{i}" for i in range(layers)]
-  first = layers - trained if 0 <= trained <= layers else 0
-
-  def applied(x, names):
-    if remat and names and not module.is_initializing():
-      return repeat(module, Block(**fields, parent=None), names, x, mask, remat=True)
-    for name in names:
-      x = Block(**fields, name=name)(x, mask)
-    return x
-
-  x = applied(x, names[:first])
-  if 0 <= trained <= layers:
-    x = jax.lax.stop_gradient(x)
-  return applied(x, names[first:])

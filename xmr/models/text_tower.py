@@ -1,14 +1,16 @@
 """Text towers: the transformers of CLIP and of SigLIP (and SigLIP 2)."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmr.models.attention import NORMAL, blocks
+from xmr.models.attention import NORMAL, Block
 from xmr.models.borders import Encoded, Lengths, Words
 from xmr.models.features import dense
+from xmr.models.loop import blocks
 from xmr.models.normalize import normalize
 from xmr.models.text import words_alone
 from xmr.ops.alignment import Tokens
@@ -71,18 +73,17 @@ class TextTransformer(nn.Module):
     )
     positions = self.param("positions", NORMAL, (self.positions, self.width))
     x = words(text) + positions[:length].astype(self.dtype)
-    x = blocks(
-      self,
-      x,
-      layers=self.layers,
-      remat=self.remat,
-      trained=self.train_blocks,
-      mask=jnp.tril(jnp.ones((length, length), bool)) if kind["causal"] else None,
+    block = functools.partial(
+      Block,
       heads=self.heads,
       hidden=self.mlp_width,
       gelu=self.gelu,
       epsilon=self.epsilon,
       dtype=self.dtype,
+    )
+    mask = jnp.tril(jnp.ones((length, length), bool)) if kind["causal"] else None
+    x = blocks(
+      self, block, x, mask, layers=self.layers, remat=self.remat, trained=self.train_blocks
     )
     tokens = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
     if kind["pool"] == "last":

@@ -3,15 +3,17 @@ sides may share.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from xmr.models import borders
-from xmr.models.attention import blocks
+from xmr.models.attention import Block
 from xmr.models.borders import Encoded, Lengths, RegionMask
 from xmr.models.features import dense
+from xmr.models.loop import blocks
 from xmr.models.normalize import normalize
 from xmr.models.text import check_words, embedded, words_alone
 from xmr.ops.alignment import Tokens, mean
@@ -35,18 +37,16 @@ class Layers(nn.Module):
     """x: [B, N, W] float, mask: [B, N] bool -> [B, N, W] float32."""
     if x.shape[-1] % self.heads:
       raise ValueError(f"heads is {self.heads}; expected a divisor of the width, {x.shape[-1]}")
-    x = blocks(
-      self,
-      x.astype(self.dtype),
-      layers=self.layers,
-      remat=False,
-      mask=mask[:, None, None, :],
+    block = functools.partial(
+      Block,
       heads=self.heads,
       hidden=self.hidden or 2 * x.shape[-1],
       gelu="exact",
       epsilon=1e-6,
       dtype=self.dtype,
     )
+    mask = mask[:, None, None, :]
+    x = blocks(self, block, x.astype(self.dtype), mask, layers=self.layers, remat=False)
     return nn.LayerNorm(dtype=self.dtype, name="norm")(x).astype(jnp.float32)
 
 

@@ -1,6 +1,7 @@
 """Sentence encoders of the BERT family (BERT, MiniLM, MPNet), mean-pooled."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 
 from xmr.models.borders import Encoded, Lengths, Words
 from xmr.models.features import dense
+from xmr.models.loop import blocks
 from xmr.models.normalize import normalize
 from xmr.models.text import words_alone
 from xmr.ops.alignment import Tokens
@@ -74,10 +76,11 @@ class Layer(nn.Module):
   """
 
   architecture: Architecture
+  train: bool  # dropout on
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, bias, train):
+  def __call__(self, x, bias):
     net = self.architecture
 
     def dense(width, name):
@@ -89,7 +92,7 @@ class Layer(nn.Module):
     def split(y):
       return y.reshape(*y.shape[:2], net.heads, -1)
 
-    dropout = nn.Dropout(net.dropout, deterministic=not train)
+    dropout = nn.Dropout(net.dropout, deterministic=not self.train)
     query, key, value = (split(dense(net.hidden, name)(x)) for name in ("query", "key", "value"))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
     weights = dropout(jax.nn.softmax((scores + bias).astype(jnp.float32)).astype(self.dtype))
@@ -104,6 +107,8 @@ class Transformer(nn.Module):
 
   Args:
     architecture: sizes, from read_architecture.  normalize: divide each row by its l2 norm.
+    train_blocks: train only the last so many layers; -1 trains all.
+    remat: recompute layers in the backward pass.
     dtype: of the computation; parameters stay float32.
   Call:
     text: [B, L] int32 token ids with the special tokens; L at most architecture.longest.
@@ -120,6 +125,8 @@ class Transformer(nn.Module):
 
   architecture: Architecture
   normalize: bool = False
+  train_blocks: int = -1
+  remat: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @property
@@ -161,8 +168,16 @@ class Transformer(nn.Module):
       )
     x = nn.LayerNorm(epsilon=net.epsilon, dtype=self.dtype, name="norm")(x)
     x = nn.Dropout(net.dropout, deterministic=not train)(x)
-    for i in range(net.depth):
-      x = Layer(net, self.dtype, name=f"layer{i}")(x, bias, train)
+    x = blocks(
+      self,
+      functools.partial(Layer, net, train, self.dtype),
+      x,
+      bias,
+      layers=net.depth,
+      remat=self.remat,
+      trained=self.train_blocks,
+      random=("dropout",),
+    )
     # Sums are float32 for any dtype, since a mean over many tokens loses digits in bfloat16.
     x = x.astype(jnp.float32)
     mean = (x * mask[..., None]).sum(1) / jnp.maximum(text_length, 1)[:, None]
@@ -181,7 +196,8 @@ class SentenceTower(nn.Module):
     vocabulary_size ... dropout: see Architecture, whose fields have other names.
     project: False if the mean itself is the embedding; D is then its width.
     bias: of the projection.  normalize: "l2", "abs" or "none".
-    trainable: False stops the gradient at the mean.  dtype: of the computation.
+    trainable: False stops the gradient at the mean.
+    train_blocks, remat, dtype: see Transformer.
   """
 
   dim: int
@@ -202,6 +218,8 @@ class SentenceTower(nn.Module):
   bias: bool = True
   normalize: str = "l2"
   trainable: bool = True
+  train_blocks: int = -1
+  remat: bool = False
   dtype: Any = jnp.float32
 
   def setup(self):
@@ -221,6 +239,8 @@ class SentenceTower(nn.Module):
         buckets=self.buckets,
         dropout=self.dropout,
       ),
+      train_blocks=self.train_blocks,
+      remat=self.remat,
       dtype=self.dtype,
     )
     self.projection = dense(self.dim, bias=self.bias, dtype=self.dtype) if self.project else None

@@ -3,15 +3,17 @@
 They differ in the fields of their release's config.json and in the choices in `KINDS`.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmr.models.attention import NORMAL, Attention, FeedForward, blocks
+from xmr.models.attention import NORMAL, Attention, Block, FeedForward
 from xmr.models.borders import Encoded, Pixels
 from xmr.models.features import dense
+from xmr.models.loop import blocks
 from xmr.models.normalize import normalize
 from xmr.models.positions import resized
 from xmr.ops.alignment import Tokens
@@ -136,15 +138,8 @@ class ViT(nn.Module):
       x = jnp.concatenate([jnp.broadcast_to(special, (batch, *special.shape)), x], axis=1)
     if kind["pre_norm"]:
       x = norm("pre_norm")(x)
-    x = blocks(
-      self,
-      x,
-      layers=self.layers,
-      remat=self.remat,
-      trained=self.train_blocks,
-      scale=kind["scale"],
-      **fields,
-    )
+    block = functools.partial(Block, scale=kind["scale"], **fields)
+    x = blocks(self, block, x, layers=self.layers, remat=self.remat, trained=self.train_blocks)
     tokens = norm("norm")(x)
     if front:
       return tokens[:, 0], tokens

@@ -15,8 +15,9 @@ def advice(parts, chip, config):
   found = []
   if "scores" in large or ("scores" in parts and computed):
     found.append("--config.loss_form=ring (no [B, B])")
-  if computed and config.model.image.get("remat") is False:
-    found.append("--config.model.image.remat=true (blocks are computed again)")
+  for side in ("image", "text") if computed else ():
+    if config.model[side].get("remat") is False:
+      found.append(f"--config.model.{side}.remat=true (blocks are computed again)")
   if computed and config.model.dtype == "float32":
     found.append("--config.model.dtype=bfloat16")
   if computed and config.batch_chunks == 1:

@@ -29,8 +29,10 @@ Variants:
   pair_margin   a margin per pair
   threshold     only pairs of hardness 0.5 and above
   cross_entropy  every pair by itself, without labels: texts of unit rows, more units and dropout,
-  larger batches table         all of these with five seeds, semantic matching beside them, and
-  paired tests
+                 larger batches
+  lda           the base loss on the set's topic proportions, without words and graph
+  released      the settings of the group's released system
+  table         all but the last with five seeds, semantic matching beside them, and paired tests
 """
 
 from configs.common import fgcmir

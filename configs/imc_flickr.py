@@ -14,7 +14,7 @@ captions. Needs a GPU, the photographs, GloVe and weights converted by `python -
 
 Variants:
   frozen      the released command: the CNN is not trained, its BatchNorm statistics drift
-  flickr8k    image features and words on Flickr8k, minutes on a CPU; README has the numbers
+  flickr8k    image features and words on Flickr8k, minutes on a CPU; numbers in docs/results.md
   flickr8k_features  linear projections of image and sentence features on Flickr8k
 """
 

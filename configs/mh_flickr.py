@@ -11,7 +11,7 @@ Everything but the loss is configs/imc_flickr.py, with the same variants.
 
 Variants:
   frozen      the released command: the CNN is not trained
-  flickr8k    image features and words on Flickr8k, minutes on a CPU; README has the numbers
+  flickr8k    image features and words on Flickr8k, minutes on a CPU; numbers in docs/results.md
   flickr8k_features  linear projections of image and sentence features on Flickr8k
 """
 

@@ -210,6 +210,7 @@ def test_a_quick_bench_writes_its_json(tmp_path, capsys):
   command.main(["bench", "rouge", "--quick", "--rounds=1", f"--json={tmp_path / 'rouge.json'}"])
   document = json.loads((tmp_path / "rouge.json").read_text())
   assert (document["bench"], document["quick"], document["rounds"]) == ("rouge", True, 1)
+  assert document["command"].startswith("python ")
   (case,) = document["cases"]
   assert (
     case["contenders"].keys() == {"xmr", "python"}

@@ -87,7 +87,7 @@ def flickr8k(variant, *, margin=0.2):
   """
   config = released(flickr.flickr8k_features(base_config()))
   method(config, variant, margin=margin)
-  # The hardest of all captions is often as true as the caption itself: see the README.
+  # The hardest of all captions is often as true as the caption itself: docs/results.md.
   config.mining.scope = "random" if variant == "random" else "batch"
   config.warmup.epochs = 0.0
   config.optimizer.schedule = "step"

@@ -4,6 +4,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 
 BUSY = 0.1  # share of the machine that may go elsewhere
 BEST = 1.02  # a share of the limit above this one says that the limit is wrong
@@ -32,6 +34,7 @@ def document(name, results, *, quick, rounds, cores=None, others=None, summary=N
     "quick": quick,
     "rounds": rounds,
     "cores": cores,
+    "command": shlex.join(["python", *sys.orig_argv[1:]]),
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "machine": machine() | {"others": None if others is None else round(others, 3)},
     "versions": versions(),

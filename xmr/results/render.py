@@ -99,9 +99,8 @@ def _times(of, benches):
     if name not in benches:
       raise UserError(f"no record {name}.json of a bench; python -m xmr.bench makes it")
     bench = benches[name]
-    machine = (
-      f"{bench['machine']['processor']}, {bench['cores'] or bench['machine']['cores']} cores"
-    )
+    cores = bench["cores"] or bench["machine"]["cores"]
+    machine = f"{bench['machine']['processor']}, {cores} core{'s' * (cores > 1)}"
     for case in bench["cases"]:
       share = "-" if case["share"] is None else f"{case['share']:.0%}"
       memory = case["contenders"].get("xmr", {}).get("extra_mb")

@@ -219,6 +219,10 @@ def text(folder, **changes):
   edit(folder / "config.json", text_config=config["text_config"] | changes)
 
 
+def without(path, name):
+  path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != name}))
+
+
 def processor(folder, **changes):
   edit(folder / "preprocessor_config.json", **changes)
 
@@ -262,7 +266,7 @@ def cut_short(folder):
     (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json: no such file"),
     (
       lambda f: edit(f / "config.json", model_type="blip"),
-      "model_type is 'blip'; expected one of clip, siglip, dinov2, dinov2_with_registers, bert",
+      "model_type is 'blip'; expected one of clip, siglip, dinov2, dinov2_with_registers; bert",
     ),
     (lambda f: edit(f / "config.json", model_type="siglip2"), "'siglip2' (NaFlex); expected one"),
     (
@@ -278,6 +282,22 @@ def cut_short(folder):
       lambda f: processor(f, crop_size={"height": 50, "width": 50}, size={"shortest_edge": 60}),
       "images of 50 pixels, which patches of 16 do not divide",
     ),
+    (
+      lambda f: vision(f, image_size=8),
+      "image_size is 8; expected at least one patch of patch_size",
+    ),
+    (lambda f: vision(f, layer_norm_eps=[]), "layer_norm_eps is []; expected a number"),
+    (lambda f: vision(f, mlp_ratio="4"), "mlp_ratio is '4'; expected a number"),
+    (
+      lambda f: edit(f / "config.json", vision_config=[1]),
+      "vision_config is a list; expected an ob",
+    ),
+    (lambda f: edit(f / "config.json", projection_dim="40"), "has '40' units; expected a positive"),
+    (
+      lambda f: without(f / "preprocessor_config.json", "image_mean"),
+      "image_mean is None; expected",
+    ),
+    (lambda f: processor(f, image_std=[1, 2]), "image_std is [1, 2]; expected three numbers"),
     (lambda f: processor(f, resample=1), "resample is 1; expected one of 2 (bilinear), 3 (bicubic"),
     (lambda f: processor(f, size={"height": 48, "width": 50}), "expected one length for both"),
   ],
@@ -309,5 +329,19 @@ def test_texts_of_another_width_than_images_without_projection_are_refused(tmp_p
   for file in (TOWERS / "siglip").iterdir():
     shutil.copy(file, tmp_path)
   text(tmp_path, projection_size=24)
-  with pytest.raises(UserError, match="images have 48 numbers and texts 24 by its config"):
+  with pytest.raises(UserError, match="images 48 numbers .* and texts 24"):
     hugging_face.load(tmp_path)
+
+
+def test_the_files_that_transformers_5_and_its_first_versions_write_are_the_same_towers(folder):
+  """A processor inside processor_config.json, and sizes in text_config_dict, which count there."""
+  whole = hugging_face.load(folder)
+  old = folder / "preprocessor_config.json"
+  nested = {"image_processor": json.loads(old.read_text()), "processor_class": "CLIPProcessor"}
+  (folder / "processor_config.json").write_text(json.dumps(nested))
+  old.unlink()
+  config = json.loads((folder / "config.json").read_text())
+  edit(folder / "config.json", text_config_dict=config["text_config"], vision_config_dict=None)
+  text(folder, num_attention_heads=2)
+  found = hugging_face.load(folder)
+  assert (found.data, found.image, found.text) == (whole.data, whole.image, whole.text)

@@ -27,7 +27,10 @@ CASES = {
   "clip": ("clip", {}, {}),
   "clip_other_sizes": (
     "clip",
-    {"projection_dim": 24, "text_config": {"hidden_size": 40, "num_attention_heads": 5}}
+    {
+      "projection_dim": 24,
+      "text_config": {"hidden_size": 40, "num_attention_heads": 5, "hidden_act": "relu"},
+    }
     | {"vision_config": {"image_size": 50, "hidden_act": "gelu", "layer_norm_eps": 1e-3}},
     {"max_shard_size": "100KB"},
   ),

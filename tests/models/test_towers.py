@@ -7,8 +7,6 @@ import pytest
 from xmr.models.transformer import Architecture, Transformer
 from xmr.models.vit import ViT
 
-SENTENCES = {"vocabulary": 50, "hidden": 16, "depth": 4, "heads": 2, "intermediate": 64}
-
 
 def tower(name, **fields):
   """A small tower and an input of it."""
@@ -19,7 +17,9 @@ def tower(name, **fields):
       image,
     )
   ids = generator.integers(5, 50, (64, 24)).astype(np.int32)
-  net = Architecture(name, **SENTENCES, positions=32)
+  net = Architecture(
+    name, vocabulary=50, hidden=16, depth=4, heads=2, intermediate=64, positions=32
+  )
   return Transformer(net, **fields), (ids, np.full(64, 20, np.int32))
 
 

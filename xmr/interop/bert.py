@@ -10,7 +10,8 @@ from xmr.errors import UserError
 from xmr.interop.folders import read_json, read_weights
 from xmr.interop.subwords import read_subwords
 from xmr.interop.torch_files import compare, refuse, template
-from xmr.models.transformer import ACTIVATIONS, Architecture, Transformer
+from xmr.interop.tower_names import ACTIVATIONS
+from xmr.models.transformer import Architecture, Transformer
 
 _EMBEDDINGS = {
   "words": "embeddings.word_embeddings",
@@ -101,7 +102,7 @@ def read_architecture(folder):
     kind=kind,
     **{ours: config[theirs] for ours, theirs in sizes.items()},
     epsilon=config.get("layer_norm_eps", 1e-12),
-    activation=config.get("hidden_act", "gelu"),
+    activation=ACTIVATIONS[config.get("hidden_act", "gelu")],
     types=config.get("type_vocab_size", 2),
     buckets=config.get("relative_attention_num_buckets", 32),
     pad=1 if kind == "mpnet" else config.get("pad_token_id") or 0,
@@ -112,7 +113,6 @@ def read_architecture(folder):
 def settings(folder):
   """The fields of a config that the folder's network needs: {"model.text.width": 384, ...}."""
   net = read_architecture(folder)
-  gelu = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "relu": "relu"}
   fields = {
     "name": net.kind,
     "width": net.hidden,
@@ -120,7 +120,7 @@ def settings(folder):
     "heads": net.heads,
     "mlp_width": net.intermediate,
     "positions": net.positions,
-    "gelu": gelu[net.activation],
+    "gelu": net.activation,
     "epsilon": net.epsilon,
     "pad": net.pad,
     "types": net.types,

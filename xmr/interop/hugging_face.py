@@ -13,16 +13,10 @@ from xmr.errors import UserError
 from xmr.interop.folders import read_json, read_weights
 from xmr.interop.subwords import read_subwords
 from xmr.interop.torch_files import compare, refuse, template
-from xmr.interop.tower_names import hugging_face_name, unpacked
+from xmr.interop.tower_names import ACTIVATIONS, hugging_face_name, unpacked
 from xmr.models.text_tower import TextTower
 from xmr.models.vit import ImageTower
 
-GELUS = {
-  "quick_gelu": "quick",
-  "gelu": "exact",
-  "gelu_pytorch_tanh": "tanh",
-  "gelu_new": "tanh",
-}
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 # Defaults of the fields that a config.json leaves out.
 VISION = {
@@ -81,8 +75,8 @@ def sizes(config, defaults, *, where):
   """The fields that image and text towers share, from a section of config.json.
 
   Raises:
-    UserError: a size that is not a positive integer, heads that do not divide the width, or an
-      unknown activation.
+    UserError: a field of another type, a size that is not a positive integer, heads that do not
+      divide the width, or an unknown activation.
   """
   found = defaults | {key: value for key, value in config.items() if value is not None}
   for field, default in defaults.items():
@@ -93,15 +87,17 @@ def sizes(config, defaults, *, where):
       f"{where}: hidden_size {found['hidden_size']} is no multiple of num_attention_heads "
       f"{found['num_attention_heads']}"
     )
-  if found["hidden_act"] not in GELUS:
+  if str(found["hidden_act"]) not in ACTIVATIONS:
     raise UserError(
-      f"{where}: hidden_act is {found['hidden_act']!r}; expected one of {', '.join(GELUS)}"
+      f"{where}: hidden_act is {found['hidden_act']!r}; expected one of {', '.join(ACTIVATIONS)}"
     )
+  if type(found["layer_norm_eps"]) not in (int, float):
+    raise UserError(f"{where}: layer_norm_eps is {found['layer_norm_eps']!r}; expected a number")
   return found, {
     "width": found["hidden_size"],
     "layers": found["num_hidden_layers"],
     "heads": found["num_attention_heads"],
-    "gelu": GELUS[found["hidden_act"]],
+    "gelu": ACTIVATIONS[found["hidden_act"]],
     "epsilon": float(found["layer_norm_eps"]),
   }
 
@@ -109,6 +105,14 @@ def sizes(config, defaults, *, where):
 def image_fields(config, kind, *, where):
   """Fields of ImageTower, except `dim`, mean and std, from config.json's vision section."""
   found, fields = sizes(config, VISION[kind], where=where)
+  for field in ("mlp_ratio", "intermediate_size", "num_register_tokens"):
+    if type(found.get(field, 0)) not in (int, float) or found.get(field, 0) < 0:
+      raise UserError(f"{where}: {field} is {found[field]!r}; expected a number")
+  if found["image_size"] < found["patch_size"]:
+    raise UserError(
+      f"{where}: image_size is {found['image_size']}; expected at least one patch of patch_size "
+      f"{found['patch_size']}"
+    )
   if found.get("num_channels", 3) != 3:
     raise UserError(f"{where}: num_channels is {found['num_channels']}; expected 3")
   if found.get("use_swiglu_ffn") or found.get("vision_use_head") is False:
@@ -146,10 +150,14 @@ def preprocessing(folder, image_size):
   Returns:
     data: {"image_size", "resize", "fit", "interpolation"}.  scale: {"mean", "std"}.
   Raises:
-    UserError: no preprocessor_config.json, or a step that we do not support.
+    UserError: neither file of it, or a step that we do not support.
   """
-  path = pathlib.Path(folder) / "preprocessor_config.json"
-  found = read_json(path)
+  # transformers 5 saves a processor as a part of processor_config.json, and reads that part first.
+  path = pathlib.Path(folder) / "processor_config.json"
+  found = read_json(path).get("image_processor") if path.is_file() else None
+  if not isinstance(found, dict):
+    path = path.with_name("preprocessor_config.json")
+    found = read_json(path)
 
   def side(value, name):
     value = value if isinstance(value, dict) else {"shortest_edge": value}
@@ -173,12 +181,24 @@ def preprocessing(folder, image_size):
     raise UserError(f"{path}: resample is {found['resample']}; expected one of {known}")
   if not math.isclose(found.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
     raise UserError(f"{path}: rescale_factor is {found['rescale_factor']}; expected 1/255")
+  scale = {name: found.get(f"image_{name}") for name in ("mean", "std")}
+  for name, value in scale.items():
+    if not isinstance(value, list) or [type(x) in (int, float) for x in value] != [True] * 3:
+      raise UserError(f"{path}: image_{name} is {value}; expected three numbers")
   return {
     "image_size": crop,
     "resize": resize,
     "fit": "stretch" if stretched else "crop_floor",
     "interpolation": INTERPOLATIONS[found.get("resample", 3)],
-  }, {name: tuple(map(float, found[f"image_{name}"])) for name in ("mean", "std")}
+  }, {name: tuple(map(float, value)) for name, value in scale.items()}
+
+
+def section(config, side, *, where):
+  """`config.json`'s part on one tower: text_config_dict, as early files have it, or text_config."""
+  for name in (f"{side}_config_dict", f"{side}_config"):
+    if not isinstance(config.get(name) or {}, dict):
+      raise UserError(f"{where}: {name} is a {type(config[name]).__name__}; expected an object")
+  return config.get(f"{side}_config_dict") or config.get(f"{side}_config") or {}
 
 
 def check_patch(fields, image_size, *, where):
@@ -208,10 +228,11 @@ def load(folder):
   if model_type not in KINDS:
     also = " (NaFlex)" if model_type == "siglip2" else ""
     raise UserError(
-      f"{path}: model_type is {model_type!r}{also}; expected one of {', '.join(KINDS)}, bert, mpnet"
+      f"{path}: model_type is {model_type!r}{also}; expected one of {', '.join(KINDS)}; bert and "
+      "mpnet are texts alone, which python -m xmr.models.convert takes"
     )
   kind = KINDS[model_type]
-  vision = config if kind == "dinov2" else config.get("vision_config") or {}
+  vision = config if kind == "dinov2" else section(config, "vision", where=path)
   image = image_fields(vision, kind, where=path)
   data, scale = preprocessing(folder, image["grid"] * image["patch"] + image["rest"])
   check_patch(image, data["image_size"], where=folder / "preprocessor_config.json")
@@ -219,11 +240,13 @@ def load(folder):
   if kind == "dinov2":
     dim = image["width"]
   else:
-    words = config.get("text_config") or {}
+    words = section(config, "text", where=path)
     text = text_fields(words, kind, where=path)
     dim = config.get("projection_dim", 512)
     if kind == "siglip":
       dim = words.get("projection_size", text["width"])
+    if type(dim) is not int or dim < 1:
+      raise UserError(f"{path}: the projection has {dim!r} units; expected a positive integer")
     text |= {"dim": dim}
     tokenizer = read_subwords(
       folder,
@@ -290,8 +313,9 @@ def variables(tensors, kind, image, text, image_size, *, source):
   """
   if not image["project"] and image["dim"] != image["width"]:
     raise UserError(
-      f"{source.parent}: images have {image['width']} numbers and texts {image['dim']} by its "
-      "config; expected as many, as the image tower has no projection"
+      f"{source.parent}: its config gives images {image['width']} numbers (hidden_size of the "
+      f"image tower, which has no projection) and texts {image['dim']} (projection_size); expected "
+      "as many"
     )
   if kind == "dinov2":
     tensors = {name.removeprefix("dinov2."): value for name, value in tensors.items()}

@@ -4,6 +4,16 @@ import re
 
 import numpy as np
 
+# transformers' names of activations, and ours.
+ACTIVATIONS = {
+  "quick_gelu": "quick",
+  "gelu": "exact",
+  "gelu_python": "exact",
+  "gelu_pytorch_tanh": "tanh",
+  "gelu_new": "tanh",
+  "gelu_fast": "tanh",
+  "relu": "relu",
+}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 BLOCK = {
   "norm1": "layer_norm1",

@@ -12,6 +12,7 @@ GELU = {
   "exact": functools.partial(nn.gelu, approximate=False),
   "tanh": functools.partial(nn.gelu, approximate=True),
   "quick": lambda x: x * nn.sigmoid(1.702 * x),
+  "relu": nn.relu,
 }
 NORMAL = nn.initializers.normal(0.02)
 

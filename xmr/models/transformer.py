@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmr.models.attention import GELU
 from xmr.models.borders import Encoded, Lengths, Words
 from xmr.models.features import dense
 from xmr.models.loop import blocks
@@ -16,13 +17,6 @@ from xmr.models.normalize import normalize
 from xmr.models.text import words_alone
 from xmr.ops.alignment import Tokens
 from xmr.ops.unit import unit
-
-ACTIVATIONS = {
-  "gelu": lambda x: nn.gelu(x, approximate=False),
-  "gelu_new": nn.gelu,
-  "gelu_pytorch_tanh": nn.gelu,
-  "relu": nn.relu,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Architecture:
   intermediate: int
   positions: int
   epsilon: float = 1e-12
-  activation: str = "gelu"
+  activation: str = "exact"  # a key of attention.GELU
   types: int = 2  # BERT only
   buckets: int = 32  # MPNet only
   pad: int = 0
@@ -98,7 +92,7 @@ class Layer(nn.Module):
     weights = dropout(jax.nn.softmax((scores + bias).astype(jnp.float32)).astype(self.dtype))
     y = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
     x = norm("attention_norm")(x + dropout(dense(net.hidden, "output")(y)))
-    y = ACTIVATIONS[net.activation](dense(net.intermediate, "up")(x))
+    y = GELU[net.activation](dense(net.intermediate, "up")(x))
     return norm("feed_norm")(x + dropout(dense(net.hidden, "down")(y)))
 
 
@@ -233,7 +227,7 @@ class SentenceTower(nn.Module):
         intermediate=self.mlp_width,
         positions=self.positions,
         epsilon=self.epsilon,
-        activation={"exact": "gelu", "tanh": "gelu_pytorch_tanh", "relu": "relu"}[self.gelu],
+        activation=self.gelu,
         pad=self.pad,
         types=self.types,
         buckets=self.buckets,

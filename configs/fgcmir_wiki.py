@@ -6,13 +6,7 @@ categories.
 
 Word vectors need gensim: pip install -e '.[graph]'.
 
-One run of the base loss, seed 0, with --config.graph.min_count=30 --config.model.dim=64 (MAP, test
-against test):
-
-  result                       image query   text query   mean
-  base loss                    0.299         0.229        0.264
-  semantic matching, SIFT+LDA  0.318         0.245        0.282   same run, SIFT scaled as here
-  (root, standard)
+Numbers of the variant `table`, which has fewer words and units, are in docs/results.md.
 
 Hold-outs of the training split preferred unit rows of texts, a head that starts small and more
 dropout (pairs.normalize=text pairs.head_start=0.01 graph.dropout=0.6 pairs.image_dropout=0.6); the

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 
-from xmr import checkpoint, parallel
-from xmr.checkpoint import reading, threads
+from xmr import checkpoint, parallel, run_folder
+from xmr.checkpoint import leaks, reading, threads
 from xmr.errors import UserError
 
 
@@ -339,3 +340,17 @@ def test_a_save_leaves_nothing_in_memory_that_tensorstore_made_of_json(trees, tm
     checkpoints.close()
   # 57,000 without `leaks`; what is left fills caches.
   assert sum(trace.size for trace in made.traces) < 15_000
+
+
+def test_a_plain_file_named_as_a_step_is_no_checkpoint(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "checkpoints" / "77").write_text("of somebody else")
+  assert reading.steps(tmp_path / "checkpoints") == [] and not run_folder.begun(tmp_path)
+
+
+def test_a_save_leaves_tensorstore_as_it_was():
+  place = tensorstore.KvStore.Spec({"driver": "file", "path": "/x/"})
+  before = place.to_json()
+  with leaks.without_json():
+    assert place.to_json() == {"driver": "file", "path": "/x/"}
+  assert place.to_json() == before

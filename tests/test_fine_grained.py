@@ -394,3 +394,11 @@ def test_a_run_is_inspected_as_evaluation_sees_it(make_config, tmp_path):
     run.encode_text("zebra")
   page = write_report(folder, queries=1).read_text()
   assert "wikipedia, split test: 18 images and 18 captions" in page and "t2i/map" in page
+
+
+def test_bad_data_leaves_nothing_in_the_folder_of_the_run(make_config, tmp_path):
+  config = make_config("base")
+  (tmp_path / "source" / "vectors.txt").unlink()
+  with pytest.raises(UserError, match="vectors.txt"):
+    two_stage.run(config, tmp_path / "run", Asked())
+  assert not (tmp_path / "run").exists()

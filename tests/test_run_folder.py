@@ -161,3 +161,15 @@ def test_the_vocabulary_is_that_of_the_checkpoint_whatever_lies_beside_it(tmp_pa
   splits = {"train": types.SimpleNamespace(tokens=[["dog"]], max_length=lambda: 9)}
   found, length, _ = experiment.vocabulary_of(config, splits, workdir, glove=False)
   assert (found.words, length) == (words, 5)
+
+
+def test_what_a_command_left_that_saved_no_checkpoint_is_replaced(tmp_path):
+  words, norms = Vocabulary([*SPECIAL, "dog"]), {"image_scale": np.ones(3)}
+  with held(base_config(), tmp_path, vocabulary=words, record={"a": 1}, inputs=norms):
+    pass
+  config = base_config()
+  config.seed = 3
+  with held(config, tmp_path):
+    pass
+  assert sorted(contents(tmp_path)) == [".lock", "config.json"]
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 3

@@ -10,6 +10,7 @@ import jax
 
 from xmr import checkpoint
 from xmr import config as config_lib
+from xmr.checkpoint import reading
 from xmr.errors import UserError
 from xmr.storage.files import read_json, write_arrays, write_json
 from xmr.storage.locks import locked
@@ -22,8 +23,7 @@ def begun(workdir):
   """Returns whether a run folder holds a checkpoint; without one there is nothing to resume or to
   protect.
   """
-  folder = pathlib.Path(workdir) / "checkpoints"
-  return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+  return bool(reading.steps(pathlib.Path(workdir) / "checkpoints"))
 
 
 def imported(workdir):
@@ -93,8 +93,7 @@ def check_length(steps, workdir):
   """
   if not begun(workdir) or imported(workdir):
     return
-  entries = (pathlib.Path(workdir) / "checkpoints").iterdir()
-  done = max(int(entry.name) for entry in entries if entry.name.isdigit())
+  done = max(reading.steps(pathlib.Path(workdir) / "checkpoints"))
   if done > steps:
     raise UserError(
       f"{workdir} was trained for {done} steps; config.epochs or config.steps asks for {steps}; "
@@ -127,7 +126,8 @@ def held(config, workdir, *, vocabulary=None, record=None, inputs=None, eval_onl
   """Locks a run folder against other processes that would train in it, and records its run.
 
   The folder is first made and locked, and then written: config.json, vocabulary.json where there is
-  a vocabulary, and data.json where the data has a record. A second process changes nothing.
+  a vocabulary, and data.json where the data has a record. A second process changes nothing. What a
+  command left that saved no checkpoint is replaced.
 
   Args:
     config: of the run.  workdir: its folder.  vocabulary: Vocabulary, or None.
@@ -163,6 +163,10 @@ def held(config, workdir, *, vocabulary=None, record=None, inputs=None, eval_onl
         )
       # Again: the run may have begun since its config was compared.
       check_folder(config, workdir)
+      if (folder / "config.json").exists() and not begun(folder):
+        kept = {*contents, *(["inputs.npz"] if inputs else [])}
+        for name in {"vocabulary.json", "data.json", "inputs.npz"} - kept:
+          (folder / name).unlink(missing_ok=True)
       for name, content in contents.items():
         write_json(folder / name, content)
       if inputs:

@@ -289,6 +289,7 @@ def test_missing_images_are_counted_and_named(own):
   ("lines", "message"),
   [
     (["image,caption", "p0.jpg,"], "captions.csv, line 2: 'p0.jpg' has no caption"),
+    (["image,caption", "p0.jpg,x", "p1.jpg,a\0b"], "captions.csv, line 3 holds a NUL byte"),
     (["image,caption", ",a dog"], "captions.csv, line 2: the name of the image is ''"),
     (["image,caption", "", "p0.jpg"], "captions.csv, line 3: 1 fields; expected 2: image, caption"),
     (["photo,words", "p0.jpg,x"], "line 1: columns 'photo', 'words'; expected one of file names"),

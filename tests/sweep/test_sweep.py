@@ -19,6 +19,7 @@ import small_run
 from xmr import config as config_lib
 from xmr import recipe
 from xmr.config import base_config
+from xmr.errors import UserError
 from xmr.sweep import __main__ as sweep
 from xmr.sweep import table
 
@@ -269,3 +270,14 @@ def test_a_run_whose_recipe_was_filled_in_is_finished(tmp_path):
 )
 def test_commas_in_brackets_part_no_values(text, values):
   assert sweep.values_of(text) == values
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
+  config = base_config()
+  (tmp_path / "config.json").write_text(json.dumps(config_lib.flat(config)))
+  config.seed = 3
+  cell = sweep.Cell({}, 0, config, "own.py", {}, tmp_path)
+  sweep.check_folder(cell)
+  (tmp_path / "results.json").write_text("{}")
+  with pytest.raises(UserError, match="holds a run of another config .config.seed: 0 -> 3"):
+    sweep.check_folder(cell)

@@ -64,11 +64,12 @@ def check_path(workdir: Folder) -> None:
 
 def steps(directory: pathlib.Path) -> list[int]:
   """Returns the steps that lie in a folder of checkpoints, oldest first; what was never whole has a
-  longer name.
+  longer name, and a step is a folder.
   """
   if not directory.is_dir():
     return []
-  return sorted(int(x.name) for x in directory.iterdir() if x.name.isdigit() and x.name.isascii())
+  names = (x.name for x in directory.iterdir() if x.is_dir())
+  return sorted(int(name) for name in names if name.isdigit() and name.isascii())
 
 
 def of_step(folder):

@@ -73,8 +73,9 @@ def run(
     for folder in (workdir, siamese_dir) if labelled(config) else (workdir,):
       if not begun(folder):
         raise UserError(f"--eval_only: {folder} has no checkpoints; train first, without it")
+  # Before the folder is written: bad data leaves nothing there.
+  problem = problem or load(config)
   with held(config, workdir, eval_only=eval_only):
-    problem = problem or load(config)
     return both_stages(
       config,
       workdir,

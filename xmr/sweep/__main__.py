@@ -247,9 +247,11 @@ def check_parts(config):
 def check_folder(cell):
   """Raises UserError where the folder of a run holds a run of another config."""
   from xmr import config as config_lib
+  from xmr.run_folder import begun
 
   path = cell.folder / "config.json"
-  if not path.is_file():
+  # A command that trained nothing leaves nothing to protect.
+  if not path.is_file() or not (begun(cell.folder) or (cell.folder / "results.json").is_file()):
     return
   old = config_lib.flat(config_lib.from_flat(read_json(path), where=path))
   different = config_lib.differences(old, cell.asked(old))

@@ -204,7 +204,7 @@ def _delimited(text, name, mapped, *, tabs):
   if re.match(r"(?i)\"?sep=.\"?\n", text):  # What Excel writes before the header.
     first, text = first + 1, text.partition("\n")[2]
   head = text.partition("\n")[0]
-  if "\0" in text or not head.strip():
+  if "\0" in head or not head.strip():
     raise UserError(f"{name} is empty, or no text; expected a table of images and captions")
   signs = "\t" if tabs else "\t|;,"
   parts = {sign: [part.strip().strip('"') for part in head.split(sign)] for sign in signs}
@@ -235,6 +235,8 @@ def _is_image(cell):
 def _with_header(lines, header, name, sign, image, captions):
   for number, cells in lines:
     where = f"{name}, line {number}"
+    if any("\0" in cell for cell in cells):
+      raise UserError(f"{where} holds a NUL byte; expected text")
     while len(cells) > len(header) and not cells[-1].strip():
       cells = cells[:-1]
     if len(cells) > len(header) and captions == [len(header) - 1]:

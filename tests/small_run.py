@@ -155,11 +155,17 @@ def run(command, *, code=0, devices=1, timeout=400, **changes):
 
 
 def wait_for(condition, *, seconds=300, process=None):
-  """Waits until condition() is true; fails after so many seconds, or when the process has ended."""
+  """Waits until condition() is true; fails after so many seconds, or when the process has ended
+  without it.
+  """
   end = time.monotonic() + seconds
-  while not condition():
+  while True:
+    # First: what a process did last counts, however late this one looks.
+    ended = process is not None and process.poll() is not None
+    if condition():
+      return
     assert time.monotonic() < end, "waited in vain"
-    assert process is None or process.poll() is None, "the process has ended"
+    assert not ended, "the process has ended"
     time.sleep(0.01)
 
 
@@ -169,10 +175,14 @@ def parameters(workdir, step=STEPS):
 
 
 def logged(workdir):
-  """Returns the lines of metrics.jsonl."""
-  return [
-    json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  ]
+  """Returns the lines of metrics.jsonl, of which a run that goes on may be writing the next."""
+  text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def newest_step(workdir):
+  """Returns the newest saved step of a run, 0 for none."""
+  return max(checkpoint.reading.steps(pathlib.Path(workdir) / "checkpoints"), default=0)
 
 
 def steps_logged(workdir, name="train/loss"):

@@ -9,6 +9,7 @@ import pytest
 import small_run
 from paths import ROOT
 
+from xmr import main
 from xmr.errors import UserError, reported
 from xmr.preemption import Stop
 from xmr.terminal import interrupts
@@ -193,29 +194,22 @@ def test_a_run_that_another_command_started_stops_with_it(asked):
   process.stdout.close()
 
 
+@pytest.mark.parametrize(
+  "moment", ["xmr.preemption.Stop", "xmr.experiment.loaded", "xmr.encode.check_step"]
+)
 def test_ctrl_c_between_the_line_of_devices_and_the_lock_is_one_line_and_nothing_is_trained(
-  tmp_path,
+  moment, tmp_path, monkeypatch, capsys
 ):
+  def ctrl_c(*_, **__):
+    signal.raise_signal(signal.SIGINT)
+
+  monkeypatch.setattr(moment, ctrl_c)
   data, workdir = small_run.write_data(tmp_path / "data"), tmp_path / "run"
-  process = subprocess.Popen(
-    small_run.command(data, workdir, steps=10_000),
-    cwd=ROOT,
-    env=small_run.environment(),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-  try:
-    for line in process.stdout:
-      if "device(s)" in line:
-        break
-    process.send_signal(signal.SIGINT)
-    rest = process.stdout.read()
-    assert (rest, process.wait(60)) == ("xmr: interrupted\n", 130)
-    assert not (workdir / "checkpoints").exists()
-  finally:
-    process.kill()
-    process.stdout.close()
+  with pytest.raises(SystemExit) as stopped:
+    main.main(["xmr.main", *small_run.arguments(data, workdir)])
+  assert stopped.value.code == 130 and not workdir.exists()
+  said = capsys.readouterr().err
+  assert said.endswith("device(s), 1 process(es)\nxmr: interrupted\n"), said
 
 
 AFTERWARDS = {

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import signal
 import subprocess
-import threading
 import time
 
 import fuzz
@@ -15,7 +14,8 @@ import numpy as np
 import pytest
 import small_run
 
-LONG = {"steps": 100, "evaluate.steps": 10}
+# Longer than any test waits: what was killed goes on to a later step, however late the kill came.
+LONG = {"steps": 100_000, "evaluate.steps": 10}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,6 @@ def test_the_same_command_twice_gives_the_same_bits(data, undisturbed, tmp_path)
 
 @pytest.mark.slow
 def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(data, tmp_path):
-  small_run.run(small_run.command(data, tmp_path / "whole", **LONG))
   rng, workdir, caught = np.random.default_rng(20), tmp_path / "run", []
   # A moment: while a checkpoint is being written, or so many seconds after the start or after the
   # first new step.
@@ -84,10 +83,10 @@ def test_killed_at_ten_moments_ends_with_the_same_bits_and_counts_no_step_twice(
     if not moments and len(caught) < 20 and caught.count(("saving", True)) < 2:
       moments = ["saving"]
   assert caught.count(("saving", True)) >= 2, caught
-  small_run.run(small_run.command(data, workdir, **LONG))
-  small_run.assert_equal(
-    small_run.parameters(workdir, 100), small_run.parameters(tmp_path / "whole", 100)
-  )
+  last = 10 * (small_run.newest_step(workdir) // 10 + 2)
+  for name in ("run", "whole"):
+    small_run.run(small_run.command(data, tmp_path / name, **LONG | {"steps": last}))
+  small_run.assert_equal(*(small_run.parameters(tmp_path / x, last) for x in ("run", "whole")))
   for name in ("train/loss", "val/rsum"):
     assert small_run.steps_logged(workdir, name) == small_run.steps_logged(tmp_path / "whole", name)
   assert not saves_in_progress(workdir)
@@ -120,7 +119,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 @pytest.mark.slow
 @pytest.mark.parametrize("pages", [0, 5])
 def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoints_before(
-  data, undisturbed, small_disk, pages, tmp_path
+  data, small_disk, pages, tmp_path
 ):
   workdir = small_disk / "run"
   changes = {"evaluate.steps": 1000, "log.tensorboard": True}
@@ -133,15 +132,15 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoints_before(
   *_, last = (tmp_path / "log").read_text().strip().splitlines()
   assert last.startswith("xmr: error: ") and "No space left on device" in last
   assert "Traceback" not in (tmp_path / "log").read_text()
-  kept = max(
-    int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit()
-  )
+  kept = small_run.newest_step(workdir)
   small_disk.release()
-  if kept > small_run.STEPS:
-    pytest.skip("the run was faster than the disk could be filled")
+  changes["steps"] = kept + 4
   printed = small_run.run(small_run.command(data, workdir, **changes))
-  assert f"from step {kept} of 12" in printed and "does not restore" not in printed
-  small_run.assert_equal(small_run.parameters(workdir), small_run.parameters(undisturbed))
+  assert f"from step {kept} of {kept + 4}" in printed and "does not restore" not in printed
+  small_run.run(small_run.command(data, tmp_path / "whole", **changes))
+  small_run.assert_equal(
+    *(small_run.parameters(folder, kept + 4) for folder in (workdir, tmp_path / "whole"))
+  )
 
 
 @pytest.mark.slow
@@ -213,22 +212,22 @@ def test_a_long_run_keeps_its_memory_and_its_pace(data, tmp_path):
   import psutil
 
   workdir, total = tmp_path / "run", 30_000
-  changes = {"steps": total, "evaluate.steps": 1000, "checkpoint.steps": 1000, "log.steps": 50}
+  changes = {"steps": total, "evaluate.steps": 1000, "checkpoint.steps": 1000, "log.steps": 10}
   process = small_run.start(small_run.command(data, workdir, **changes), log=tmp_path / "log")
   memory = {}
   try:
-    for mark in range(total // 10, total, total // 10):
-      small_run.wait_for(
-        lambda mark=mark: (workdir / "checkpoints" / str(mark)).exists(),
-        seconds=300,
-        process=process,
-      )
-      memory[mark] = psutil.Process(process.pid).memory_info().rss / 2**20
-    assert process.wait(300) == 0
+    while process.poll() is None:
+      # What it holds when it ends is no longer its own.
+      if held := psutil.Process(process.pid).memory_info().rss / 2**20:
+        memory.setdefault(small_run.newest_step(workdir), held)
+      time.sleep(0.05)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
   finally:
     process.kill()
-  print({mark: round(value) for mark, value in memory.items()})
-  early, late = memory[3 * total // 10], memory[9 * total // 10]
+  print({step: round(value) for step, value in memory.items()})
+  # The first look at or after 3/10 of the run and the last before its end, where it scores.
+  early = next(value for step, value in memory.items() if step >= 0.3 * total)
+  late = [value for step, value in memory.items() if step < total][-1]
   assert late - early < 0.03 * early, memory
   seconds = {
     line["step"]: line["seconds/step"]
@@ -237,12 +236,12 @@ def test_a_long_run_keeps_its_memory_and_its_pace(data, tmp_path):
   }
   third = total // 3
   pace = [
-    np.median([value for step, value in seconds.items() if a < step <= a + third])
+    np.quantile([value for step, value in seconds.items() if a < step <= a + third], 0.1)
     for a in (0, third, 2 * third)
   ]
   print([f"{1000 * value:.2f} ms" for value in pace])
-  # Other programs on the machine may slow it for a while; a leak would slow every part after the
-  # first.
+  # The best tenth, as other programs on the machine may slow the rest; a leak would slow all after
+  # the first part.
   assert min(pace[1:]) < 1.5 * pace[0], pace
 
 
@@ -255,22 +254,17 @@ def test_sigterm_in_a_save_to_a_slow_disk_leaves_it_whole(data, undisturbed, tmp
       if str(workdir) in str(arguments[0]):
         slept.append(quick.__name__)
         time.sleep(0.2)
+        if not caught and saves_in_progress(workdir):
+          caught.extend(saves_in_progress(workdir))
+          os.kill(os.getpid(), signal.SIGTERM)
       return quick(*arguments, **options)
 
     return change
 
-  def stop():
-    small_run.wait_for(lambda: saves_in_progress(workdir), seconds=60)
-    os.kill(os.getpid(), signal.SIGTERM)
-    caught.extend(saves_in_progress(workdir))
-
   with monkeypatch.context() as patched:
     for name in ("mkdir", "rename", "replace"):
       patched.setattr(os, name, slowly(getattr(os, name)))
-    watching = threading.Thread(target=stop)
-    watching.start()
     assert fuzz.main_command(small_run.arguments(data, workdir)) is None
-    watching.join()
   assert caught and {"mkdir", "rename"} <= set(slept)
   # What was being saved is whole, and so is the step that SIGTERM asked for.
   assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3"]

@@ -1,8 +1,10 @@
 """Commands of several parts, killed (-9) again and again, end as those that nobody disturbed."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,11 +17,30 @@ import test_fine_grained as fine_grained
 from test_import_command import released  # noqa: F401
 
 from xmr import checkpoint
-from xmr.checkpoint import reading
 from xmr.data import labelled
 
 pytestmark = pytest.mark.slow
-TESTS = pathlib.Path(__file__).parent
+# Of a process of its own.
+IMPORTED = (
+  f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import test_kills"
+)
+
+
+def dies(name, folder, count, *, after):
+  """Kills this process (-9) where os.rename or os.replace gives something its name in a folder,
+  after so many others, before or after it is done: the moment does not depend on the machine.
+  """
+  real, left = getattr(os, name), [count]
+
+  def moved(source, target, **options):
+    left[0] -= str(target).startswith(os.path.realpath(folder))
+    if left[0] < 0:
+      if after:
+        real(source, target, **options)
+      os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target, **options)
+
+  setattr(os, name, moved)
 
 
 def fine_grained_run(source, workdir):
@@ -31,10 +52,6 @@ def fine_grained_run(source, workdir):
   config.siamese.update({"steps": 60, "every": 5})
   config.steps, config.evaluate.steps = 60, 5
   train.train_and_evaluate(config, workdir)
-
-
-def saved(folder):
-  return len(reading.steps(folder / "checkpoints")) and max(reading.steps(folder / "checkpoints"))
 
 
 def killed(command, log, reached):
@@ -54,28 +71,18 @@ def killed(command, log, reached):
 def test_both_stages_of_fgcmir_end_with_the_same_bits(tmp_path):
   fine_grained.write_source(tmp_path / "source")
 
-  def command(workdir):
-    code = (
-      f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_kills; "
-      f"test_kills.fine_grained_run({str(tmp_path / 'source')!r}, {str(workdir)!r})"
-    )
-    return [sys.executable, "-W", "ignore", "-c", code]
+  def command(workdir, *, before="pass"):
+    run = f"test_kills.fine_grained_run({str(tmp_path / 'source')!r}, {str(workdir)!r})"
+    return [sys.executable, "-W", "ignore", "-c", f"{IMPORTED}; {before}; {run}"]
 
   small_run.run(command(tmp_path / "whole"))
-  run, rng, caught = tmp_path / "run", np.random.default_rng(8), []
-  for stage, folder in (("siamese", run / "siamese"), ("pairs", run)):
-    for _ in range(2):
-      goal = saved(folder) + int(rng.integers(1, 20))
-      # While a checkpoint is on its way, where one is caught.
-      if killed(
-        command(run),
-        tmp_path / "log",
-        lambda folder=folder, goal=goal: (
-          saved(folder) >= goal or any(folder.glob("checkpoints/*tmp*"))
-        ),
-      ):
-        caught.append(stage)
-  assert set(caught) == {"siamese", "pairs"}
+  run, rng = tmp_path / "run", np.random.default_rng(8)
+  for folder in (run / "siamese" / "checkpoints", run / "checkpoints"):
+    for after in (False, True):
+      # In one of the first five of twelve saves, each of which gives four or five names.
+      death = f"test_kills.dies('rename', {str(folder)!r}, {rng.integers(20)}, after={after})"
+      small_run.run(command(run, before=death), code=-signal.SIGKILL)
+      assert any(folder.iterdir())
   small_run.run(command(run))
   for name in (".", "siamese"):
     found, whole = (checkpoint.load(x / name, "latest") for x in (run, tmp_path / "whole"))
@@ -97,12 +104,14 @@ def test_a_sweep_ends_with_the_table_of_one_that_was_not_killed(tmp_path):
   for margin in ("0.1", "0.2"):
     folder = tmp_path / "sweep" / f"loss.margin={margin}" / "seed=0"
     process = small_run.start(command(tmp_path / "sweep"), log=tmp_path / "log")
-    small_run.wait_for(lambda folder=folder: saved(folder) >= 2, process=process)
+    small_run.wait_for(lambda folder=folder: small_run.newest_step(folder) >= 2, process=process)
+    # So that it starts no other.
+    psutil.Process(process.pid).suspend()
     children |= set(psutil.Process(process.pid).children(recursive=True))
     process.kill()
     process.wait()
     # The run that it had started saves and ends: its folder is free for the next command.
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert not alive
   small_run.run(command(tmp_path / "sweep"))
   tables = [(tmp_path / name / "table.csv").read_text() for name in ("sweep", "whole")]
@@ -129,14 +138,19 @@ def test_features_are_the_same_after_kills(tmp_path):
     "weights": tmp_path / "resnet18.safetensors",
   }
 
-  def command(out):
+  def command(out, *start):
     named = [f"--{key}={value}" for key, value in (flags | {"out": out}).items()]
-    return [sys.executable, "-m", "xmr.extract", *named]
+    return [sys.executable, *(start or ("-m", "xmr.extract")), *named]
 
   small_run.run(command(tmp_path / "whole"))
   out = tmp_path / "out"
   # When the first of its two blocks is done.
-  assert killed(command(out), tmp_path / "log", lambda: any(out.glob("blocks/*.npy")))
+  code = (
+    f"{IMPORTED}; test_kills.dies('replace', {str(out / 'blocks')!r}, 0, after=True); "
+    "from xmr import extract; extract.main(sys.argv)"
+  )
+  small_run.run(command(out, "-c", code), code=-signal.SIGKILL)
+  assert [path.name for path in out.glob("blocks/*.npy")] == ["00000000.npy"]
   small_run.run(command(out))
   np.testing.assert_array_equal(
     np.load(out / "features.npy"), np.load(tmp_path / "whole" / "features.npy")

@@ -71,6 +71,7 @@ def test_every_record_names_its_command_and_belongs_to_a_table():
   rows, _ = records.read(folder / "records")
   tables = json.loads((folder / "tables.json").read_text()).values()
   shown = {row for table in tables for _, row in table.get("rows", [])}
+  shown |= {row for table in tables for _, rows in table.get("cells", []) for row in rows}
   assert rows.keys() == shown
   assert all(record["command"].startswith("python -m xmr.") for r in rows.values() for record in r)
 
@@ -242,3 +243,24 @@ def test_baselines_become_records_without_a_seed(root, tmp_path, capsys):
       command.main(wrong)
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_validation_at_the_step_of_a_run_becomes_a_record_and_a_cell(root, tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  results = run_record("", 0, rsum=9.0) | {"device": "P", "duration": 2.5, "step": 4}
+  (tmp_path / "results.json").write_text(json.dumps(results))
+  lines = [
+    {"step": 2, "val/rsum": 7.0},
+    {"step": 4, "train/loss": 1.0},
+    {"step": 4, "val/rsum": 8.5},
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  made = records.of_run(tmp_path, "tuning", validation=True)
+  assert made["metrics"] == {"val/rsum": 8.5}
+  of = {"cells": [["MH", ["a", "b"]]], "heads": ["0.1", "0.2"], "metric": "val/rsum", "decimals": 1}
+  text = render.table(of, {"a": [made], "b": [made | {"metrics": {"val/rsum": 9.0}}]}, {})
+  assert text.splitlines()[0] == "|  | 0.1 | 0.2 | code |"
+  assert text.splitlines()[2] == "| MH | 8.5 | 9.0 | 0123456 |"
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]))
+  with pytest.raises(UserError, match="has no validation of step 4"):
+    records.of_run(tmp_path, "tuning", validation=True)

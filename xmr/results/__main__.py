@@ -20,6 +20,7 @@ def parser():
   made.add_argument("--add", metavar="WORKDIR", help="folder of a finished run")
   made.add_argument("--row", help="the table row that the run belongs to")
   made.add_argument("--baseline", default="", help="of that run (FG-CMIR), in place of it")
+  made.add_argument("--validation", action="store_true", help="its validation metrics alone")
   return made
 
 
@@ -27,13 +28,19 @@ def main(argv):
   """Runs one command line; SystemExit(2) for a user's mistake, SystemExit(1) where pages differ."""
   with reported():
     arguments = command_line.parsed(parser(), argv[1:])
-    if bool(arguments.add) != bool(arguments.row) or (arguments.baseline and not arguments.add):
-      raise UserError("--add and --row belong together: --add=WORKDIR --row=NAME [--baseline=NAME]")
+    if bool(arguments.add) != bool(arguments.row) or (
+      (arguments.baseline or arguments.validation) and not arguments.add
+    ):
+      raise UserError(
+        "--add and --row belong together: --add=WORKDIR --row=NAME [--baseline=NAME | --validation]"
+      )
     root = pathlib.Path(arguments.root)
     if not (root / "docs" / "results" / "tables.json").is_file():
       raise UserError(f"--root: {root} has no docs/results/tables.json; run in the repository")
     if arguments.add:
-      print(f"wrote {add(root, arguments.add, arguments.row, arguments.baseline)}")
+      print(
+        f"wrote {add(root, arguments.add, arguments.row, arguments.baseline, arguments.validation)}"
+      )
     differ = render(root, write=not arguments.check)
     if differ:
       print(("differs: " if arguments.check else "wrote ") + ", ".join(map(str, differ)))
@@ -41,12 +48,14 @@ def main(argv):
       raise SystemExit(1)
 
 
-def add(root, workdir, row, baseline=""):
-  """Writes the record of a finished run, or of a baseline that it measured; returns its path."""
+def add(root, workdir, row, baseline="", validation=False):
+  """Writes the record of a finished run, of a baseline that it measured, or of its validation;
+  returns its path.
+  """
   from xmr.results import records
   from xmr.storage.files import write_json
 
-  record = records.of_run(workdir, row, baseline=baseline)
+  record = records.of_run(workdir, row, baseline=baseline, validation=validation)
   name = row if record["seed"] is None else f"{row}_seed{record['seed']}"
   path = root / "docs" / "results" / "records" / f"{name}.json"
   write_json(path, record)

@@ -72,15 +72,16 @@ def statistics_of(records, metric):
   return statistics.mean(values), statistics.stdev(values) if values[1:] else None, len(values)
 
 
-def of_run(workdir, row, *, baseline=""):
+def of_run(workdir, row, *, baseline="", validation=False):
   """Returns the record of a finished run.
 
   Args:
     workdir: of the run, with config.json and results.json; the --out of xmr.eval has no config.
     row: that it belongs to.
     baseline: key of the run's "baselines", which are recorded in place of it; "" is the run.
+    validation: True records "val/rsum" and the like of the run's step in place of its scores.
   Raises:
-    UserError: the run is not finished, or has no such baseline.
+    UserError: the run is not finished, has no such baseline, or was not validated at its step.
   """
   workdir = pathlib.Path(workdir)
   results = _read(workdir / "results.json")
@@ -97,6 +98,9 @@ def of_run(workdir, row, *, baseline=""):
     if baseline not in known:
       raise UserError(f"--baseline={baseline}: {workdir} has {', '.join(known) or 'no baselines'}")
     metrics, seed = known[baseline], None
+  counts = {key: results.get(key) for key in ("n_images", "n_texts", "protocol")}
+  if validation:
+    metrics, counts = _validated(workdir, results.get("step")), {}
   return {
     "row": row,
     "config": {} if results["seed"] is None else differences(_read(workdir / "config.json")),
@@ -106,8 +110,19 @@ def of_run(workdir, row, *, baseline=""):
     "seconds": results["duration"],
     "command": anywhere(results["command"]),
     **{key: results[key] for key in ("versions", "commit", "date")},
-    **{key: results.get(key) for key in ("n_images", "n_texts", "protocol")},
+    **counts,
   }
+
+
+def _validated(workdir, step):
+  """The validation metrics of a step, from metrics.jsonl."""
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+  for line in map(json.loads, lines):
+    found = {name: value for name, value in line.items() if name.startswith("val/")}
+    if found and line["step"] == step:
+      return found
+  raise UserError(f"{path} has no validation of step {step}, whose weights results.json scores")
 
 
 def _read(path):

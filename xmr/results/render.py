@@ -72,7 +72,8 @@ def table(of, rows, benches):
   """Returns a Markdown table.
 
   Args:
-    of: {"rows": [[label, row]], "columns": [[heading, metric, decimals]]}, {"benches": [names]},
+    of: {"rows": [[label, row]], "columns": [[heading, metric, decimals]]},
+      {"cells": [[label, [row]]], "heads": [heading], "metric", "decimals"}, {"benches": [names]},
       {"kernels": [names]} or {"plans": [[label, name]]}.
     rows, benches: of `records.read`.
   """
@@ -82,6 +83,8 @@ def table(of, rows, benches):
     return grid(*_plans(of, benches))
   if "kernels" in of:
     return grid(*_kernels(of, benches))
+  if "cells" in of:
+    return grid(*_cells(of, rows))
   heads = ["", "seeds", *(heading for heading, _, _ in of["columns"]), "code"]
   lines = []
   for label, row in of["rows"]:
@@ -90,6 +93,16 @@ def table(of, rows, benches):
     commits = sorted({(record["commit"] or "?")[:7] for record in found})
     lines.append([label, str(_seeds(found)), *shown, ", ".join(commits)])
   return grid(heads, lines)
+
+
+def _cells(of, rows):
+  lines = []
+  for label, names in of["cells"]:
+    found = [_records_of(rows, name) for name in names]
+    commits = sorted({(record["commit"] or "?")[:7] for each in found for record in each})
+    shown = [_number(each, of["metric"], of["decimals"]) for each in found]
+    lines.append([label, *shown, ", ".join(commits)])
+  return ["", *of["heads"], "code"], lines
 
 
 def _times(of, benches):

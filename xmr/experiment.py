@@ -17,7 +17,7 @@ from xmr.data import text as words
 from xmr.errors import UserError
 from xmr.fields import Config
 from xmr.interop import subwords
-from xmr.models.lora import Adapted
+from xmr.models.lora import Adapted, base
 from xmr.ops.alignment import Tokens
 from xmr.run_folder import begun, check_data, check_folder, check_length, imported
 from xmr.terminal import home
@@ -137,6 +137,7 @@ def prepare(config, workdir, *, eval_only=False):
     config.model,
     vocabulary_size=None if vocabulary is None else len(vocabulary),
     word_vectors=vectors,
+    base=base(config),
   )
   variables = starting_values(
     config,
@@ -154,7 +155,7 @@ def prepare(config, workdir, *, eval_only=False):
     variables["params"],
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
-    frozen=finetune.frozen(config.model, variables["params"]),
+    frozen=finetune.frozen(config, variables["params"]),
   )
   if loss.learned:
     transform = optax.chain(transform, loss.projection())

@@ -128,12 +128,57 @@ def test_a_run_that_starts_from_another_starts_as_that_one_whatever_its_adapters
   np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
-def test_adapters_freeze_all_else_of_the_model():
-  section = ml_collections.ConfigDict({"lora": {"rank": 2}})
-  patterns = finetune.frozen(section, {})
-  paths = ("image_encoder/a/kernel", "text_encoder/b", "shared/c", "lora/image_encoder/a", "loss/x")
-  found = [any(re.search(pattern, path) for pattern in patterns) for path in paths]
-  assert found == [True, True, True, False, False]
+PATHS = {"image_encoder": ("backbone/k", "projection/k"), "text_encoder": ("backbone/k",)}
+
+
+@pytest.mark.parametrize(
+  ("init", "weights", "trained"),
+  [
+    ("run", ("", ""), []),
+    ("run", ("a", "b"), []),
+    ("", ("a", "b"), ["image_encoder/projection/k"]),
+    ("", ("a", ""), ["image_encoder/projection/k", "text_encoder/backbone/k"]),
+  ],
+)
+def test_adapters_freeze_what_has_weights_and_train_what_is_fresh(init, weights, trained):
+  sides = {
+    side: {"weights": path, "trainable": True}
+    for side, path in zip(("image", "text"), weights, strict=True)
+  }
+  config = ml_collections.ConfigDict({"init": init, "model": {"lora": {"rank": 2}} | sides})
+  patterns = finetune.frozen(config, {})
+  paths = [f"{name}/{path}" for name, inside in PATHS.items() for path in inside]
+  paths += ["shared/c", "lora/image_encoder/a", "loss/x"]
+  found = [path for path in paths if not any(re.search(pattern, path) for pattern in patterns)]
+  fresh = [] if init else ["shared/c"]
+  assert found == [*trained, *fresh, "lora/image_encoder/a", "loss/x"]
+
+
+def test_fresh_parts_have_a_gradient_beside_adapters_and_go_with_them(batch):
+  model = DualEncoder(MLP(8, hidden=10, depth=1), Linear(8))
+  hidden, pattern = "image_encoder/hidden_0/", "kernel"
+  adapted = lora.Adapted(model, rank=2, alpha=4.0, kernels=pattern, base=(hidden,))
+  variables = adapted.init(jax.random.key(0), batch)
+  gradient = jax.grad(
+    lambda params: sum(x.sum() for x in adapted.apply({"params": params}, batch))
+  )(variables["params"])
+  moved = {"/".join(path) for path, x in flatten_dict(gradient).items() if np.any(x)}
+  adapters = {path for path in moved if path.startswith("lora/")}
+  assert adapters == {f"lora/{hidden}kernel/b"}
+  whole = {"/".join(path) for path in adapted.trained(variables["params"])}
+  assert whole == moved - adapters and not any(path.startswith(hidden) for path in whole)
+  line = adapted.line(variables["params"])
+  assert "text_encoder/projection, which no weights were given for" in line
+  assert "1 of image_encoder" in line and "NONE" not in line
+
+
+def test_adapters_of_weights_that_are_all_fresh_are_refused():
+  config = config_lib.base_config()
+  config.model.lora.rank = 2
+  with pytest.raises(UserError, match="lora.rank is 2, but all weights are fresh; expected some"):
+    config_lib.validate(config)
+  config.init = "runs/clip"
+  config_lib.validate(config)
 
 
 TOWER = {"bias": True, "width": 8, "layers": 2, "heads": 2, "mlp_width": 8, "positions": 5}

@@ -184,7 +184,7 @@ def test_a_plan_knows_averages_parts_and_adapters():
   assert plain.average is None
   averaged = state_of(evaluate__ema=0.9, batch_chunks=2)
   assert len(jax.tree.leaves(averaged.average)) == len(jax.tree.leaves(averaged.params))
-  adapted = state_of(model__lora__rank=2, model__lora__kernels="kernel")
+  adapted = state_of(init="runs/clip", model__lora__rank=2, model__lora__kernels="kernel")
   assert moments(adapted) < moments(plain)
 
 

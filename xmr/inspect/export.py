@@ -35,7 +35,8 @@ def arrays_of(variables):
 
 
 def adapters(run, path):
-  """Writes only the adapters of a run into a safetensors file of a few megabytes.
+  """Writes only the adapters of a run, and what it trained whole beside them (see lora.base), into
+  a safetensors file of a few megabytes.
 
   Raises:
     UserError: the run has none.
@@ -43,7 +44,8 @@ def adapters(run, path):
   found = run.variables["params"].get(lora.ADAPTERS)
   if found is None:
     raise UserError(f"{run.workdir} has no adapters; expected a run with config.model.lora.rank")
-  arrays = arrays_of(found)
+  flat = jax.tree.map(np.asarray, run.model.trained(run.variables["params"]))
+  arrays = arrays_of(found) | {".".join(path): np.asarray(x, order="C") for path, x in flat.items()}
   config = run.config.model.lora
   settings = {"rank": str(config.rank), "alpha": str(config.alpha), "init": run.config.init}
   with replacing(path) as file:

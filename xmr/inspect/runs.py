@@ -21,6 +21,7 @@ from xmr.errors import UserError, choice
 from xmr.eval import top_k
 from xmr.inspect import export, matches, programs
 from xmr.inspect.pictures import is_picture, opened
+from xmr.models import lora
 from xmr.ops.alignment import MIRROR, NAMES, WITHIN, Tokens
 from xmr.training import averaging
 
@@ -52,7 +53,7 @@ class Run:
   def build(self):
     """Returns the model that the parameters belong to."""
     size = None if self.vocabulary is None else len(self.vocabulary)
-    return models.build(self.config.model, vocabulary_size=size)
+    return models.build(self.config.model, vocabulary_size=size, base=lora.base(self.config))
 
   def __repr__(self):
     config = self.config

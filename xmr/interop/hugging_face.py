@@ -181,16 +181,18 @@ def preprocessing(folder, image_size):
     raise UserError(f"{path}: resample is {found['resample']}; expected one of {known}")
   if not math.isclose(found.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
     raise UserError(f"{path}: rescale_factor is {found['rescale_factor']}; expected 1/255")
-  scale = {name: found.get(f"image_{name}") for name in ("mean", "std")}
-  for name, value in scale.items():
+  scale = {}
+  for name in ("mean", "std"):
+    value = found.get(f"image_{name}")
     if not isinstance(value, list) or [type(x) in (int, float) for x in value] != [True] * 3:
       raise UserError(f"{path}: image_{name} is {value}; expected three numbers")
+    scale[name] = tuple(map(float, value))
   return {
     "image_size": crop,
     "resize": resize,
     "fit": "stretch" if stretched else "crop_floor",
     "interpolation": INTERPOLATIONS[found.get("resample", 3)],
-  }, {name: tuple(map(float, value)) for name, value in scale.items()}
+  }, scale
 
 
 def section(config, side, *, where):

@@ -12,7 +12,7 @@ from xmr.errors import UserError, choice
 from xmr.fields import field, resolve
 from xmr.models import table
 from xmr.models.borders import AnyImage, AnyText, Embeddings, Lengths, RegionMask
-from xmr.models.lora import Adapted
+from xmr.models.lora import WHOLE, Adapted
 from xmr.models.normalize import KINDS, normalize
 from xmr.models.tokens import Layers
 from xmr.ops.alignment import Tokens, mean
@@ -135,7 +135,7 @@ def _given(image_mask):
   return {} if image_mask is None else {"mask": image_mask}
 
 
-def build(config_model, *, vocabulary_size=None, word_vectors=None):
+def build(config_model, *, vocabulary_size=None, word_vectors=None, base=WHOLE):
   """Builds the dual encoder that `config.model` describes, without computing or reading weights.
 
   Each encoder gets the fields of its section that it declares, and `dim`, `normalize` and `dtype`
@@ -147,6 +147,7 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
     vocabulary_size: number of words, for encoders of words.
     word_vectors: [vocabulary_size, word_dim] float32, initial word embedding; None is the
       encoder's own.
+    base: what adapters leave as it is, see lora.base.
   Returns:
     DualEncoder, or lora.Adapted where config_model.lora.rank is set.
   Raises:
@@ -169,7 +170,7 @@ def build(config_model, *, vocabulary_size=None, word_vectors=None):
   adapters = config_model.get("lora")
   if not adapters or not adapters.rank:
     return model
-  return Adapted(model, adapters.rank, adapters.alpha, adapters.kernels)
+  return Adapted(model, adapters.rank, adapters.alpha, adapters.kernels, base)
 
 
 def _shared(config_model):

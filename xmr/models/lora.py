@@ -12,14 +12,27 @@ from flax import traverse_util
 from xmr.errors import UserError
 
 ADAPTERS = "lora"
+# Beginnings of the paths of a model's parameters.
+WHOLE = ("image_encoder/", "text_encoder/", "shared/")
 
 
-def kernels(params, pattern):
+def base(config):
+  """Beginnings of the paths that adapters leave as they are: all that the run did not draw afresh.
+
+  With `config.init` that is the model. Otherwise it is each backbone that has `weights`; what is
+  fresh, such as a projection, is trained beside the adapters.
+  """
+  sides = (side for side in ("image", "text") if config.model[side].weights)
+  return WHOLE if config.init else tuple(f"{side}_encoder/backbone/" for side in sides)
+
+
+def kernels(params, pattern, base=WHOLE):
   """{path: shape} of the kernels whose path contains a match of a regular expression.
 
   Args:
     params: nested dict of arrays or shapes.
     pattern: regular expression, such as "attention/(query|value)/kernel".
+    base: beginnings of the paths to look at.
   Raises:
     UserError: not a regular expression, or no path of a kernel [in, out] contains a match.
   """
@@ -28,7 +41,11 @@ def kernels(params, pattern):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     if path[0] != jax.tree_util.DictKey(ADAPTERS)
   }
-  flat = [path for path, shape in found.items() if path.endswith("/kernel") and len(shape) == 2]
+  flat = [
+    path
+    for path, shape in found.items()
+    if path.endswith("/kernel") and len(shape) == 2 and path.startswith(base)
+  ]
   try:
     chosen = {path: found[path] for path in flat if re.search(pattern, path)}
   except re.error as error:
@@ -39,17 +56,17 @@ def kernels(params, pattern):
   return chosen
 
 
-def start(params, *, rank, pattern, seed):
+def start(params, *, rank, pattern, seed, base=WHOLE):
   """Fresh adapters, which leave the kernels as they are: A ~ N(0, 1 / rank), B = 0.
 
   Args:
-    params: nested dict of arrays or shapes.  rank: int.  pattern: see kernels.
+    params: nested dict of arrays or shapes.  rank: int.  pattern, base: see kernels.
     seed: int; the values of A depend on it and on the kernel's path.
   Returns:
     nested like `params`, {"a": [in, rank], "b": [rank, out]} in place of a kernel; NumPy float32.
   """
   result = {}
-  for path, (inputs, outputs) in kernels(params, pattern).items():
+  for path, (inputs, outputs) in kernels(params, pattern, base).items():
     generator = np.random.default_rng([seed, *path.encode()])
     a = generator.normal(0, rank**-0.5, (inputs, rank)).astype(np.float32)
     result |= {f"{path}/a": a, f"{path}/b": np.zeros((rank, outputs), np.float32)}
@@ -84,6 +101,7 @@ class Adapted:
 
   Attributes:
     model: linen module.  rank, alpha: of the adapters.  kernels: regular expression, see kernels.
+    base: beginnings of the paths that stay as they are; what is elsewhere is trained, too.
     seed: of the adapters' initial values.
   """
 
@@ -91,6 +109,7 @@ class Adapted:
   rank: int
   alpha: float
   kernels: str
+  base: tuple[str, ...] = WHOLE
   seed: int = 0
 
   @property
@@ -106,19 +125,29 @@ class Adapted:
     return self.alpha / self.rank
 
   def line(self, params):
-    """One line for the log: how many kernels of each encoder have adapters."""
-    chosen = kernels(params, self.kernels)
+    """One line for the log: how many kernels of each encoder have adapters, and what else is
+    trained.
+    """
+    chosen = kernels(params, self.kernels, self.base)
     counts = {name: sum(path.startswith(f"{name}/") for path in chosen) for name in sorted(params)}
-    counts = {name: n for name, n in counts.items() if n or name.endswith("_encoder")}
-    found = ", ".join(f"{n or 'NONE'} of {name}" for name, n in counts.items())
-    still = " and ".join(name for name, n in counts.items() if not n)
+    held = {each.split("/")[0] for each in self.base}
+    counts = {n: count for n, count in counts.items() if count or n in held - {"shared"}}
+    found = ", ".join(f"{count or 'NONE'} of {name}" for name, count in counts.items())
+    fresh = sorted({"/".join(path[:2]) for path in self.trained(params)})
+    beside = f" but {', '.join(fresh)}, which no weights were given for" if fresh else ""
+    still = " and ".join(name for name, count in counts.items() if not count)
     untrained = f"; {still} is not trained: no path matches {self.kernels!r}" if still else ""
-    return f"LoRA of rank {self.rank} on kernels, all else frozen: {found}{untrained}"
+    return f"LoRA of rank {self.rank} on kernels, all else frozen{beside}: {found}{untrained}"
+
+  def trained(self, params):
+    """{path: leaf} of the model's parameters that are trained whole, outside `base`."""
+    flat: dict = traverse_util.flatten_dict({n: params[n] for n in params if f"{n}/" in WHOLE})
+    return {path: x for path, x in flat.items() if not "/".join(path).startswith(self.base)}
 
   def with_adapters(self, variables):
     """The model's variables with fresh adapters; UserError as kernels."""
     params = variables["params"]
-    adapters = start(params, rank=self.rank, pattern=self.kernels, seed=self.seed)
+    adapters = start(params, rank=self.rank, pattern=self.kernels, seed=self.seed, base=self.base)
     return {**variables, "params": {**params, ADAPTERS: adapters}}
 
   def init(self, *inputs, **options):
@@ -127,11 +156,15 @@ class Adapted:
     return jax.tree.map(jnp.asarray, variables)
 
   def apply(self, variables, *inputs, **options):
-    """As the model's apply; only the adapters get a gradient."""
-    params = {
-      name: tree if name == ADAPTERS else jax.lax.stop_gradient(tree)
-      for name, tree in variables["params"].items()
-    }
+    """As the model's apply; what is in `base` gets no gradient."""
+    flat: dict = traverse_util.flatten_dict(variables["params"], sep="/")
+    params = traverse_util.unflatten_dict(
+      {
+        path: jax.lax.stop_gradient(x) if path.startswith(self.base) else x
+        for path, x in flat.items()
+      },
+      sep="/",
+    )
     return self.model.apply(
       {**variables, "params": merged(params, scale=self.scale)}, *inputs, **options
     )

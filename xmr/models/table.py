@@ -202,8 +202,8 @@ def check_tokens(config, *, loss):
 
 
 def check_towers(config, *, sized=True):
-  """Raises UserError where a tower's patch does not divide the image size, or config.evaluate.wise
-  is set without config.init.
+  """Raises UserError where a tower's patch does not divide the image size, config.evaluate.wise is
+  set without config.init, or there is nothing for config.model.lora to adapt.
 
   The size that the tower was pretrained at is accepted either way.
 
@@ -213,6 +213,12 @@ def check_towers(config, *, sized=True):
     raise UserError(
       f"config.evaluate.wise is {config.evaluate.wise}, shares of the weights beside those of "
       "config.init, which is not set"
+    )
+  given = config.init or config.model.image.weights or config.model.text.weights
+  if config.model.lora.rank and not given:
+    raise UserError(
+      f"config.model.lora.rank is {config.model.lora.rank}, but all weights are fresh; expected "
+      "some to adapt: config.init, config.model.image.weights or config.model.text.weights"
     )
   image, size = config.model.image, config.data.image_size
   patch = image.get("patch")

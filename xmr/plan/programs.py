@@ -16,6 +16,7 @@ from xmr import encode, experiment, mining, models, parallel, recipe, train
 from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval import blocks, resident, token_scores
+from xmr.models import lora
 from xmr.ops.alignment import FORMS, Tokens
 from xmr.plan import bound, least, shapes
 from xmr.training import finetune, optim
@@ -175,7 +176,8 @@ def parts(config, mesh, sizes):
   """Returns (Plan, loss of the warm-up, optimiser, shapes of the variables) of a config."""
   loss, warmup_loss = experiment.losses_of(config, mesh)
   words = config.data.text == "words"
-  model = models.build(config.model, vocabulary_size=sizes.vocabulary if words else None)
+  vocabulary = sizes.vocabulary if words else None
+  model = models.build(config.model, vocabulary_size=vocabulary, base=lora.base(config))
   length = (config.data.max_length or sizes.words) if words else None
   plan = Plan(config, mesh, {"train": split_of(config, sizes)}, None, length, model, loss)
   variables = jax.eval_shape(model.init, jax.random.key(0), batch_of(config, sizes, 2))
@@ -188,7 +190,7 @@ def parts(config, mesh, sizes):
     variables["params"],
     steps_per_epoch=steps,
     total_steps=config_lib.in_steps(config, steps, name="config."),
-    frozen=finetune.frozen(config.model, variables["params"]),
+    frozen=finetune.frozen(config, variables["params"]),
   )
   if loss.learned:
     transform = optax.chain(transform, loss.projection())

@@ -4,6 +4,8 @@ import re
 
 import jax
 
+from xmr.models import lora
+
 # Modules of a tower's backbone that follow its blocks; all others precede them.
 BEHIND = ("norm", "pool")
 
@@ -42,27 +44,25 @@ def depth(name, names):
   return (layers + 1 if match[3] in BEHIND and not embedded else 0), layers
 
 
-def frozen(config_model, params):
+def frozen(config, params):
   """Regular expressions of the parameters that are not trained.
 
   `trainable=False` freezes an encoder's backbone; `train_blocks=K` freezes what precedes its last K
-  blocks; adapters freeze everything but themselves.
+  blocks; adapters freeze what they are beside, see lora.base.
 
   Args:
-    config_model: `config.model`.  params: tree of arrays or shapes.
+    config: of the run.  params: tree of arrays or shapes.
   Returns:
     list of str.
   """
-  if config_model.lora.rank:
-    return ["^image_encoder/", "^text_encoder/", "^shared/"]
   names = jax.tree.leaves(
     jax.tree_util.tree_map_with_path(
       lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
     )
   )
-  result = []
+  result = [f"^{front}" for front in lora.base(config)] if config.model.lora.rank else []
   for side in ("image", "text"):
-    section, front = config_model[side], f"{side}_encoder/backbone/"
+    section, front = config.model[side], f"{side}_encoder/backbone/"
     if not section.trainable:
       result.append(f"^{front}")
     elif section.get("train_blocks", -1) >= 0:

@@ -383,6 +383,34 @@ class Fuzz:
     same = done.status or done.value == self._images()[1]
     return what, done, None if same else "other images or captions"
 
+  def kept(self, rng, place, number=None, swap=None, **change):
+    """A kept matrix of relevance, its pairs or a graph of words is changed in a cache, or another
+    of its shape has its name: what is read or made again is the same.
+    """
+    from xmr.data import text_graph
+    from xmr.eval import relevance
+
+    (place / "vectors").write_text("".join(f"w{i} {i % 3} {i % 5} {i % 7}\n" for i in range(12)))
+    texts = [[f"w{(i * i + k) % 12}" for k in range(5)] for i in range(8)]
+    joined, owner = [" ".join(words) for words in texts], np.repeat(np.arange(4), 2)
+    options = {"cache_dir": place / "cache", "workers": 1}
+    graph = {"min_count": 1, "vectors": str(place / "vectors"), "cache_dir": place / "cache"}
+    make = (
+      lambda x: relevance.rouge_l(joined, owner, beta=1 + x, **options),
+      lambda x: relevance.rouge_l_above(joined, owner, above=0.3 + x / 100, **options),
+      lambda x: text_graph.build(texts, neighbours=3 - x, **graph).values,
+    )[int(rng.integers(3)) if number is None else number]
+    true, known = np.array(make(0)), set((place / "cache").iterdir())
+    make(1)
+    (path,), (other,) = known, set((place / "cache").iterdir()) - known
+    what = f"{other} in place of {path}"
+    if rng.random() < 0.2 if swap is None else swap:
+      other.replace(path)
+    else:
+      what = changed_file(rng, path, **change)
+    done = outcome(lambda: np.array(make(0)))
+    return what, done, None if done.status or np.array_equal(done.value, true) else "other numbers"
+
   def _images(self):
     """Returns (folder with a source of images and its cache, what read_images says of them)."""
     folder = self.folder / "images"
@@ -414,7 +442,7 @@ class Fuzz:
 
 
 KINDS = ["config", "config_file", "dataset", "scored", "inspected", "resumed", "weights"]
-KINDS += ["arrays", "cache"]
+KINDS += ["arrays", "cache", "kept"]
 
 
 def main(argv=None):

@@ -137,10 +137,10 @@ def test_a_killed_run_goes_on_where_it_stopped(config, backbone, tmp_path, monke
   run(config, backbone, tmp_path / "whole")
   write, decode, count = files.write_array, images.decode, []
 
-  def killed(path, array):
+  def killed(path, *rest, **more):
     if path.name == "00000008.npy":
       raise KeyboardInterrupt
-    write(path, array)
+    write(path, *rest, **more)
 
   monkeypatch.setattr(files, "write_array", killed)
   with pytest.raises(KeyboardInterrupt):
@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on_where_it_stopped(config, backbone, tmp_path, monke
   assert not count, "finished work was done again"
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "swapped", "of other work"])
 def test_a_damaged_block_is_made_again(
   config, backbone, features, centre, tmp_path, monkeypatch, harm
 ):
@@ -172,14 +172,19 @@ def test_a_damaged_block_is_made_again(
 
   monkeypatch.setattr(extract, "assemble", cut)
   with pytest.raises(KeyboardInterrupt):
-    run(config, backbone, tmp_path)
+    run(config, backbone, tmp_path, dtype="float16" if harm == "of other work" else "float32")
   monkeypatch.setattr(extract, "assemble", assemble)
   block = tmp_path / "blocks/00000008.npy"
   whole = block.read_bytes()
-  block.write_bytes(whole[:-10] if harm == "cut" else whole[:130] + b"\x40" + whole[131:])
+  if harm == "of other work":
+    (tmp_path / "manifest.json").unlink()
+  elif harm == "swapped":
+    block.write_bytes((tmp_path / "blocks/00000000.npy").read_bytes())
+  else:
+    block.write_bytes(whole[:-10] if harm == "cut" else whole[:130] + b"\x40" + whole[131:])
   run(config, backbone, tmp_path)
   found = np.load(tmp_path / "features.npy", allow_pickle=False)
-  np.testing.assert_allclose(found, features(centre), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(found, features(centre), rtol=1e-5, atol=1e-5)
 
 
 def test_a_flipped_bit_of_features_is_named_where_they_are_read(config, backbone, tmp_path):
@@ -191,6 +196,8 @@ def test_a_flipped_bit_of_features_is_named_where_they_are_read(config, backbone
   path.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
   with pytest.raises(UserError, match="are not what was written .digests differ.; make it again"):
     open_features(path, **options)
+  run(config, backbone, tmp_path)
+  assert path.read_bytes() == whole
 
 
 def test_a_folder_that_another_process_fills_is_refused(config, backbone, tmp_path):

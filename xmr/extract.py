@@ -81,9 +81,9 @@ def claim(out, manifest):
     UserError: it holds other work; names every field that differs.
   """
   from xmr.storage.digests import sealed
-  from xmr.storage.files import read_json, write_json
+  from xmr.storage.files import read_array, read_json, write_json
 
-  path = pathlib.Path(out) / "manifest.json"
+  path, done = pathlib.Path(out) / "manifest.json", False
   if path.exists():
     old = read_json(path)
     wrong = [
@@ -95,38 +95,54 @@ def claim(out, manifest):
       raise UserError(
         f"{out} holds features made otherwise ({'; '.join(wrong)}); give another --out"
       )
-    return bool(old.get("complete")) and (path.parent / "features.npy").exists()
-  try:
-    (path.parent / "blocks").mkdir(parents=True, exist_ok=True)
-    write_json(path, sealed(manifest | {"complete": False}))
-  except OSError as error:
-    raise UserError(f"cannot write to {out}: {error.strerror}") from None
-  return False
+    # Features that were removed or damaged are made again.
+    with contextlib.suppress(OSError, ValueError):
+      found = read_array(path.parent / "features.npy")
+      done = bool(old.get("complete")) and [*found.shape] == manifest["shape"]
+  if not done:
+    try:
+      (path.parent / "blocks").mkdir(parents=True, exist_ok=True)
+      write_json(path, sealed(manifest | {"complete": False}))
+    except OSError as error:
+      raise UserError(f"cannot write to {out}: {error.strerror}") from None
+  return done
 
 
-def finished(path, shape):
-  """Whether a block's file is there and whole."""
+def key_of(path, manifest):
+  """Returns what a block's rows depend on: which block it is, and all that the manifest says."""
+  from xmr.storage.digests import of_json
+
+  return f"{path.name} {of_json(manifest)}"
+
+
+def finished(path, manifest, shape):
+  """Whether a block's file is there, whole, and of this work."""
   from xmr.storage.files import read_array
 
   try:
-    return read_array(path).shape == shape
+    return read_array(path, key=key_of(path, manifest)).shape == shape
   except (OSError, ValueError):
     return False
 
 
-def assemble(out, items, shape, dtype):
-  """Joins the blocks into features.npy, rows by image id; rows without an image are zero. Removes
-  the blocks.
-  """
+def assemble(out, items, manifest):
+  """Joins the blocks into features.npy, rows by image id; rows without an image are zero."""
   import numpy as np
 
   from xmr.storage import digests
+  from xmr.storage.files import read_array
 
   temporary = out / ".features.npy"
-  table = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=shape)
+  table = np.lib.format.open_memmap(
+    temporary, "w+", dtype=manifest["dtype"], shape=tuple(manifest["shape"])
+  )
   for start in range(0, len(items), BLOCK):
     rows = [number for number, *_ in items[start : start + BLOCK]]
-    table[rows] = np.load(out / "blocks" / f"{start:08d}.npy", allow_pickle=False)
+    path = out / "blocks" / f"{start:08d}.npy"
+    try:
+      table[rows] = read_array(path, key=key_of(path, manifest))
+    except (OSError, ValueError) as error:
+      raise UserError(f"{path} cannot be read: {error}; the same command makes it again") from None
   table.flush()
   del table
   with temporary.open("r+b") as file:
@@ -211,7 +227,7 @@ def extract(
     if first and not claim(out, manifest):
       todo[:] = [
         not finished(
-          out / "blocks" / f"{start:08d}.npy", (len(items[start : start + BLOCK]), *shape)
+          out / "blocks" / f"{start:08d}.npy", manifest, (len(items[start : start + BLOCK]), *shape)
         )
         for start in starts
       ]
@@ -265,10 +281,11 @@ def extract(
       count += length
       if begin + batch_size >= min(start + BLOCK, len(items)):
         if first:
-          write_array(out / "blocks" / f"{start:08d}.npy", np.concatenate(done))
+          path = out / "blocks" / f"{start:08d}.npy"
+          write_array(path, np.concatenate(done), key=key_of(path, manifest))
         done = []
     if first:
-      assemble(out, items, tuple(manifest["shape"]), dtype)
+      assemble(out, items, manifest)
       write_json(out / "manifest.json", sealed(manifest | {"complete": True}))
       shutil.rmtree(out / "blocks")
       speed = count / max(time.perf_counter() - began, 1e-9)

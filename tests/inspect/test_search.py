@@ -105,6 +105,12 @@ def test_a_damaged_cache_is_made_anew_and_another_model_has_its_own(
     inspect.load(earlier), gallery, cache_dir=tmp_path, progress=False
   )
   assert other.encoded == 12 and np.abs(other.embeddings - whole.embeddings).max() > 1e-3
+  kept = sorted(tmp_path.glob("galleries/*/*.npz"), key=lambda file: file.parent == path.parent)
+  theirs, mine = kept
+  shutil.copy(theirs, mine)
+  again = galleries.encode_folder(run, gallery, cache_dir=tmp_path, progress=False)
+  assert again.encoded == 12
+  np.testing.assert_allclose(again.embeddings, whole.embeddings, atol=1e-6)
 
 
 def test_the_page_shows_thumbnails_and_escapes_names(flags, gallery, tmp_path, capsys):

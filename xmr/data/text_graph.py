@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -261,20 +260,20 @@ def _cache_path(cache_dir, settings, token_lists):
 
 
 def _read(path):
+  """Returns the arrays of a kept graph; None where there is none, or a damaged or another one."""
   try:
-    # An open file: NumPy would leave a damaged one open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in ("values", "columns", "starts")}
-  except FileNotFoundError:
+    found = files.read_arrays(path)
+  except UserError:
     return None
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path} is damaged ({error}); delete it to build the graph again") from None
+  same = str(found.pop("of", "")) == path.name
+  return found if same and found.keys() == {"values", "columns", "starts"} else None
 
 
 def _write(path, arrays):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_arrays(path, arrays, compressed=False)
+    # Its own name, which says what it was built of: a file of another name is another graph.
+    files.write_arrays(path, arrays | {"of": np.array(path.name)}, compressed=False)
   except OSError as error:
     raise UserError(
       f"config.data.cache_dir: cannot write {path}: {error.strerror}; expected a writable folder"

@@ -251,11 +251,9 @@ def _read_cache(path, shape, dtype):
   """Opens a cached array of a shape, where None stands for any size; None where there is none, or
   another.
   """
-  if not path.is_file():
-    return None
   try:
-    array = open_npy(path)
-  except UserError:  # damaged: computed anew
+    array = files.read_array(path, key=path.name)
+  except (OSError, ValueError):  # none, damaged, or another's under this name: computed anew
     return None
   fits = array.ndim == len(shape) and all(
     want in (None, n) for want, n in zip(shape, array.shape, strict=True)
@@ -266,7 +264,7 @@ def _read_cache(path, shape, dtype):
 def _write_cache(path, matrix):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_array(path, matrix)
+    files.write_array(path, matrix, key=path.name)
   except OSError as error:
     raise UserError(
       f"cannot write relevance to {path}: {error.strerror}; expected a cache_dir with room"

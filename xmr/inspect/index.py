@@ -158,7 +158,7 @@ class _Cache:
 
   def __init__(self, root, run, folder):
     digest = hashlib.sha256(
-      f"1 {folder.resolve()} {run.fingerprint}".encode("utf-8", "surrogateescape")
+      f"2 {folder.resolve()} {run.fingerprint}".encode("utf-8", "surrogateescape")
     ).hexdigest()
     self.folder, self.dim = root / "galleries" / digest[:32], run.config.model.dim
     self.files, self.held = [], 0
@@ -171,8 +171,9 @@ class _Cache:
         # The file is opened here, as np.load leaves its own open when it fails.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
           keys, x = json.loads(bytes(saved["keys"])), saved["x"]
-        if x.shape != (len(keys), self.dim) or x.dtype != np.float32:
-          raise ValueError("another shape")
+          of = str(saved["of"])
+        if x.shape != (len(keys), self.dim) or x.dtype != np.float32 or of != self.folder.name:
+          raise ValueError("another shape, or of another run or folder")
         known |= {tuple(key): row for key, row in zip(keys, x, strict=True)}
       except Exception:  # Any error of a damaged file: it is encoded again.
         with contextlib.suppress(OSError):
@@ -188,7 +189,8 @@ class _Cache:
       self.folder.mkdir(parents=True, exist_ok=True)
       path = self.folder / f"{uuid.uuid4().hex}.npz"
       keys_as_bytes = np.frombuffer(json.dumps(keys).encode(), np.uint8)
-      files.write_arrays(path, {"x": x, "keys": keys_as_bytes}, compressed=False)
+      arrays = {"x": x, "keys": keys_as_bytes, "of": np.array(self.folder.name)}
+      files.write_arrays(path, arrays, compressed=False)
     except OSError as error:
       raise UserError(
         f"cannot write {self.folder}: {error.strerror}; give another --cache_dir"

@@ -13,6 +13,7 @@ from xmr.errors import UserError
 from xmr.plan.bound import Program
 from xmr.plan.traffic import Moved
 from xmr.storage import files
+from xmr.storage.digests import sealed
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # What else the compilers listen to.
@@ -44,7 +45,7 @@ class Answers:
     self.found[made.name] = {"date": date, "program": dataclasses.asdict(made)}
     with contextlib.suppress(OSError):
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      files.write_json(self.path, self.found)
+      files.write_json(self.path, sealed(self.found))
 
 
 def program(values):

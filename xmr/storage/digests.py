@@ -39,38 +39,39 @@ def unsealed(found):
   return rest, found[KEY] == of_json(rest)
 
 
-def seal(file):
-  """Appends the CRC-32 of a .npy file to it, as a second array, which `numpy.load` leaves unread.
+def seal(file, key=""):
+  """Appends the CRC-32 of a key and a .npy file to it, as a second array, which `numpy.load` leaves
+  unread.
 
   Args:
-    file: binary, open for reading and writing.
+    file: binary, open for reading and writing.  key: what the array depends on, or "".
   """
   import numpy as np
 
   file.seek(0)
-  digest = _crc(file)
+  digest = _crc(file, key)
   np.save(file, np.uint32(digest))
 
 
-def whole(array):
-  """Returns whether the .npy file of a memory-mapped array is what was sealed; True where its array
-  is the only one.
+def whole(array, key=""):
+  """Returns whether the .npy file of a memory-mapped array is what was sealed with a key; without a
+  key also where its array is the only one.
   """
   import numpy as np
 
   with open(array.filename, "rb") as file:
-    digest = _crc(file, array.offset + array.nbytes)
+    digest = _crc(file, key, array.offset + array.nbytes)
     rest = file.read()
   if not rest:
-    return True
+    return not key
   try:
     return int(np.load(io.BytesIO(rest), allow_pickle=False)) == digest
   except Exception:  # NumPy reads a header as Python, whose errors are of many kinds.
     return False
 
 
-def _crc(file, size=None):
-  digest = 0
+def _crc(file, key, size=None):
+  digest = zlib.crc32(key.encode())
   while size is None or size > 0:
     chunk = file.read(_CHUNK if size is None else min(_CHUNK, size))
     if not chunk:

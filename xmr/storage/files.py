@@ -109,20 +109,23 @@ def write_json(path, value):
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_array(path, array):
-  """Writes an array as .npy, without pickling; its digest follows it in the file."""
+def write_array(path, array, *, key=""):
+  """Writes an array as .npy, without pickling; its digest, and that of a key that says what it
+  depends on, follows it in the file.
+  """
   import numpy as np
 
   with replacing(path) as file:
     np.save(file, array, allow_pickle=False)
-    digests.seal(file)
+    digests.seal(file, key)
 
 
-def read_array(path):
+def read_array(path, *, key=""):
   """Returns the array of a .npy file, memory-mapped.
 
   Raises:
-    OSError: no such file.  ValueError: no array of numbers, or not what write_array wrote.
+    OSError: no such file.  ValueError: no array of numbers, or not what write_array wrote with this
+      key.
   """
   import numpy as np
 
@@ -136,7 +139,7 @@ def read_array(path):
     raise
   except Exception as error:  # NumPy reads a header as Python, whose errors are of many kinds.
     raise ValueError(str(error) or type(error).__name__) from None
-  if not digests.whole(array):
+  if not digests.whole(array, key):
     raise ValueError("its bytes are not what was written (digests differ); make it again")
   return array
 

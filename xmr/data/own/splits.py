@@ -121,7 +121,7 @@ def digests(images, cache_dir, key):
   cache = pathlib.Path(cache_dir).expanduser()
   path = cache / f"own-{hashlib.sha256(key.encode()).hexdigest()[:16]}.digests.npy"
   try:
-    found = files.read_array(path)
+    found = files.read_array(path, key=path.name)
     if found.shape == (len(images),) and found.dtype == np.uint64:
       return found
   except (OSError, ValueError):
@@ -130,7 +130,7 @@ def digests(images, cache_dir, key):
     found = np.fromiter(pool.map(_digest, images, chunksize=64), np.uint64, len(images))
   try:
     cache.mkdir(parents=True, exist_ok=True)
-    files.write_array(path, found)
+    files.write_array(path, found, key=path.name)
   except OSError as error:
     raise UserError(
       f"config.data.cache_dir: cannot write to {cache}: {error.strerror}; expected a "

@@ -259,11 +259,9 @@ def losses_of(config, mesh):
   return tuple(over_rows(mesh, losses.get_ring(name, **settings)) for name, settings in chosen)
 
 
-def over_rows(mesh, ring, **options):
-  """Returns a loss in ring form on global arrays; options as `parallel.over_rows`."""
-  return dataclasses.replace(
-    ring, function=parallel.over_rows(mesh, ring, **options), parameters={}
-  )
+def over_rows(mesh, bound):
+  """Returns a loss over several devices, of `losses.get_ring`, as one on global arrays."""
+  return dataclasses.replace(bound, function=parallel.over_rows(mesh, bound), parameters={})
 
 
 def over_devices(mesh, loss, *, sent="float32"):
@@ -272,16 +270,16 @@ def over_devices(mesh, loss, *, sent="float32"):
   The compiler would send rows several times. In shard_map, texts are gathered once, and each row's
   gradient goes back once to the row's device. `sent`: the type in which rows are sent.
   """
-  ring = losses.table.row(loss.name).ring
-  able = ring is not None and loss.parameters.get("kind", "dot") == "dot"
+  row = losses.table.row(loss.name)
+  able = row.ring or row.gathered
   if sent != "float32" and not able:
     raise UserError(
       f"config.loss_gather is {sent!r} but loss {loss.name} gathers no rows; expected float32"
     )
   if mesh.size == 1 or not able:
     return loss
-  bound = losses.get_ring(loss.name, learn=tuple(loss.learned), **loss.parameters)
-  return over_rows(mesh, bound, gather=True if sent == "float32" else sent)
+  learn = tuple(loss.learned)
+  return over_rows(mesh, losses.get_ring(loss.name, gather=sent, learn=learn, **loss.parameters))
 
 
 def tensors(tokens):

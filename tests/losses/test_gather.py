@@ -3,14 +3,16 @@ loss.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_ring
 
-from xmr import experiment, parallel
+from xmr import experiment, losses, parallel
 from xmr.config import base_config
 from xmr.errors import UserError
 from xmr.mining import pool, scopes
+from xmr.ops.alignment import Tokens
 from xmr.plan import traffic
 
 ROWS, DIM = 64, 32
@@ -105,3 +107,72 @@ def test_negatives_of_the_batch_are_gathered_once_and_equal_those_of_one_device(
   side = 4 * ROWS * DIM * 7 / 8
   assert 2 * side <= moved["all-gather"] <= 2 * side + 32 * ROWS
   assert moved["reduce-scatter"] == 2 * side and moved["all-reduce"] <= 64 * ROWS
+
+
+def tokens_of(seed, words):
+  """ROWS rows of up to `words` tokens, as arrays (x, mask)."""
+  generator = np.random.default_rng(seed)
+  x = generator.normal(size=(ROWS, words, DIM)).astype(np.float32)
+  mask = np.arange(words) < generator.integers(1, words + 1, (ROWS, 1))
+  return x / np.linalg.norm(x, axis=2, keepdims=True), mask
+
+
+# (loss, parameters, whether the rows of both sides are gathered); the first is always tried.
+SPREAD = [
+  (name, {"kind": kind}, False)
+  for name in ("max_of_hinges", "sum_of_hinges", "info_nce", "sigmoid")
+  for kind in ("order", "cosine", "symmetric_mean", "pooled")
+] + [
+  ("aligned_full_hard_negative", {}, True),
+  (
+    "aligned_full_hard_negative",
+    {"diagonal": "released", "pair_rule": "same", "padding": "ignored"},
+    True,
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  "name, parameters, both",
+  [pytest.param(*case, marks=pytest.mark.slow if i else ()) for i, case in enumerate(SPREAD)],
+)
+def test_losses_of_order_and_of_tokens_gather_once_and_equal_those_of_one_device(
+  name, parameters, both
+):
+  config = base_config()
+  config.loss.name = name
+  config.loss.update(parameters)
+  image, text, image_id = test_ring.batch(0, size=ROWS, dim=DIM)
+  masks, found = (None, None), []
+  if losses.get(name, **parameters).tokens:
+    (image, text), masks = zip(tokens_of(0, 5), tokens_of(1, 7), strict=True)
+
+  for devices in (1, 8):
+    mesh = parallel.mesh(jax.devices()[:devices])
+    loss, _ = experiment.losses_of(config, mesh)
+
+    def value(*arrays, loss=loss):
+      image_id, sides = arrays[2], arrays[:2]
+      if loss.tokens:
+        sides = [Tokens(x, jnp.asarray(mask)) for x, mask in zip(sides, masks, strict=True)]
+      tensors = dict(zip(("image", "text"), sides, strict=True)) | {"image_id": image_id}
+      return loss.of(tensors | {"match": image_id[:, None] == image_id[None, :]})
+
+    rows = parallel.sharded(mesh)
+    out = ((parallel.replicated(mesh),) * 2, (rows, rows))
+    step = jax.jit(
+      jax.value_and_grad(value, (0, 1), has_aux=True), in_shardings=rows, out_shardings=out
+    )
+    made = step.lower(image, text, image_id).compile()
+    found.append(made(image, text, image_id))
+  for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6 * max(1, np.abs(one).max()))
+  # docs/clusters.md: the rows that are gathered, and as many bytes of gradients; masks, ids and a
+  # few numbers a row beside them.
+  width = 1 if parameters.get("kind") == "pooled" else text.size // ROWS // DIM
+  gathered = 4 * ROWS * DIM * width + (image.nbytes if both else 0)
+  moved = {each.kind: each.bytes for each in traffic.collectives(made.as_text(), devices=8)}
+  few = 64 * ROWS
+  assert gathered <= moved["all-gather"] <= gathered + few
+  assert gathered <= 8 * moved["reduce-scatter"] <= gathered + few
+  assert moved.get("all-reduce", 0) + moved.get("all-to-all", 0) <= few

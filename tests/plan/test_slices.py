@@ -4,6 +4,7 @@ and move is what docs/clusters.md says.
 Marked slow, and what takes minutes of a compiler `slices`: python -m pytest -m slices.
 """
 
+import functools
 import pathlib
 import re
 import time
@@ -28,8 +29,9 @@ TPU, POD, GPU = "v5e:2x4", "v5e:16x16", "h100:8"
 FIELDS = {
   "imc, cosine": {"distance": "cosine"},
   "imc, l1": {"distance": "l1"},
+  "max_of_hinges, order": {"kind": "order"},
 }
-# A pod and IMC's L1 take the compiler minutes.
+# A pod and what is no product take the compiler minutes.
 MINUTES = pytest.mark.slices
 
 
@@ -77,7 +79,7 @@ def made_loss(mesh, name, form, *, batch, dim):
 def cases():
   for target, batch in ((TPU, 4096), (GPU, 4096), (GPU, 8192), (POD, 32_768)):
     for name, form in FORMULAS:
-      long = target == POD or name == "imc, l1"
+      long = target == POD or name in ("imc, l1", "max_of_hinges, order")
       yield pytest.param(
         target,
         batch,
@@ -176,20 +178,34 @@ def test_gradients_of_a_batch_in_parts_are_summed_over_the_devices_once(target):
   assert gradients + rows <= made.sent <= 1.1 * (gradients + rows)
 
 
+@functools.cache
+def recurrent_step(target, chunks):
+  """A step of a GRU on words, in parts of the batch."""
+  mesh, config = slices.mesh_of(target), imc_scenes.get_config()
+  config.loss.name, config.loss_form, config.model.dim = "max_of_hinges", "ring", 64
+  config.model.text.name = "gru"
+  config.batch_size, config.batch_chunks = 1024 * mesh.size, chunks
+  call, made, state = step_of(mesh, config, words=8, vocabulary=64)
+  made.stays_on_the_devices()
+  made.takes_the_place_of(state)
+  return call, made
+
+
 @pytest.mark.parametrize("target", [TPU, GPU])
 def test_parts_of_a_batch_take_a_part_of_the_activations(target):
-  mesh, temporary = slices.mesh_of(target), {}
-  for chunks in (1, 8):
-    config = imc_scenes.get_config()
-    config.loss.name, config.loss_form, config.model.dim = "max_of_hinges", "ring", 64
-    config.model.text.name = "gru"
-    config.batch_size, config.batch_chunks = 1024 * mesh.size, chunks
-    _, made, state = step_of(mesh, config, words=8, vocabulary=64)
-    made.stays_on_the_devices()
-    made.takes_the_place_of(state)
-    temporary[chunks] = made.memory["temporary"]
+  temporary = {chunks: recurrent_step(target, chunks)[1].memory["temporary"] for chunks in (1, 8)}
   print(f"{target}: temporary {temporary}")
   assert temporary[8] < temporary[1] / 4
+
+
+@pytest.mark.parametrize("target", [TPU, GPU])
+def test_gradients_of_a_recurrent_layer_in_parts_are_summed_over_the_devices_once(target):
+  call, made = recurrent_step(target, 8)
+  devices = slices.mesh_of(target).size
+  gradients = 2 * call.parts["parameters"] * (devices - 1) / devices
+  sums = sum(each.sent for each in made.moved if each.kind != "collective-permute")
+  print(f"{target}: {sums:,.0f} bytes beside the ring, gradients {gradients:,.0f}")
+  assert gradients <= sums <= 1.1 * gradients
 
 
 ONE_TO_ONE = {

@@ -95,31 +95,54 @@ def aligned_full_hard_negative(
   )
   # The released search ranks S - S_nn, which orders a query's negatives as S does.
   candidates = jnp.where(negative, fixed, -jnp.inf)
-  hardest_text, hardest_image = (tiles.largest(candidates, axis=axis)[1] for axis in (1, 0))
-  has_text, has_image = jnp.any(negative, axis=1), jnp.any(negative, axis=0)
+  hardest = tuple(tiles.largest(candidates, axis=axis)[1] for axis in (1, 0))
+  found = jnp.any(negative, axis=1), jnp.any(negative, axis=0)
+  sums = sums_of_parts(image, text, None, hardest, found, margin=margin, pair_rule=pair_rule)
+  return total(sums, batch, weight)
+
+
+def sums_of_parts(image, text, own, hardest, found, *, margin, pair_rule):
+  """Sums over some queries of the parts of `aligned_full_hard_negative`.
+
+  Args:
+    image, text: Tokens of all rows.  own: [n] rows of the queries; None is all.
+    hardest: (text of each query's image [n], image of each query's text [n]), rows.
+    found: (whether either is there [n], [n]).  margin, pair_rule: of the loss.
+  Returns:
+    {"i2t", "t2i", "image_constraint", "text_constraint", "pair_constraint", "active": [] number of
+    the first hinges above 0}.
+  """
+  (hardest_text, hardest_image), (has_text, has_image) = hardest, found
   score = functools.partial(rowwise_at, image, text, kind="symmetric")
-  positive = score()
-  image_image = aligned_rows(image, image[hardest_text], form="MwSr")
-  text_text = aligned_rows(text, text[hardest_image], form="symmetric")
+  positive = score(image_index=own, text_index=own)
+  images, texts = (x if own is None else x[own] for x in (image, text))
+  image_image = aligned_rows(images, image[hardest_text], form="MwSr")
+  text_text = aligned_rows(texts, text[hardest_image], form="symmetric")
   differs = hardest_text != hardest_image
 
   def hinge(score, counted):
     return jnp.where(counted, jax.nn.relu(margin + score - positive), 0)
 
-  i2t = hinge(score(text_index=hardest_text), has_text)
-  t2i = hinge(score(image_index=hardest_image), has_image)
+  i2t = hinge(score(image_index=own, text_index=hardest_text), has_text)
+  t2i = hinge(score(image_index=hardest_image, text_index=own), has_image)
   pair = hinge(
     score(image_index=hardest_image, text_index=hardest_text),
     has_text & has_image & (differs == (pair_rule == "different")),
   )
-  terms = {
-    "i2t": jnp.sum(i2t),
-    "t2i": jnp.sum(t2i),
-    "image_constraint": jnp.sum(hinge(image_image, has_text)),
-    "text_constraint": jnp.sum(hinge(text_text, has_image)),
-    "pair_constraint": jnp.sum(pair),
-    "active": (jnp.mean(i2t > 0) + jnp.mean(t2i > 0)) / 2,
+  parts = {
+    "i2t": i2t,
+    "t2i": t2i,
+    "image_constraint": hinge(image_image, has_text),
+    "text_constraint": hinge(text_text, has_image),
+    "pair_constraint": pair,
+    "active": (i2t > 0) * 0.5 + (t2i > 0) * 0.5,
   }
+  return {name: jnp.sum(part) for name, part in parts.items()}
+
+
+def total(sums, batch, weight):
+  """The loss and its terms of `sums_of_parts` over all queries; `batch`: their number."""
+  terms = sums | {"active": sums["active"] / batch}
   constraints = (
     terms["image_constraint"] / 100 + terms["text_constraint"] / 10 + terms["pair_constraint"]
   )

@@ -1,6 +1,7 @@
 """A loss with its parameters: what a training step calls, and how its learned scalars are kept."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,11 +24,7 @@ class Bound:
   tensors: Mapping[str, str]  # {argument: name of the tensor}
   parameters: Mapping[str, Any]
   learned: Mapping[str, table.Learned]
-
-  @property
-  def tokens(self):
-    """Whether its image and text are Tokens."""
-    return table.takes_tokens(self.name, self.parameters)
+  tokens: bool = False  # whether its image and text are Tokens
 
   def __call__(self, *tensors, **named):
     """Calls the loss; a parameter given here replaces the bound one."""
@@ -103,14 +100,17 @@ def get(name, *, learn=(), **parameters):
     key: dataclasses.replace(how, start=values[key])
     for key, how in table.learned(name, learn).items()
   }
-  return Bound(name, resolve(row.function), row.routes, values, learned)
+  tokens = table.takes_tokens(name, values)
+  return Bound(name, resolve(row.function), row.routes, values, learned, tokens)
 
 
-def get_ring(name, *, learn=(), **parameters):
-  """Returns the ring form of a loss with its parameters bound, to be called inside shard_map.
+def get_ring(name, *, gather=False, learn=(), **parameters):
+  """Returns the form of a loss over several devices with its parameters bound, to be called inside
+  shard_map.
 
   Args:
-    name: key of RING.  learn, **parameters: as of `get`.
+    name: key of LOSSES.  gather: False for the ring, else as in `xmr.losses.ring`.
+    learn, **parameters: as of `get`.
   Returns:
     Bound: function of (image, text, image_id, *, axis_name) -> (loss, terms); see
     `xmr.losses.ring`.
@@ -118,14 +118,16 @@ def get_ring(name, *, learn=(), **parameters):
     UserError: as `get`; a loss without a ring form (lists those that have one); a parameter that
       the ring form lacks, set to another value than its default.
   """
-  plain, ring = get(name, learn=learn, **parameters), table.row(name).ring
-  if ring is None:
+  plain, row = get(name, learn=learn, **parameters), table.row(name)
+  form = row.ring or (row.gathered if gather else None)
+  if form is None:
     known = sorted(key for key, row in table.LOSSES.items() if row.ring)
     raise UserError(
       f"loss {name} has no ring form; expected one of {', '.join(known)}, or config.loss_form=plain"
     )
-  own = table.fields.defaults(ring)
-  for key, declared in table.row(name).parameters.items():
+  # Other similarities than products need all texts at once.
+  own = set(table.fields.defaults(form)) - (set() if gather else {"kind"})
+  for key, declared in row.parameters.items():
     if key not in own and plain.parameters[key] != declared.default:
       raise UserError(
         f"loss.{key} is {plain.parameters[key]!r}, but {name} in ring form knows only "
@@ -133,5 +135,8 @@ def get_ring(name, *, learn=(), **parameters):
       )
   values = {key: value for key, value in plain.parameters.items() if key in own}
   return dataclasses.replace(
-    plain, function=resolve(ring), tensors=table.routes(table.RING_TENSORS), parameters=values
+    plain,
+    function=functools.partial(resolve(form), gather=gather),
+    tensors=table.routes(table.RING_TENSORS),
+    parameters=values,
   )

@@ -31,7 +31,7 @@ class Learned:
 @dataclasses.dataclass(frozen=True)
 class Loss:
   """A loss: the paths of function and ring form, its tensors, the values that parameters may take,
-  and which parameters can be learned.
+  and which parameters can be learned. `gathered`: the path of a form over devices that has no ring.
 
   `tensors` are names of what a training step has: image, text [B, D], match [B, B], image_id [B];
   image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs;
@@ -44,6 +44,7 @@ class Loss:
   tensors: tuple[str, ...] | Mapping[str, str]
   limits: Mapping[str, fields.Field] = dataclasses.field(default_factory=dict)
   ring: str | Callable | None = None
+  gathered: str | Callable | None = None
   learn: Mapping[str, Learned] = dataclasses.field(default_factory=dict)
   tokens: bool = False
 
@@ -137,6 +138,7 @@ LOSSES = {
       ),
       "padding": field(about="of the tokens", choices="xmr.ops.alignment.PADDINGS"),
     },
+    gathered="xmr.losses.ring.gathered_full_hard_negative",
     tokens=True,
   ),
   "pairwise_similarity": Loss(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from xmr.ops import tiles
 from xmr.ops.arrays import custom_gradient
-from xmr.ops.similarity import PRECISION
+from xmr.ops.similarity import PRECISION, rowwise
 
 
 class Reduced(NamedTuple):
@@ -104,25 +104,27 @@ def _sent_backward(axis_name, dtype, _, cotangent):
 sent.defvjp(_sent_forward, _sent_backward)
 
 
-def reduce(rule, axis_name, image, text, positive, image_id, *, texts=None):
-  """Reduced scores of this device's images over all texts, and of its texts over all images.
+@custom_gradient(0, 1)
+def reduce(rule, axis_name, image, text, positive, image_id):
+  """Reduced scores of this device's images over all texts, and of its texts over all images, with
+  the texts going around.
 
   Args:
     rule: one of the rules below.  axis_name: the mesh axis of the rows.
     image, text: [b, D] float, this device's rows.  positive: [b] float, an input of the rule.
     image_id: [b] int; rows of one number are never each other's negatives.
-    texts: [B, D], `gathered(text)`: one block [b, B] instead of blocks that go around.
   Returns:
     (Reduced of the images, Reduced of the texts), [b] each.
   """
-  if texts is None:
-    return _reduce(rule, axis_name, image, text, positive, image_id)
-  return _reduce_at_once(rule, axis_name, image, texts, positive, image_id)
+  return _reduce_forward(rule, axis_name, image, text, positive, image_id)[0]
 
 
 @custom_gradient(0, 1)
-def _reduce(rule, axis_name, image, text, positive, image_id):
-  return _reduce_forward(rule, axis_name, image, text, positive, image_id)[0]
+def reduce_scores(rule, axis_name, scores, negative, positive):
+  """`reduce` where this device holds the scores [b, B] of its images with all texts, and which of
+  these are negatives, [b, B] bool.
+  """
+  return _scores_forward(rule, axis_name, scores, negative, positive)[0]
 
 
 def _block(image, text, image_id, text_id):
@@ -189,43 +191,51 @@ def _reduce_backward(rule, axis_name, residuals, cotangents):
   return image_gradient, moving[-1], positive_gradient, None
 
 
-_reduce.defvjp(_reduce_forward, _reduce_backward)
+reduce.defvjp(_reduce_forward, _reduce_backward)
 
 
-@custom_gradient(0, 1)
-def _reduce_at_once(rule, axis_name, image, texts, positive, image_id):
-  return _at_once_forward(rule, axis_name, image, texts, positive, image_id)[0]
-
-
-def _at_once_forward(rule, axis_name, image, texts, positive, image_id):
-  here, size, batch = jax.lax.axis_index(axis_name), len(image), len(texts)
-  text_positive, text_id = gathered((positive, image_id), axis_name)
-  scores, negative = _block(image, texts, image_id, text_id)
+def _scores_forward(rule, axis_name, scores, negative, positive):
+  here, (size, batch) = jax.lax.axis_index(axis_name), scores.shape
+  text_positive = gathered(positive, axis_name)
   indices = index_of(0, batch), index_of(here, size)
   rows = rule.of(scores, negative, positive, indices[0])
   parts = rule.of(scores.T, negative.T, text_positive, indices[1])
   # Each device gets what all devices found for its own texts.
   exchange = functools.partial(jax.lax.all_to_all, axis_name=axis_name, split_axis=0, concat_axis=0)
   columns = rule.join(jax.tree.map(lambda x: exchange(x.reshape(-1, size)), parts))
-  residuals = image, texts, scores, negative, (positive, text_positive), indices, rows, columns
+  residuals = scores, negative, (positive, text_positive), indices, rows, columns
   return (rows, columns), residuals
 
 
-def _at_once_backward(rule, axis_name, residuals, cotangents):
-  image, texts, scores, negative, positives, indices, rows, columns = residuals
+def _scores_backward(rule, axis_name, residuals, cotangents):
+  scores, negative, positives, indices, rows, columns = residuals
   row_weight, column_weight = (cotangent.value for cotangent in cotangents)
   all_columns, all_weights = gathered((columns, column_weight), axis_name)
   slopes = _slopes(
     rule, (row_weight, all_weights), (rows, all_columns), (scores, negative), positives, indices
   )
-  image_gradient = jnp.matmul(slopes, texts, precision=PRECISION)
-  # This is the device's part: the gradient of `gathered` sums the parts.
-  texts_gradient = jnp.matmul(slopes.T, image, precision=PRECISION)
   positive_gradient = _positive_slopes(rule, (row_weight, column_weight), (rows, columns))
-  return image_gradient, texts_gradient, positive_gradient, None
+  return slopes, None, positive_gradient
 
 
-_reduce_at_once.defvjp(_at_once_forward, _at_once_backward)
+reduce_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def scored_again(axis_name, image, texts, sides, kind):
+  """The two values of HARDEST [b], computed from the rows of each query and its negative, so that
+  their gradient is not that of all pairs.
+
+  Args:
+    image: this device's rows.  texts: all rows.  sides: of `reduce` with HARDEST.
+    kind: of `similarity`.
+  """
+  size, (of_rows, of_columns) = len(image), (side.extra[0] for side in sides)
+  rows = rowwise(image, texts[jnp.minimum(of_rows, len(texts) - 1)], kind=kind)
+  # The device that has a text's hardest image scores the two: nothing is sent but the score.
+  index = gathered(of_columns, axis_name) - jax.lax.axis_index(axis_name) * size
+  scores = rowwise(image[jnp.clip(index, 0, size - 1)], texts, kind=kind)
+  scores = jnp.where((index >= 0) & (index < size), scores, 0)
+  return rows, jax.lax.psum_scatter(scores, axis_name, tiled=True)
 
 
 def _sum_of_parts(parts):

@@ -352,7 +352,7 @@ def _products(kind, packed, states, dz, weights, used, levels, each):
     def products(packed, states, dz):
       dz = dz[:, :slots_read]
       d_input, d_hidden = kind.to_input(dz), kind.to_hidden(dz)
-      over = (((0, 1), (0, 1)), ((), ()))
+      within = (((1,), (1,)), ((0,), (0,)))
       return (
         jnp.pad(
           _dot_transposed(d_input, kernel).astype(dz.dtype),
@@ -360,20 +360,23 @@ def _products(kind, packed, states, dz, weights, used, levels, each):
         ),
         Weights(
           lax.dot_general(
-            packed[:, :slots_read], d_input, over, preferred_element_type=jnp.float32
+            packed[:, :slots_read], d_input, within, preferred_element_type=jnp.float32
           ),
           lax.dot_general(
-            states[:, :slots_read], d_hidden, over, preferred_element_type=jnp.float32
+            states[:, :slots_read], d_hidden, within, preferred_element_type=jnp.float32
           ),
-          jnp.sum(d_input, axis=(0, 1), dtype=jnp.float32),
-          jnp.sum(d_hidden, axis=(0, 1), dtype=jnp.float32),
+          jnp.sum(d_input, axis=1, dtype=jnp.float32),
+          jnp.sum(d_hidden, axis=1, dtype=jnp.float32),
         ),
       )
 
     return products
 
   branches = [level(each * (i + 1)) for i in range(levels)]
-  return lax.switch((used - 1) // each, branches, packed, states, dz)
+  dx, parts = lax.switch((used - 1) // each, branches, packed, states, dz)
+  # Shards are summed out here: the compiler takes a sum over devices out of the loop over a batch's
+  # parts, but not out of a branch.
+  return dx, jax.tree.map(lambda part: jnp.sum(part, axis=0), parts)
 
 
 _core.defvjp(_core_forward, _core_backward)

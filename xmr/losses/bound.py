@@ -104,7 +104,7 @@ def get(name, *, learn=(), **parameters):
   return Bound(name, resolve(row.function), row.routes, values, learned, tokens)
 
 
-def get_ring(name, *, gather=False, learn=(), **parameters):
+def get_ring(name, *, gather: bool | str = False, learn=(), **parameters):
   """Returns the form of a loss over several devices with its parameters bound, to be called inside
   shard_map.
 

@@ -377,3 +377,25 @@ def test_tokens_that_are_there_are_searched_as_they_are(folder, run):
     loaded.config.similarity = "MrSw"
   with pytest.raises(UserError, match="MrSw sums over the tokens of one side: say which task it"):
     loaded.search(["a red house"], gallery)
+
+
+def test_a_caption_without_words_is_one_error(tmp_path):
+  folder = write_folder(tmp_path)
+  path = next(folder.glob("dataset_*.json"))
+  content = json.loads(path.read_text())
+  content["images"][5]["sentences"][1] |= {"raw": " ", "tokens": []}
+  path.write_text(json.dumps(content))
+  with pytest.raises(UserError, match=r"images\[5\] .* sentid 11 is empty; expected words in raw"):
+    data.load(small(folder))
+
+
+def test_unknown_words_match_as_one_word_that_is_there(folder, run):
+  loaded = inspect.load(run[0])
+  gallery = np.load(folder / "regions.npy")[:6].astype(np.float32)
+  scores, rows = loaded.search(["zzz", "qqq", "dog"], gallery, 6)
+  assert np.isfinite(scores).all() and np.ptp(scores[0]) > 0
+  np.testing.assert_array_equal(scores[0], scores[1])
+  np.testing.assert_array_equal(rows[0], rows[1])
+  assert np.any(scores[0] != scores[2])
+  with pytest.raises(UserError, match="no word of 'zzz' is in the vocabulary"):
+    loaded.align(gallery[0], "zzz")

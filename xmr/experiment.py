@@ -253,7 +253,7 @@ def losses_of(config, mesh):
     try_out(loss)
   sent = config.loss_gather
   if config.loss_form == "plain":
-    return tuple(over_devices(mesh, loss, sent=sent) for loss in plain)
+    return tuple(over_devices(mesh, loss, sent=sent, scope=config.mining.scope) for loss in plain)
   if sent != "float32":
     raise UserError(f"config.loss_gather is {sent!r} but a ring gathers nothing; expected float32")
   return tuple(over_rows(mesh, losses.get_ring(name, **settings)) for name, settings in chosen)
@@ -264,15 +264,17 @@ def over_rows(mesh, bound):
   return dataclasses.replace(bound, function=parallel.over_rows(mesh, bound), parameters={})
 
 
-def over_devices(mesh, loss, *, sent="float32"):
+def over_devices(mesh, loss, *, sent="float32", scope="batch"):
   """Returns a plain loss for a mesh; over several devices it runs in `jax.shard_map`.
 
   The compiler would send rows several times. In shard_map, texts are gathered once, and each row's
-  gradient goes back once to the row's device. `sent`: the type in which rows are sent.
+  gradient goes back once to the row's device. `sent`: the type in which rows are sent.  `scope`: of
+  mining, which gathers the batch's rows for a loss of mined negatives.
   """
   row = losses.table.row(loss.name)
   able = row.ring or row.gathered
-  if sent != "float32" and not able:
+  mined = scope == "batch" and "image_negative" in row.routes.values()
+  if sent != "float32" and not (able or mined):
     raise UserError(
       f"config.loss_gather is {sent!r} but loss {loss.name} gathers no rows; expected float32"
     )

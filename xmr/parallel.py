@@ -335,16 +335,19 @@ def over_rows(mesh, function, **options):
   return whole
 
 
-def every_row(mesh, tree):
+def every_row(mesh, tree, gather):
   """Returns a tree of arrays [B, ...], split over the devices, with all rows on each; without a
   gradient, which `taken` has.
+
+  Args:
+    mesh: of mesh().  tree: the arrays.
+    gather: function of the rows of a device, [b, ...], and the name of the axis, that returns all.
   """
-  here, everywhere = PartitionSpec(DATA), PartitionSpec()
   gathered = jax.shard_map(
-    lambda tree: jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), tree),
+    lambda tree: gather(tree, DATA),
     mesh=mesh,
-    in_specs=here,
-    out_specs=everywhere,
+    in_specs=PartitionSpec(DATA),
+    out_specs=PartitionSpec(),
     check_vma=False,
   )
   return gathered(jax.lax.stop_gradient(tree))

@@ -266,7 +266,7 @@ def gathered_full_hard_negative(
   found = tuple(side.extra[0] < ring.NOWHERE for side in sides)
   own = ring.index_of(jax.lax.axis_index(axis_name), len(image))[0]
   sums = alignment.sums_of_parts(
-    _all(image, axis_name, gather),
+    ring.all_rows(image, axis_name, gather),
     rows.texts,
     own,
     hardest,
@@ -280,7 +280,7 @@ def gathered_full_hard_negative(
 def _intra(band, axis_name, x, gather, whole=None):
   if gather and whole is None:
     # Its gradient comes from this device's own rows alone.
-    whole = _all(jax.lax.stop_gradient(x), axis_name, gather)
+    whole = ring.all_rows(jax.lax.stop_gradient(x), axis_name, gather)
   total = band_ring.constraint(band, axis_name, x, whole=whole)
   return jax.lax.psum(total, axis_name) / (len(x) * jax.lax.axis_size(axis_name))
 
@@ -297,20 +297,8 @@ def _rows(image, text, image_id, axis_name, gather, kind="dot"):
   if kind in ("cosine", "pooled"):  # Products of rows that are fewer numbers to send.
     image, text = (unit(mean(x) if kind == "pooled" else x) for x in (image, text))
     kind = "dot"
-  texts = _all(text, axis_name, gather) if gather else None
+  texts = ring.all_rows(text, axis_name, gather) if gather else None
   return Rows(image, text, image_id, texts, axis_name, kind)
-
-
-def _all(tree, axis_name, gather):
-  """All rows of a tree; masks are sent as they are."""
-  return jax.tree.map(
-    lambda x: (
-      ring.gathered(x, axis_name)
-      if gather in (True, "float32") or x.dtype == bool
-      else ring.sent(x, axis_name, gather)
-    ),
-    tree,
-  )
 
 
 def _logits(image, text, image_id, axis_name, gather, kind, temperature, bias):

@@ -39,6 +39,7 @@ class Options(NamedTuple):
   dtype: jax.typing.DTypeLike = jnp.float32
   refresh_steps: int = 100
   kind: str = "dot"  # of similarity
+  sent: str = "float32"  # type of the batch's rows on their way to other devices
 
 
 def hardest(side, scores, rows, batch, queries, pool, options):

@@ -13,6 +13,7 @@ from xmr.errors import UserError
 from xmr.fields import resolve
 from xmr.mining import pool as pool_lib
 from xmr.mining.table import SCOPES
+from xmr.ops import ring
 from xmr.ops.similarity import similarity
 
 OTHER = {"image": "text", "text": "image"}
@@ -70,6 +71,7 @@ def make(experiment, put=parallel):
     jnp.dtype(mining.dtype),
     mining.refresh_steps,
     experiment.loss.parameters["kind"],
+    config.loss_gather,
   )
   bank = None
   if scope.rows:
@@ -135,9 +137,9 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     match = jnp.eye(len(image), dtype=bool)
   mesh = options.mesh
   apart = mesh is not None and mesh.size > 1 and len(image) % mesh.size == 0
-  every = {
-    side: parallel.every_row(mesh, tensors[side]) if apart else tensors[side] for side in OTHER
-  }
+  every = {side: tensors[side] for side in OTHER}
+  if apart:
+    every = parallel.every_row(mesh, every, functools.partial(ring.all_rows, gather=options.sent))
   scores = lax.stop_gradient(similarity(image, every["text"], kind=options.kind))
   allowed = {side: ~match for side in OTHER}
   if "skip" in pool:

@@ -104,6 +104,20 @@ def _sent_backward(axis_name, dtype, _, cotangent):
 sent.defvjp(_sent_forward, _sent_backward)
 
 
+def all_rows(tree, axis_name, gather):
+  """`gathered`, or `sent` where `gather` is a type of 16 bits and no True or "float32"; masks are
+  gathered as they are.
+  """
+  return jax.tree.map(
+    lambda x: (
+      gathered(x, axis_name)
+      if gather in (True, "float32") or x.dtype == bool
+      else sent(x, axis_name, gather)
+    ),
+    tree,
+  )
+
+
 @custom_gradient(0, 1)
 def reduce(rule, axis_name, image, text, positive, image_id):
   """Reduced scores of this device's images over all texts, and of its texts over all images, with

@@ -47,7 +47,7 @@ class Made:
   def __init__(self, traced, mesh):
     kind = mesh.devices.flat[0].platform
     with all_passes():
-      compiled = traced.lower(lowering_platforms=({"gpu": "cuda"}.get(kind, kind),)).compile()
+      compiled = topology.executable(traced, {"gpu": "cuda"}.get(kind, kind))
     self.text, self.memory = compiled.as_text(), bound.memory_of(compiled)
     self.moved = traffic.collectives(self.text, devices=mesh.size)
 

@@ -91,12 +91,12 @@ def measured(function, shapes, device, platform):
   """Returns {"moved", "peak"}, bytes of a function of arrays of those shapes, on a device."""
   import jax
 
-  from xmr.plan import bound
+  from xmr.plan import bound, topology
 
   place = jax.sharding.SingleDeviceSharding(device)
   arrays = [jax.ShapeDtypeStruct(shape, "float32", sharding=place) for shape in shapes]
   traced = jax.jit(function, out_shardings=place).trace(*arrays)
-  made = traced.lower(lowering_platforms=(platform,)).compile()
+  made = topology.executable(traced, platform)
   return {
     "moved": moved(made.as_text()) + of_kernels(traced.jaxpr),
     "peak": bound.memory_of(made)["peak"],

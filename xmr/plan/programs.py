@@ -19,6 +19,7 @@ from xmr.eval import blocks, resident, token_scores
 from xmr.models import lora
 from xmr.ops.alignment import FORMS, Tokens
 from xmr.plan import bound, least, shapes
+from xmr.plan import topology as topologies
 from xmr.training import finetune, optim
 
 
@@ -88,7 +89,7 @@ def compiled(config, topology, devices, sizes, *, kept=None, said=None):
     with said(call.name) if said else contextlib.nullcontext():
       begun = time.perf_counter()
       traced = call.trace()
-      executable = traced.lower(lowering_platforms=(topology.chip.platform,)).compile()
+      executable = topologies.executable(traced, topology.chip.platform)
       seconds = time.perf_counter() - begun
     yield bound.of(
       call.name,

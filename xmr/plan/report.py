@@ -61,6 +61,7 @@ def document(programs, topology, config, sizes, *, argv):
   Fields of the config are those that differ from the defaults, as in the record of a run.
   """
   from xmr import config as config_lib
+  from xmr.eval import results
   from xmr.results import records
 
   return {
@@ -72,6 +73,7 @@ def document(programs, topology, config, sizes, *, argv):
     "command": "python -m xmr.plan " + " ".join(argv[1:]),
     "date": datetime.date.today().isoformat(),
     "versions": versions(),
+    "commit": results.commit(),
     "programs": [of_program(program, topology.chip) for program in programs],
   }
 

@@ -313,21 +313,23 @@ def encoder_cases():
 
 @pytest.mark.parametrize("target, encoder", list(encoder_cases()))
 def test_a_step_of_an_encoder_holds_what_the_page_says(target, encoder):
-  mesh, config, rows = slices.mesh_of(target), base_config(), 32
+  mesh, config, pairs = slices.mesh_of(target), base_config(), 32
   config.data.image = config.data.text = "features"
   config.model.image.name = config.model.text.name = "linear"
   config.update_from_flattened_dict(ENCODERS[encoder])
   if config.model.image.name != "linear":
     config.data.image = "pixels"
   config.update_from_flattened_dict({"model.dtype": "bfloat16", "loss_form": "ring"})
-  config.loss.name, config.batch_size = "max_of_hinges", rows * mesh.size
+  config.loss.name, config.batch_size = "max_of_hinges", pairs * mesh.size
   call, made, state = step_of(mesh, config)
   made.stays_on_the_devices()
   made.takes_the_place_of(state)
   parameters = call.parts["parameters"] + call.parts["optimiser"]
   print(f"{target} {encoder}: {made.memory}, parameters {parameters:,}, {made.moved}")
-  activations = rows * mib_of_rows()[encoder]["GPU" if target == GPU else "TPU"] * 2**20
+  activations = pairs * mib_of_rows()[encoder]["GPU" if target == GPU else "TPU"] * 2**20
   assert made.peak == pytest.approx(parameters + activations, rel=0.1)
-  # Gradients are summed once, in bfloat16 as they are computed; the ring's rows go around thrice.
+  # Gradients are summed once, in bfloat16 where products make them, in float32 where a loop over
+  # words does; the ring's rows go around thrice.
   gradients = call.parts["parameters"] * (mesh.size - 1) / mesh.size
-  assert made.sent == pytest.approx(gradients + 12 * config.batch_size * config.model.dim, rel=0.05)
+  rows = 12 * config.batch_size * config.model.dim
+  assert 0.95 * gradients <= made.sent - rows <= 2.02 * gradients

@@ -375,8 +375,8 @@ def _products(kind, packed, states, dz, weights, used, levels, each):
   branches = [level(each * (i + 1)) for i in range(levels)]
   dx, parts = lax.switch((used - 1) // each, branches, packed, states, dz)
   # Shards are summed out here: the compiler takes a sum over devices out of the loop over a batch's
-  # parts, but not out of a branch.
-  return dx, jax.tree.map(lambda part: jnp.sum(part, axis=0), parts)
+  # parts, but not out of a branch, into which a TPU's would move it.
+  return dx, jax.tree.map(lambda part: jnp.sum(part, axis=0), lax.optimization_barrier(parts))
 
 
 _core.defvjp(_core_forward, _core_backward)

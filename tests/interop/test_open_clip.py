@@ -191,6 +191,11 @@ def changed(section, **changes):
     (changed("text_cfg", pool_type="last"), "pool_type 'last' and a causal mask; expected argmax"),
     (changed("vision_cfg", timm_model_name="convnext_base"), "timm_model_name is 'convnext_base'"),
     (changed("preprocess_cfg", resize_mode="longest"), "resize_mode 'longest'"),
+    (
+      changed("text_cfg", tokenizer_kwargs={"clean": "lower"}),
+      "tokenizer_kwargs is {'clean': 'lower",
+    ),
+    (changed("vision_cfg", image_size=[48, 64]), "image_size is [48, 64]; expected one length"),
     (changed("vision_cfg", layers=3), "missing vision_model.encoder.layers.2."),
     ({"model_cfg": {}}, "open_clip_config.json: has no model_cfg with vision_cfg and text_cfg"),
   ],

@@ -108,7 +108,11 @@ def load(folder):
     end=kind == "clip",
   )
   options = config["text_cfg"].get("tokenizer_kwargs") or {}
-  if options.get("clean") == "canonicalize":
+  if options not in ({}, {"clean": "canonicalize"}):
+    raise UserError(
+      f"{path}: text_cfg.tokenizer_kwargs is {options}; expected none, or clean: canonicalize"
+    )
+  if options:
     tokenizer["clean"] = True
   tensors, source = read_weights(folder, OPEN_CLIP_WEIGHTS)
   image |= {"dim": config["embed_dim"], **scale}
@@ -158,6 +162,8 @@ def image_fields(config, kind, *, where):
     patch, size, epsilon = int(match[2]), int(match[3]), 1e-6
     gelu = "tanh" if re.search(SIGLIP_TANH, name) else "exact"
     size = found.get("image_size", size)
+  if isinstance(size, list) and len(set(size)) == 1:
+    size = size[0]
   if not isinstance(size, int):
     raise UserError(f"{where}: vision_cfg.image_size is {size}; expected one length for both sides")
   return {

@@ -60,7 +60,8 @@ def statistics_of(records, metric):
   summaries = [record for record in records if "mean" in record]
   if summaries:
     if len(records) > 1:
-      raise UserError(f"row {records[0]['row']!r} has a summary beside other records")
+      row = records[0]["row"]
+      raise UserError(f"row {row!r} has a summary beside other records; delete {row}.json")
     one = summaries[0]
     if metric not in one["mean"]:
       raise UserError(f"row {one['row']!r} has no metric {metric!r}")

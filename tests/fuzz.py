@@ -454,13 +454,15 @@ def main(argv=None):
   parser.add_argument("--seed", type=int, default=1000)
   parser.add_argument("--kind", choices=KINDS, help="only this kind")
   options = parser.parse_args(argv)
-  end, failed, count = time.monotonic() + 60 * options.minutes, [], 0
+  failed, count = [], 0
   kinds = [options.kind] if options.kind else KINDS
   os.chdir(small_run.ROOT)
   logging.set_verbosity(logging.FATAL)
   warnings.simplefilter("ignore")
   with tempfile.TemporaryDirectory() as folder:
     fuzz, seed = Fuzz(folder), options.seed
+    # From here: on a busy machine the run that is changed may take minutes.
+    end = time.monotonic() + 60 * options.minutes
     while time.monotonic() < end:
       for kind in kinds:
         problem = fuzz.case(kind, seed)

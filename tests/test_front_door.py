@@ -190,11 +190,18 @@ def test_a_run_on_features_is_searched_by_rows(trained, source, capsys):
     ),
     (["--gallery={source}/image.npy", "two dogs"], "the query is 'two dogs', expected a row of a"),
     (["--gallery={source}/image.npy", "{source}/text.npy:500"], "has 120 rows; expected one of 0"),
-    (["--gallery={source}/image.npy", "--image={source}/none.npy:1"], "is no .npy file of them"),
+    (["--gallery={source}/image.npy", "{source}/text.npy:³"], "expected a row of a file of them"),
+    (
+      ["--gallery={source}/image.npy", "{source}/text.npy:3", "--step=²"],
+      "checkpoint of step ²; it",
+    ),
+    (["--gallery={source}/none.npy", "{source}/text.npy:3"], "found float32 of shape (0, 24)"),
+    (["--gallery={source}/image.npy", "--image={source}/absent.npy:1"], "is no .npy file of them"),
   ],
 )
 def test_what_a_run_on_features_cannot_search_is_said(trained, source, capsys, arguments, message):
   given = [argument.format(source=source) for argument in arguments]
+  np.save(source / "none.npy", np.zeros((0, 24), np.float32))
   with pytest.raises(SystemExit) as stopped:
     search.main(["xmr.search", f"--workdir={trained}", *given])
   assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -182,7 +182,7 @@ def row_of(run, name):
   from xmr.inspect import index as galleries
 
   path, _, row = name.rpartition(":")
-  if not row.isdigit():
+  if not (row.isdecimal() and len(row) < 19):
     raise UserError(
       f"{run.workdir} was trained on features; the query is {name!r}, expected a row of a file of "
       "them: FILE.npy:ROW"

@@ -212,7 +212,7 @@ def _first(workdir, step, read):
     order = best_first(directory)
   elif step == "latest":
     order = there[::-1]
-  elif int(step) in there:
+  elif str(step) in map(str, there):
     order = [int(step)]
   else:
     raise UserError(

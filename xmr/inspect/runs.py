@@ -346,7 +346,7 @@ class Run:
     what = "pictures" if side == "image" else "words"
     kind = getattr(getattr(x, "dtype", None), "kind", None)
     regions = side == "image" and self.config.data.image == "regions"
-    if kind != "f" or x.ndim != 2 + regions:
+    if kind != "f" or x.ndim != 2 + regions or 0 in x.shape:
       found = f"{x.dtype} of shape {x.shape}" if kind else what
       shape = "[N, R, F]" if regions else "[N, F]"
       raise UserError(

@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 import time
 
+import quick_compilation
+
 # Most of the suite's time is compilation. The passes of LLVM cost half of it and change no promise
 # of a test; a test of speed asks for them with JAX_DISABLE_MOST_OPTIMIZATIONS=0 in its process.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -45,7 +47,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # And devices that wait for each other: on a machine with much else to do one of eight may come
 # later than the 40 seconds after which XLA aborts the process.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "")
+  f"{os.environ.get('XLA_FLAGS', '')} {quick_compilation.FLAGS}"
   + " --xla_force_host_platform_device_count=8"
   + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )

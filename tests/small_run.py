@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import quick_compilation
 
 from xmr import checkpoint
 
@@ -114,7 +115,7 @@ def command(data, workdir, *, processes=1, **changes):
 
 def environment(devices=1, **changes):
   """Returns the environment of a process with so many virtual devices."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{quick_compilation.FLAGS} --xla_force_host_platform_device_count={devices}"
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import quick_compilation
 import small_run
 from PIL import Image
 from variables import random_variables
@@ -259,7 +260,7 @@ def test_command_extracts_and_reports_the_speed(config, tmp_path):
     "xmr.extract",
     *(f"--{key}={value}" for key, value in flags.items()),
   ]
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  environment = {**os.environ, "XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
   )

@@ -13,6 +13,7 @@ import types
 
 import numpy as np
 import pytest
+import quick_compilation
 
 from xmr import checkpoint, experiment, import_run, main
 from xmr import config as config_lib
@@ -154,7 +155,7 @@ def recalls(image, text, owner):
 
 def run_command(*arguments):
   """Runs a module's command line in a process with one device."""
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  environment = {**os.environ, "XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu"}
   return subprocess.run(
     [sys.executable, "-m", *arguments],
     cwd=ROOT,

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import quick_compilation
 import small_run
 
 from xmr import checkpoint, main
@@ -52,7 +53,7 @@ def command(cache):
 
 
 def environment():
-  return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  return {**os.environ, "XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu"}
 
 
 def told(capsys, command, *, code=2):

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import quick_compilation
 from PIL import Image
 from test_extract import write_weights
 
@@ -212,7 +213,7 @@ def test_the_sequence_of_the_page_runs(tmp_path):
   assert [command.split()[2] for command in commands] == ["xmr.extract", "xmr.main"]
   folder = write_folder(tmp_path / "folder")
   write_weights(tmp_path / "resnet18.safetensors", convert.kind("resnet18").module())
-  environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {"XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu"}
   for command in commands:
     for old, new in (
       ("FOLDER", folder),

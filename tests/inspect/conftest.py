@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import quick_compilation
 from small_run import SCENES
 
 from xmr.storage.files import read_json
@@ -25,7 +26,7 @@ def run_command(*arguments, code=0, **environment):
     capture_output=True,
     text=True,
     timeout=900,
-    env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **environment},
+    env={**os.environ, "XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu", **environment},
   )
   assert done.returncode == code, done.stderr[-3000:]
   return done

@@ -3,6 +3,7 @@
 import pathlib
 
 import pytest
+import quick_compilation
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
@@ -20,7 +21,11 @@ def run(name, monkeypatch, changes=(), **environment):
   """Runs a notebook in its own folder; returns (images shown, text printed)."""
   nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
   pytest.importorskip("ipykernel")
-  for key, value in {"XLA_FLAGS": "", "PYTHONPATH": ROOT, **environment}.items():
+  for key, value in {
+    "XLA_FLAGS": quick_compilation.FLAGS,
+    "PYTHONPATH": ROOT,
+    **environment,
+  }.items():
     monkeypatch.setenv(key, str(value))
   notebook = nbformat.read(FOLDER / name, as_version=4)
   for old, new in changes:

@@ -58,6 +58,7 @@ SCENES = {
   "epochs": 0.0,
   "steps": 12,
   "warmup.epochs": 0.0,
+  "warmup.steps": 4,
   "evaluate.epochs": 0.0,
   "evaluate.steps": 6,
   "log.steps": 2,

@@ -34,7 +34,6 @@ def command(cache):
   def build(workdir, *changes, config="configs/imc_scenes.py"):
     small = small_run.SCENES | {
       "data.cache_dir": cache,
-      "warmup.steps": 4,
       "checkpoint.steps": 5,
       "log.tensorboard": False,
     }

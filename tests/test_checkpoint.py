@@ -273,7 +273,7 @@ def test_a_full_disk_ends_a_save_with_one_error_and_nothing_printed(
     match="step 4 is not saved .* No space left on device; earlier checkpoints are intact",
   ):
     checkpoints.save(4, params=trees[0], state=trees[1], run={"best": 2}, score=1.0)
-  give_up = time.monotonic() + 20
+  give_up = time.monotonic() + 120
   while left := [
     thread for thread in set(threading.enumerate()) - running if threads.at_work(thread)
   ]:

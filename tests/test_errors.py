@@ -180,7 +180,7 @@ def test_a_file_that_is_none_is_one_line_with_its_name(tmp_path, capsys, kind):
 def test_a_run_that_another_command_started_stops_with_it(asked):
   code = (
     "import time\nfrom xmr.terminal import interrupts\ninterrupts.end_with_parent()\n"
-    "print('ready', flush=True)\ntime.sleep(0.5 if not " + str(asked) + " else 60)"
+    "print('ready', flush=True)\ntime.sleep(0.5 if not " + str(asked) + " else 600)"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", code],
@@ -190,7 +190,7 @@ def test_a_run_that_another_command_started_stops_with_it(asked):
   )
   assert process.stdout.readline() == b"ready\n"
   process.stdin.close()  # As the system does where the parent was killed.
-  assert process.wait(30) == (-signal.SIGTERM if asked else 0)
+  assert process.wait(300) == (-signal.SIGTERM if asked else 0)
   process.stdout.close()
 
 

@@ -197,7 +197,7 @@ def test_a_pod_that_was_stopped_before_the_end_asks_for_a_restart(jobset, tmp_pa
   }
 
   def start(**more):
-    return subprocess.run(shell, env={**environment, **more}, timeout=30).returncode
+    return subprocess.run(shell, env={**environment, **more}, timeout=300).returncode
 
   assert start() == 75
   assert (tmp_path / "arguments").read_text().splitlines()[:4] == [

@@ -79,7 +79,7 @@ def test_processes_that_start_together_share_one_preparation(folder, data_config
   processes = [context.Process(target=load_in_process, args=(config, results)) for _ in range(3)]
   for process in processes:
     process.start()
-  loaded = [results.get(timeout=120) for _ in processes]
+  loaded = [results.get(timeout=600) for _ in processes]
   for process in processes:
     process.join()
   assert loaded[0] == loaded[1] == loaded[2]

@@ -386,8 +386,11 @@ def decoded(content):
 
 
 @pytest.mark.slow
-def test_a_locked_image_tower_with_a_text_tower_from_scratch(cache, tmp_path):
-  """LiT: DINOv2's backbone, frozen, with its projection and a recurrent text encoder fresh."""
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_locked_image_tower_with_a_text_tower_from_scratch(cache, tmp_path, rank):
+  """LiT: DINOv2's backbone, frozen, with its projection and a recurrent text encoder fresh; and the
+  same beside adapters.
+  """
   weights = tmp_path / "dinov2.safetensors"
   fields = convert.convert("dinov2", TOWERS / "dinov2", weights)["settings"]
   config = base_config()
@@ -395,7 +398,8 @@ def test_a_locked_image_tower_with_a_text_tower_from_scratch(cache, tmp_path):
   config.update_from_flattened_dict(
     fields
     | {"model.text.name": "bigru", "model.text.word_dim": 8, "model.dim": 16}
-    | {"model.image.weights": str(weights), "model.image.trainable": False}
+    | {"model.image.weights": str(weights), "model.image.trainable": rank > 0}
+    | {"model.lora.rank": rank}
     | {"loss.name": "info_nce", "warmup.epochs": 0.0, "vocabulary.min_count": 1}
   )
   run(config, tmp_path / "run", cache)

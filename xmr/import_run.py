@@ -14,6 +14,7 @@ To train on from these weights, give the folder as config.init of another run.
 
 import json
 import pathlib
+import shlex
 import sys
 
 from absl import flags, logging
@@ -178,7 +179,8 @@ def main(argv):
     )
     given = [argument for argument in argv[1:] if argument.startswith("--config")]
     given += [f"--{key}={value}" for key, value in changed.items()]
-    print(f"score it: python -m xmr.main {' '.join(given)} --workdir={values.workdir} --eval_only")
+    given += [f"--workdir={values.workdir}", "--eval_only"]
+    print(f"score it: python -m xmr.main {shlex.join(given)}")
 
 
 if __name__ == "__main__":

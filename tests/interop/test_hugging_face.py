@@ -297,6 +297,13 @@ def cut_short(folder):
       lambda f: without(f / "preprocessor_config.json", "image_mean"),
       "image_mean is None; expected",
     ),
+    (lambda f: processor(f, rescale_factor=None), "rescale_factor is None; expected 1/255"),
+    (
+      lambda f: without(f / "preprocessor_config.json", "crop_size"),
+      "crop_size is {'shortest_edge",
+    ),
+    (lambda f: processor(f, resample=[]), "resample is []; expected one of 2 (bilinear)"),
+    (lambda f: edit(f / "config.json", model_type=[]), "model_type is []; expected one of clip"),
     (lambda f: processor(f, image_std=[1, 2]), "image_std is [1, 2]; expected three numbers"),
     (lambda f: processor(f, resample=1), "resample is 1; expected one of 2 (bilinear), 3 (bicubic"),
     (lambda f: processor(f, size={"height": 48, "width": 50}), "expected one length for both"),

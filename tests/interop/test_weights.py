@@ -56,8 +56,11 @@ def test_only_the_backbone_is_filled_in(tmp_path, model, abstract):
     if abstract
     else random_variables(model, INPUTS)
   )
+  adapters = {"backbone": {"conv1": {"kernel": {"a": np.ones(2)}}}}
+  before["params"]["lora"] = {"image_encoder": adapters}
   after = weights.load_backbone(path, before)
   assert jax.tree.structure(after) == jax.tree.structure(before)
+  assert after["params"]["lora"]["image_encoder"] == adapters
   loaded = {kind: tree["image_encoder"]["backbone"] for kind, tree in after.items()}
   loaded = flax.traverse_util.flatten_dict(loaded, sep="/")
   assert set(loaded) == set(flat) and "batch_stats/layer1_0/downsample_1/var" in flat

@@ -168,7 +168,7 @@ def test_fresh_parts_have_a_gradient_beside_adapters_and_go_with_them(batch):
   whole = {"/".join(path) for path in adapted.trained(variables["params"])}
   assert whole == moved - adapters and not any(path.startswith(hidden) for path in whole)
   line = adapted.line(variables["params"])
-  assert "text_encoder/projection, which no weights were given for" in line
+  assert "else frozen but image_encoder/projection, text_encoder, which no weights were" in line
   assert "1 of image_encoder" in line and "NONE" not in line
 
 

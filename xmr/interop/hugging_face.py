@@ -168,7 +168,7 @@ def preprocessing(folder, image_size):
 
   resize, stretched = side(found.get("size", image_size), "size")
   cropped = found.get("do_center_crop", False)
-  crop = side(found["crop_size"], "crop_size")[0] if cropped else resize
+  crop = side(found.get("crop_size"), "crop_size")[0] if cropped else resize
   if not cropped and not stretched:
     raise UserError(f"{path}: resizes to a shorter side without a crop; expected squares")
   if stretched and cropped:
@@ -176,11 +176,12 @@ def preprocessing(folder, image_size):
   for step in ("do_resize", "do_rescale", "do_normalize"):
     if found.get(step, True) is not True:
       raise UserError(f"{path}: {step} is {found[step]}; expected true")
-  if found.get("resample", 3) not in INTERPOLATIONS:
+  if found.get("resample", 3) not in tuple(INTERPOLATIONS):
     known = ", ".join(f"{number} ({name})" for number, name in INTERPOLATIONS.items())
     raise UserError(f"{path}: resample is {found['resample']}; expected one of {known}")
-  if not math.isclose(found.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-    raise UserError(f"{path}: rescale_factor is {found['rescale_factor']}; expected 1/255")
+  factor = found.get("rescale_factor", 1 / 255)
+  if type(factor) is not float or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+    raise UserError(f"{path}: rescale_factor is {factor}; expected 1/255")
   scale = {}
   for name in ("mean", "std"):
     value = found.get(f"image_{name}")
@@ -227,7 +228,7 @@ def load(folder):
   path = folder / "config.json"
   config = read_json(path)
   model_type = config.get("model_type")
-  if model_type not in KINDS:
+  if str(model_type) not in KINDS:
     also = " (NaFlex)" if model_type == "siglip2" else ""
     raise UserError(
       f"{path}: model_type is {model_type!r}{also}; expected one of {', '.join(KINDS)}; bert and "

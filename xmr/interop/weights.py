@@ -49,8 +49,13 @@ def load_backbone(path, variables, *, encoder="image_encoder"):
       backbone; or tensors are missing, extra, misshapen or not float32, all of which are named.
   """
   flat: dict = flax.traverse_util.flatten_dict(variables, sep="/")
-  inside = f"/{encoder}/backbone/"
-  wanted = {name.replace(inside, "/", 1): name for name in flat if inside in name}
+  # The second part of a path is the encoder; adapters have it as their third.
+  split = {name: name.split("/", 3) for name in flat}
+  wanted = {
+    f"{parts[0]}/{parts[3]}": name
+    for name, parts in split.items()
+    if parts[1:3] == [encoder, "backbone"]
+  }
   if not wanted:
     raise UserError(
       f"{path}: the {encoder} has no backbone to load weights into; leave its weights empty"

@@ -12,6 +12,7 @@ its metadata. Nothing in a file is ever executed.
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Callable
 
 from xmr import command_line
@@ -190,7 +191,8 @@ def main(arguments=None):
     )
     if done["settings"]:
       fields = done["settings"] | {f"model.{side_of(done['settings'])}.weights": options.output}
-      print("config: " + " ".join(f"--config.{key}={value!r}" for key, value in fields.items()))
+      # Quoted for a shell, which would take the brackets of a tuple for its own.
+      print("config: " + shlex.join(f"--config.{key}={value}" for key, value in fields.items()))
 
 
 if __name__ == "__main__":

@@ -133,8 +133,10 @@ class Adapted:
     held = {each.split("/")[0] for each in self.base}
     counts = {n: count for n, count in counts.items() if count or n in held - {"shared"}}
     found = ", ".join(f"{count or 'NONE'} of {name}" for name, count in counts.items())
-    fresh = sorted({"/".join(path[:2]) for path in self.trained(params)})
-    beside = f" but {', '.join(fresh)}, which no weights were given for" if fresh else ""
+    fresh = {
+      path[0] if path[0] not in held else "/".join(path[:2]) for path in self.trained(params)
+    }
+    beside = f" but {', '.join(sorted(fresh))}, which no weights were given for" if fresh else ""
     still = " and ".join(name for name, count in counts.items() if not count)
     untrained = f"; {still} is not trained: no path matches {self.kernels!r}" if still else ""
     return f"LoRA of rank {self.rank} on kernels, all else frozen{beside}: {found}{untrained}"

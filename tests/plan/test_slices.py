@@ -200,12 +200,16 @@ def test_parts_of_a_batch_take_a_part_of_the_activations(target):
 
 @pytest.mark.parametrize("target", [TPU, GPU])
 def test_gradients_of_a_recurrent_layer_in_parts_are_summed_over_the_devices_once(target):
-  call, made = recurrent_step(target, 8)
+  chunks, words = 8, 4 * 64 * 64
+  call, made = recurrent_step(target, chunks)
   devices = slices.mesh_of(target).size
-  gradients = 2 * call.parts["parameters"] * (devices - 1) / devices
+  once = 2 * (devices - 1) / devices
+  gradients = once * call.parts["parameters"]
+  # The compiler for TPUs sums the words' vectors, a scatter, in every part.
+  again = once * words * (chunks - 1) if target == TPU else 0
   sums = sum(each.sent for each in made.moved if each.kind != "collective-permute")
   print(f"{target}: {sums:,.0f} bytes beside the ring, gradients {gradients:,.0f}")
-  assert gradients <= sums <= 1.1 * gradients
+  assert gradients <= sums <= 1.1 * gradients + again
 
 
 ONE_TO_ONE = {

@@ -228,7 +228,7 @@ def load(folder):
   path = folder / "config.json"
   config = read_json(path)
   model_type = config.get("model_type")
-  if str(model_type) not in KINDS:
+  if not isinstance(model_type, str) or model_type not in KINDS:
     also = " (NaFlex)" if model_type == "siglip2" else ""
     raise UserError(
       f"{path}: model_type is {model_type!r}{also}; expected one of {', '.join(KINDS)}; bert and "

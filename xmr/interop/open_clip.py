@@ -25,6 +25,7 @@ KNOWN = {
   | {"hf_tokenizer_name", "tokenizer_kwargs", "norm_kwargs", "act_kwargs", "no_causal_mask"}
   | {"proj_bias", "pool_type", "pad_id"},
 }
+COUNTS = ("layers", "width", "heads", "head_width", "patch_size", "context_length", "vocab_size")
 # SigLIP's sizes by their name in timm: width, layers, heads, units of the feed-forward.
 SIGLIP_SIZES = {
   "base": (768, 12, 12, 3072),
@@ -86,8 +87,9 @@ def load(folder):
   path = folder / CONFIG
   found = read_json(path)
   config, cut = found.get("model_cfg"), found.get("preprocess_cfg") or {}
-  if not isinstance(config, dict) or not {"vision_cfg", "text_cfg"} <= set(config):
-    raise UserError(f"{path}: has no model_cfg with vision_cfg and text_cfg")
+  parts = [config.get(part) for part in KNOWN] if isinstance(config, dict) else []
+  if not isinstance(cut, dict) or not parts or not all(isinstance(x, dict) for x in parts):
+    raise UserError(f"{path}: has no model_cfg with vision_cfg and text_cfg, or no preprocess_cfg")
   for section, known in KNOWN.items():
     strange = [key for key, value in config[section].items() if key not in known and value]
     if strange:
@@ -95,6 +97,7 @@ def load(folder):
         f"{path}: {section} has {', '.join(sorted(strange))}, which no tower here has; expected a "
         "plain vision transformer of CLIP or SigLIP and its text transformer"
       )
+  check_types(config, cut, where=path)
   kind = "siglip" if "timm_model_name" in config["vision_cfg"] else "clip"
   image = image_fields(config, kind, where=path)
   text = text_fields(config, kind, where=path)
@@ -130,6 +133,41 @@ def load(folder):
   )
 
 
+def check_types(config, cut, *, where):
+  """Raises UserError where a field of model_cfg or preprocess_cfg, `cut`, has another type."""
+
+  def expect(name, value, right, what):
+    if not right:
+      raise UserError(f"{where}: {name} is {value!r}; expected {what}")
+
+  def number(value):
+    return type(value) in (int, float) and value > 0
+
+  def positive(value):
+    return type(value) is int and value > 0
+
+  dim = config.get("embed_dim")
+  expect("embed_dim", dim, positive(dim), "a positive integer")
+  for section in KNOWN:
+    for name, value in config[section].items():
+      full = f"{section}.{name}"
+      if name in COUNTS:
+        expect(full, value, positive(value), "a positive integer")
+      if name == "mlp_ratio":
+        expect(full, value, number(value), "a positive number")
+      if name.endswith("_kwargs"):
+        expect(full, value, isinstance(value or {}, dict), "an object")
+    eps = (config[section].get("norm_kwargs") or {}).get("eps", 1.0)
+    expect(f"{section}.norm_kwargs.eps", eps, number(eps), "a positive number")
+  for name in ("mean", "std"):
+    value = cut.get(name, CLIP_STD)
+    right = isinstance(value, (list, tuple)) and [type(x) in (int, float) for x in value]
+    right = right == [True] * 3
+    expect(f"preprocess_cfg.{name}", value, right, "three numbers")
+  for name in ("resize_mode", "interpolation"):
+    expect(f"preprocess_cfg.{name}", cut.get(name), isinstance(cut.get(name, ""), str), "a word")
+
+
 def _gelu(section, config):
   if (section.get("act_kwargs") or {}).get("approximate") == "tanh":
     return "tanh"
@@ -144,8 +182,6 @@ def image_fields(config, kind, *, where):
   """Fields of ImageTower, except `dim`, mean and std, from model_cfg."""
   found = config["vision_cfg"]
   if kind == "clip":
-    if not isinstance(found.get("layers", 12), int):
-      raise UserError(f"{where}: vision_cfg.layers is {found['layers']}; expected a number: a ViT")
     width, layers = found.get("width", 768), found.get("layers", 12)
     heads, patch = width // found.get("head_width", 64), found.get("patch_size", 16)
     size, hidden = found.get("image_size", 224), int(width * found.get("mlp_ratio", 4))
@@ -162,10 +198,11 @@ def image_fields(config, kind, *, where):
     patch, size, epsilon = int(match[2]), int(match[3]), 1e-6
     gelu = "tanh" if re.search(SIGLIP_TANH, name) else "exact"
     size = found.get("image_size", size)
-  if isinstance(size, list) and len(set(size)) == 1:
+  if isinstance(size, list) and size and size == size[:1] * len(size):
     size = size[0]
-  if not isinstance(size, int):
+  if type(size) is not int or size < patch:
     raise UserError(f"{where}: vision_cfg.image_size is {size}; expected one length for both sides")
+  _check_heads(width, heads, "vision_cfg", where=where)
   return {
     "kind": kind,
     "width": width,
@@ -184,6 +221,11 @@ def image_fields(config, kind, *, where):
   }
 
 
+def _check_heads(width, heads, section, *, where):
+  if not heads or width % heads:
+    raise UserError(f"{where}: {section}.width is {width}, no multiple of its {heads} heads")
+
+
 def text_fields(config, kind, *, where):
   """Fields of TextTower, except `dim`, from model_cfg."""
   found = config["text_cfg"]
@@ -193,13 +235,14 @@ def text_fields(config, kind, *, where):
       f"{where}: text_cfg has pool_type {pool!r} and a {'causal' if causal else 'full'} mask; "
       "expected argmax and causal (CLIP) or last and full (SigLIP)"
     )
-  width = found.get("width", 512)
+  width, heads = found.get("width", 512), found.get("heads", 8)
+  _check_heads(width, heads, "text_cfg", where=where)
   return {
     "kind": kind,
     "vocabulary_size": found.get("vocab_size", 49408),
     "width": width,
     "layers": found.get("layers", 12),
-    "heads": found.get("heads", 8),
+    "heads": heads,
     "mlp_width": int(width * found.get("mlp_ratio", 4)),
     "positions": found.get("context_length", 77),
     "gelu": _gelu(found, config),
@@ -211,10 +254,10 @@ def text_fields(config, kind, *, where):
 def preprocessing(found, size, *, where):
   """How preprocess_cfg cuts and scales images: data and scale as hugging_face.preprocessing."""
   size = found.get("size", size)
-  if isinstance(size, list):
-    if len(set(size)) != 1:
-      raise UserError(f"{where}: preprocess_cfg.size is {size}; expected one length for both sides")
+  if isinstance(size, list) and size and size == size[:1] * len(size):
     size = size[0]
+  if type(size) is not int or size < 1:
+    raise UserError(f"{where}: preprocess_cfg.size is {size}; expected one length for both sides")
   fits = {"shortest": "crop", "squash": "stretch"}
   fit, method = found.get("resize_mode", "shortest"), found.get("interpolation", "bicubic")
   if fit not in fits or method not in ("bicubic", "bilinear"):

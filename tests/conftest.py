@@ -16,10 +16,6 @@ import time
 
 import quick_compilation
 
-# Most of the suite's time is compilation. The passes of LLVM cost half of it and change no promise
-# of a test; a test of speed asks for them with JAX_DISABLE_MOST_OPTIMIZATIONS=0 in its process.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
 
 def session_cache():
   """Makes a folder for what the processes of this session (pytest's workers too) compile, which

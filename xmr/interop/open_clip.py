@@ -87,8 +87,11 @@ def load(folder):
   path = folder / CONFIG
   found = read_json(path)
   config, cut = found.get("model_cfg"), found.get("preprocess_cfg") or {}
-  parts = [config.get(part) for part in KNOWN] if isinstance(config, dict) else []
-  if not isinstance(cut, dict) or not parts or not all(isinstance(x, dict) for x in parts):
+  if (
+    not isinstance(config, dict)
+    or not isinstance(cut, dict)
+    or not all(isinstance(config.get(part), dict) for part in KNOWN)
+  ):
     raise UserError(f"{path}: has no model_cfg with vision_cfg and text_cfg, or no preprocess_cfg")
   for section, known in KNOWN.items():
     strange = [key for key, value in config[section].items() if key not in known and value]
@@ -152,7 +155,7 @@ def check_types(config, cut, *, where):
     for name, value in config[section].items():
       full = f"{section}.{name}"
       if name in COUNTS:
-        expect(full, value, positive(value), "a positive integer")
+        expect(full, value, positive(value), "a positive integer, as a ViT has it")
       if name == "mlp_ratio":
         expect(full, value, number(value), "a positive number")
       if name.endswith("_kwargs"):

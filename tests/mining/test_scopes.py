@@ -319,7 +319,7 @@ def test_the_batch_is_mined_as_by_brute_force(change, tmp_path):
   ):
     for k in range(B):
       candidates = np.where(
-        may[k] & (~config.mining.semi_hard | (matrix[k] < scores[k, k])), matrix[k], -np.inf
+        may[k] & ((not config.mining.semi_hard) | (matrix[k] < scores[k, k])), matrix[k], -np.inf
       )
       left = np.count_nonzero(candidates > -np.inf)
       best = (

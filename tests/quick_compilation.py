@@ -14,3 +14,13 @@ FLAGS = (
   if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
   else ""
 )
+
+
+def keep_from_libtpu():
+  """Takes the flags out of the environment: CPUs have read them, and libtpu, which reads them when
+  it is loaded, ends a process for those that it does not know.
+  """
+  import jax
+
+  jax.devices("cpu")
+  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(FLAGS, "")

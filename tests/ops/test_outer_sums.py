@@ -7,6 +7,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import quick_compilation
 import test_cdist
 
 from xmr.bench import kernels
@@ -80,6 +81,7 @@ def test_compiled_kernels_move_less_than_xla_by_a_third_at_least(name):
   wanted = topology.parse(name)
   pytest.importorskip({"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[wanted.chip.platform])
   topology.prepare(wanted)
+  quick_compilation.keep_from_libtpu()
   found = list(kernels.compared(topology.devices(wanted)[0], wanted.chip.platform))
   assert {case["name"] for case in found if "kernel" in case} >= {
     f"{sums}, gradient" for sums in kernels.TERMS

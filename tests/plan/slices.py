@@ -7,6 +7,7 @@ import re
 
 import jax
 import pytest
+import quick_compilation
 
 from xmr import parallel
 from xmr.plan import bound, topology, traffic
@@ -26,6 +27,7 @@ def mesh_of(name):
   if found is None:
     pytest.skip(f"the extra {extra} is not installed")
   topology.prepare(wanted)
+  quick_compilation.keep_from_libtpu()
   return parallel.mesh(topology.devices(wanted))
 
 

@@ -267,9 +267,9 @@ def over_rows(mesh, bound):
 def over_devices(mesh, loss, *, sent="float32", scope="batch"):
   """Returns a plain loss for a mesh; over several devices it runs in `jax.shard_map`.
 
-  The compiler would send rows several times. In shard_map, texts are gathered once, and each row's
-  gradient goes back once to the row's device. `sent`: the type in which rows are sent.  `scope`: of
-  mining, which gathers the batch's rows for a loss of mined negatives.
+  The compiler would send rows several times. In shard_map, rows are gathered once, and each device
+  computes the gradient of its own. `sent`: the type in which rows are sent.  `scope`: of mining,
+  which gathers the batch's rows for a loss of mined negatives.
   """
   row = losses.table.row(loss.name)
   able = row.ring or row.gathered

@@ -337,7 +337,7 @@ def over_rows(mesh, function, **options):
 
 def every_row(mesh, tree, gather):
   """Returns a tree of arrays [B, ...], split over the devices, with all rows on each; without a
-  gradient, which `taken` has.
+  gradient.
 
   Args:
     mesh: of mesh().  tree: the arrays.
@@ -351,34 +351,6 @@ def every_row(mesh, tree, gather):
     check_vma=False,
   )
   return gathered(jax.lax.stop_gradient(tree))
-
-
-def taken(mesh, x, every, index):
-  """Returns x[index], whose gradient is summed once where each row of x is.
-
-  The compiler would gather x for the indices and sum gradients of all rows on every device.
-
-  Args:
-    x: [B, ...], split over the devices.  every: `every_row` of it.  index: [B] int.
-  """
-  here, everywhere = PartitionSpec(DATA), PartitionSpec()
-  take = jax.shard_map(
-    lambda every, index: every[index], mesh=mesh, in_specs=(everywhere, here), out_specs=here
-  )
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    return take(every, index)
-
-  def summed(cotangent, index):
-    whole = jnp.zeros_like(cotangent, shape=(len(cotangent) * mesh.size, *cotangent.shape[1:]))
-    return jax.lax.psum_scatter(whole.at[index].add(cotangent), DATA, tiled=True)
-
-  back = jax.shard_map(summed, mesh=mesh, in_specs=(here, here), out_specs=here)
-  rows = jax.custom_vjp(lambda x, every, index: take(every, index))
-  rows.defvjp(
-    lambda x, every, index: (take(every, index), index),
-    lambda index, cotangent: (back(cotangent, index), None, None),
-  )
-  return rows(x, every, index)
 
 
 def gather(array):

@@ -12,7 +12,6 @@ from xmr.errors import choice
 from xmr.losses import shapes
 from xmr.ops import tiles
 from xmr.ops.alignment import Tokens, aligned, aligned_rows
-from xmr.ops.similarity import rowwise_at
 
 DIAGONALS = ("masked", "released")
 PAIR_RULES = ("different", "same")
@@ -97,46 +96,60 @@ def aligned_full_hard_negative(
   candidates = jnp.where(negative, fixed, -jnp.inf)
   hardest = tuple(tiles.largest(candidates, axis=axis)[1] for axis in (1, 0))
   found = jnp.any(negative, axis=1), jnp.any(negative, axis=0)
-  sums = sums_of_parts(image, text, None, hardest, found, margin=margin, pair_rule=pair_rule)
+
+  # The gradient takes the negatives' tokens again: only an index per row is kept.
+  @jax.checkpoint
+  def scored(image, text):
+    return scores_of_rows(image, text, *(side[rows] for rows in hardest for side in (image, text)))
+
+  sums = sums_of_parts(scored(image, text), hardest, found, margin=margin, pair_rule=pair_rule)
   return total(sums, batch, weight)
 
 
-def sums_of_parts(image, text, own, hardest, found, *, margin, pair_rule):
+def scores_of_rows(image, text, image_of_text, text_negative, image_negative, text_of_image):
+  """Scores of each of n pairs with its negatives, Tokens of n rows -> {name: [n]}.
+
+  Args:
+    image, text: the pairs.  text_negative, image_of_text: each image's hardest text, and the image
+      of that text.  image_negative, text_of_image: each text's hardest image, and its text.
+  """
+  symmetric = functools.partial(aligned_rows, form="symmetric")
+  return {
+    "positive": symmetric(image, text),
+    "i2t": symmetric(image, text_negative),
+    "t2i": symmetric(image_negative, text),
+    "image_constraint": aligned_rows(image, image_of_text, form="MwSr"),
+    "text_constraint": symmetric(text, text_of_image),
+    "pair_constraint": symmetric(image_negative, text_negative),
+  }
+
+
+def sums_of_parts(scores, hardest, found, *, margin, pair_rule):
   """Sums over some queries of the parts of `aligned_full_hard_negative`.
 
   Args:
-    image, text: Tokens of all rows.  own: [n] rows of the queries; None is all.
+    scores: of `scores_of_rows`, [n] each.
     hardest: (text of each query's image [n], image of each query's text [n]), rows.
     found: (whether either is there [n], [n]).  margin, pair_rule: of the loss.
   Returns:
     {"i2t", "t2i", "image_constraint", "text_constraint", "pair_constraint", "active": [] number of
     the first hinges above 0}.
   """
-  (hardest_text, hardest_image), (has_text, has_image) = hardest, found
-  score = functools.partial(rowwise_at, image, text, kind="symmetric")
-  positive = score(image_index=own, text_index=own)
-  images, texts = (x if own is None else x[own] for x in (image, text))
-  image_image = aligned_rows(images, image[hardest_text], form="MwSr")
-  text_text = aligned_rows(texts, text[hardest_image], form="symmetric")
-  differs = hardest_text != hardest_image
+  has_text, has_image = found
+  differs = hardest[0] != hardest[1]
 
-  def hinge(score, counted):
-    return jnp.where(counted, jax.nn.relu(margin + score - positive), 0)
-
-  i2t = hinge(score(image_index=own, text_index=hardest_text), has_text)
-  t2i = hinge(score(image_index=hardest_image, text_index=own), has_image)
-  pair = hinge(
-    score(image_index=hardest_image, text_index=hardest_text),
-    has_text & has_image & (differs == (pair_rule == "different")),
-  )
-  parts = {
-    "i2t": i2t,
-    "t2i": t2i,
-    "image_constraint": hinge(image_image, has_text),
-    "text_constraint": hinge(text_text, has_image),
-    "pair_constraint": pair,
-    "active": (i2t > 0) * 0.5 + (t2i > 0) * 0.5,
+  counted = {
+    "i2t": has_text,
+    "t2i": has_image,
+    "image_constraint": has_text,
+    "text_constraint": has_image,
+    "pair_constraint": has_text & has_image & (differs == (pair_rule == "different")),
   }
+  parts = {
+    name: jnp.where(mask, jax.nn.relu(margin + scores[name] - scores["positive"]), 0)
+    for name, mask in counted.items()
+  }
+  parts["active"] = (parts["i2t"] > 0) * 0.5 + (parts["t2i"] > 0) * 0.5
   return {name: jnp.sum(part) for name, part in parts.items()}
 
 

@@ -2,12 +2,16 @@
 hold.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from xmr.errors import choice
 from xmr.losses import shapes
 from xmr.losses.shapes import Embeddings, Loss, Mask
+from xmr.ops import chosen
+from xmr.ops.chosen import Chosen
 from xmr.ops.similarity import rowwise, within
 
 PAIR_RULES = ("same", "different", "released")
@@ -16,8 +20,8 @@ PAIR_RULES = ("same", "different", "released")
 def hard_negative(
   image: Embeddings,
   text: Embeddings,
-  image_negative: Embeddings,
-  text_negative: Embeddings,
+  image_negative: Embeddings | Chosen,
+  text_negative: Embeddings | Chosen,
   *,
   margin: float = 0.2,
   kind: str = "dot",
@@ -57,8 +61,8 @@ def hard_negative(
 def margin_hard_negative(
   image: Embeddings,
   text: Embeddings,
-  image_negative: Embeddings,
-  text_negative: Embeddings,
+  image_negative: Embeddings | Chosen,
+  text_negative: Embeddings | Chosen,
   *,
   kind: str = "dot",
   image_found: Mask | None = None,
@@ -81,8 +85,8 @@ def margin_hard_negative(
 def full_hard_negative(
   image: Embeddings,
   text: Embeddings,
-  image_negative: Embeddings,
-  text_negative: Embeddings,
+  image_negative: Embeddings | Chosen,
+  text_negative: Embeddings | Chosen,
   *,
   same_pair: Mask,
   margin: float = 0.2,
@@ -140,25 +144,36 @@ def full_hard_negative(
 
 def _similarities(image, text, image_negative, text_negative, kind, image_found, text_found):
   """Scores [B] by name; -inf where a negative was not found, so that its hinges are 0."""
+  scores = chosen.row_by_row(
+    functools.partial(scores_of_rows, kind=kind), image, text, image_negative, text_negative
+  )
+  image_found, text_found = (
+    shapes.mask(name, found, len(scores["positive"]))
+    for name, found in (("image_found", image_found), ("text_found", text_found))
+  )
+  found = {
+    "positive": True,
+    "image_text_negative": text_found,
+    "image_negative_text": image_found,
+    "image_image": image_found,
+    "text_text": text_found,
+    "negatives": image_found & text_found,
+  }
+  return {name: jnp.where(found[name], score, -jnp.inf) for name, score in scores.items()}
+
+
+def scores_of_rows(image, text, image_negative, text_negative, *, kind):
+  """Scores of each of n pairs and its negatives, four sets of n rows -> {name: [n]}."""
   image, text, image_negative, text_negative = shapes.matrices(
     image=image, text=text, image_negative=image_negative, text_negative=text_negative
   )
-  batch = len(image)
-  image_found, text_found = (
-    shapes.mask(name, found, batch)
-    for name, found in (("image_found", image_found), ("text_found", text_found))
-  )
-
-  def score(a, b, found: jax.Array | bool = True, of=rowwise):
-    return jnp.where(found, of(a, b, kind=kind), -jnp.inf)
-
   return {
-    "positive": score(image, text),
-    "image_text_negative": score(image, text_negative, text_found),
-    "image_negative_text": score(image_negative, text, image_found),
-    "image_image": score(image, image_negative, image_found, within),
-    "text_text": score(text, text_negative, text_found, within),
-    "negatives": score(image_negative, text_negative, image_found & text_found),
+    "positive": rowwise(image, text, kind=kind),
+    "image_text_negative": rowwise(image, text_negative, kind=kind),
+    "image_negative_text": rowwise(image_negative, text, kind=kind),
+    "image_image": within(image, image_negative, kind=kind),
+    "text_text": within(text, text_negative, kind=kind),
+    "negatives": rowwise(image_negative, text_negative, kind=kind),
   }
 
 

@@ -1,4 +1,4 @@
-"""The in-batch losses over rows that lie on several devices, as a ring or with all texts gathered.
+"""The in-batch losses over rows that lie on several devices, as a ring or with all rows gathered.
 
 Every function is called inside `jax.shard_map` (its default `check_vma=True`) with the rows of a
 batch sharded over the mesh axis `axis_name`: image, text [b, D] and image_id [b] are this device's
@@ -7,7 +7,6 @@ plain loss on the global batch. `xmr.ops.ring` tells what either way stores and 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from xmr.errors import choice
 from xmr.losses import alignment, shapes
 from xmr.losses.intra import INTER, setting
 from xmr.losses.shapes import Loss, Scalar
-from xmr.ops import band_ring, ring
+from xmr.ops import band_ring, chosen, ring
 from xmr.ops.alignment import Tokens, mean
 from xmr.ops.arrays import Array
 from xmr.ops.similarity import rowwise, similarity
@@ -29,18 +28,20 @@ Ids = Integer[Array, " b"] | None
 
 
 class Rows(NamedTuple):
-  """This device's rows of a batch of B pairs; `texts` [B, D] are all texts, None in a ring.
+  """This device's rows of a batch of B pairs; `images`, `texts` [B, D] are all of them, None in a
+  ring.
 
-  `kind`: of similarity, "dot" in a ring.  `scaled`: what a loss makes of a score.
+  `kind`: of similarity, "dot" in a ring.  `scalars`: temperature and bias of the scores, or none.
   """
 
   image: Any
   text: Any
   image_id: jax.Array
+  images: Any
   texts: Any
   axis_name: str
   kind: str
-  scaled: Callable = lambda scores: scores
+  scalars: tuple = ()
 
   @property
   def batch(self):
@@ -50,35 +51,62 @@ class Rows(NamedTuple):
   @property
   def positive(self):
     """Scores of the pairs, [b]."""
-    return self.scaled(rowwise(self.image, self.text, kind=self.kind))
+    return _scaled(rowwise(self.image, self.text, kind=self.kind), self.scalars)
 
   @property
   def negative(self):
-    """Which of this device's images and all texts are of different images, [b, B] bool."""
+    """Which of this device's rows and all rows are of different images, [b, B] bool."""
     return self.image_id[:, None] != ring.gathered(self.image_id, self.axis_name)[None, :]
 
   def reduce(self, rule, positive):
     """Reduced scores of the images and of the texts; the rule gets `positive` [b]."""
     if self.texts is None:
       return ring.reduce(rule, self.axis_name, self.image, self.text, positive, self.image_id)
-    scores = self.scaled(similarity(self.image, self.texts, kind=self.kind))
-    return ring.reduce_scores(rule, self.axis_name, scores, self.negative, positive)
+
+    def score(rows, others, scalars, text_query=False):
+      return _scaled(similarity(rows, others, kind=self.kind, text_query=text_query), scalars)
+
+    return ring.reduce_gathered(
+      rule,
+      self.axis_name,
+      score,
+      (self.image, self.text),
+      (self.images, self.texts),
+      self.scalars,
+      self.negative,
+      positive,
+    )
 
   def search(self, negative):
-    """The hardest negatives of the images and of the texts, without a gradient."""
+    """Rows of the hardest text of each image and of the hardest image of each text, [b] each, and
+    which of them were found; candidates are `negative` [b, B].
+    """
     image, texts = jax.lax.stop_gradient((self.image, self.texts))
-    scores = similarity(image, texts, kind=self.kind)
-    unused = jnp.zeros_like(scores[:, 0])
-    return ring.reduce_scores(ring.HARDEST, self.axis_name, scores, negative, unused)
+    found = ring.search(self.axis_name, similarity(image, texts, kind=self.kind), negative)
+    hardest = tuple(jnp.minimum(index, self.batch - 1) for index in found)
+    return hardest, tuple(index < ring.NOWHERE for index in found)
+
+  def scored(self, function, sides, index):
+    """`chosen.scores` of this device's pairs."""
+    own, every = [self.image, self.text], [self.images, self.texts]
+    return chosen.scores(function, self.axis_name, sides, own, every, list(index))
 
   def hardest(self, positive):
-    """`reduce` to the hardest negatives."""
-    if self.kind == "dot":
-      return self.reduce(ring.HARDEST, positive)
-    # A product's gradient of all pairs is cheap, another similarity's is not.
-    sides = self.search(self.negative)
-    values = ring.scored_again(self.axis_name, self.image, self.texts, sides, self.kind)
-    return [side._replace(value=value) for side, value in zip(sides, values, strict=True)]
+    """Score and row of the hardest text of each image and of the hardest image of each text, and
+    whether there is one: two (score [b], row [b], found [b]).
+    """
+    if self.texts is None:
+      sides = self.reduce(ring.HARDEST, positive)
+      found = [side.extra[0] < ring.NOWHERE for side in sides]
+      rows = [jnp.minimum(side.extra[0], self.batch - 1) for side in sides]
+      return list(zip((side.value for side in sides), rows, found, strict=True))
+
+    def score(image, text, text_negative, image_negative):
+      pairs = (image, text_negative), (image_negative, text)
+      return [rowwise(*pair, kind=self.kind) for pair in pairs]
+
+    rows, found = self.search(self.negative)
+    return list(zip(self.scored(score, (1, 0), rows), rows, found, strict=True))
 
   def sums(self, *arrays):
     """Sums of some [b] over all devices."""
@@ -103,8 +131,8 @@ def ring_sum_of_hinges(
       other's negatives; None: all rows are different images.
     axis_name: the mesh axis of the rows.  margin, reduce, kind: as in `sum_of_hinges`; a ring knows
       "dot" alone.
-    gather: False sends texts around the ring; True gathers them all, "bfloat16" in that type
-      ("float32" is True).
+    gather: False sends texts around the ring; True gathers the rows of both sides, "bfloat16" in
+      that type ("float32" is True).
   Returns:
     (loss, terms): as `sum_of_hinges`; the same on all devices.
   """
@@ -143,9 +171,8 @@ def _max_of_hinges(rows, margin, reduce):
   scale, batch = shapes.reduction(reduce, rows.batch), rows.batch
   positive = rows.positive
   hinges, shares = [], []
-  for side in rows.hardest(positive):
-    found, hardest = side.extra[0] < ring.NOWHERE, jnp.minimum(side.extra[0], batch - 1)
-    score = jnp.where(found, side.value, 0)
+  for score, hardest, found in rows.hardest(positive):
+    score = jnp.where(found, score, 0)
     hinges.append(jnp.where(found, jax.nn.relu(margin + score - positive), 0))
     # A query without a negative counts for item 0, as the plain argmax does.
     counts = jnp.zeros_like(hardest, shape=batch).at[jnp.where(found, hardest, 0)].add(1)
@@ -232,8 +259,8 @@ def ring_imc(
   hinges = _max_of_hinges if inter == "max_of_hinges" else _sum_of_hinges
   loss, terms = hinges(rows, margin, reduce)
   parts = {
-    "intra_image": _intra(band, axis_name, rows.image, gather),
-    "intra_text": _intra(band, axis_name, rows.text, gather, rows.texts),
+    "intra_image": _intra(band, axis_name, rows.image, rows.images),
+    "intra_text": _intra(band, axis_name, rows.text, rows.texts),
   }
   return loss + weight * sum(parts.values()), terms | {"inter": loss} | parts
 
@@ -261,31 +288,20 @@ def gathered_full_hard_negative(
   """
   image, text = (dataclasses.replace(x, padding=padding) for x in (image, text))
   rows = _rows(image, text, image_id, axis_name, gather, "symmetric")
-  sides = rows.search(rows.negative | (diagonal == "released"))
-  hardest = tuple(jnp.minimum(side.extra[0], rows.batch - 1) for side in sides)
-  found = tuple(side.extra[0] < ring.NOWHERE for side in sides)
-  own = ring.index_of(jax.lax.axis_index(axis_name), len(image))[0]
-  sums = alignment.sums_of_parts(
-    ring.all_rows(image, axis_name, gather),
-    rows.texts,
-    own,
-    hardest,
-    found,
-    margin=margin,
-    pair_rule=pair_rule,
-  )
+  hardest, found = rows.search(rows.negative | (diagonal == "released"))
+  (text_negative, image_negative), sides = hardest, (0, 1, 0, 1)
+  index = text_negative, text_negative, image_negative, image_negative
+  scores = rows.scored(alignment.scores_of_rows, sides, index)
+  sums = alignment.sums_of_parts(scores, hardest, found, margin=margin, pair_rule=pair_rule)
   return alignment.total(jax.lax.psum(sums, axis_name), rows.batch, weight)
 
 
-def _intra(band, axis_name, x, gather, whole=None):
-  if gather and whole is None:
-    # Its gradient comes from this device's own rows alone.
-    whole = ring.all_rows(jax.lax.stop_gradient(x), axis_name, gather)
+def _intra(band, axis_name, x, whole):
   total = band_ring.constraint(band, axis_name, x, whole=whole)
   return jax.lax.psum(total, axis_name) / (len(x) * jax.lax.axis_size(axis_name))
 
 
-def _rows(image, text, image_id, axis_name, gather, kind="dot"):
+def _rows(image, text, image_id, axis_name, gather, kind="dot", scalars=()):
   image, text = shapes.matrices(image=image, text=text)
   size = len(image)
   if image_id is None:
@@ -297,16 +313,25 @@ def _rows(image, text, image_id, axis_name, gather, kind="dot"):
   if kind in ("cosine", "pooled"):  # Products of rows that are fewer numbers to send.
     image, text = (unit(mean(x) if kind == "pooled" else x) for x in (image, text))
     kind = "dot"
-  texts = ring.all_rows(text, axis_name, gather) if gather else None
-  return Rows(image, text, image_id, texts, axis_name, kind)
+  images, texts = ring.all_rows((image, text), axis_name, gather) if gather else (None, None)
+  return Rows(image, text, image_id, images, texts, axis_name, kind, scalars)
 
 
 def _logits(image, text, image_id, axis_name, gather, kind, temperature, bias):
   """Rows whose scores are similarity / temperature + bias."""
-  if kind == "dot":
-    return _rows(*_with_scalars(image, text, temperature, bias), image_id, axis_name, gather)
-  rows = _rows(image, text, image_id, axis_name, gather, kind)
-  return rows._replace(scaled=lambda scores: scores / temperature + bias)
+  if gather:
+    # Each device has a part of the scalars' gradient.
+    scalars = [
+      jax.lax.pcast(jnp.asarray(x, jnp.float32), axis_name, to="varying")
+      for x in (temperature, bias)
+    ]
+    return _rows(image, text, image_id, axis_name, gather, kind, tuple(scalars))
+  return _rows(*_with_scalars(image, text, temperature, bias), image_id, axis_name, gather, kind)
+
+
+def _scaled(scores, scalars):
+  """Scores / temperature + bias, where a loss has both."""
+  return scores / scalars[0] + scalars[1] if scalars else scores
 
 
 def _with_scalars(image, text, temperature, bias):

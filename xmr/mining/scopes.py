@@ -14,6 +14,7 @@ from xmr.fields import resolve
 from xmr.mining import pool as pool_lib
 from xmr.mining.table import SCOPES
 from xmr.ops import ring
+from xmr.ops.chosen import Chosen
 from xmr.ops.similarity import similarity
 
 OTHER = {"image": "text", "text": "image"}
@@ -159,10 +160,7 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
     index[side] = jnp.where(some[side], found, jnp.arange(len(image)))
 
   def chosen(side):
-    if not apart:
-      return tensors[side][index[side]]
-    take = functools.partial(parallel.taken, mesh, index=index[side])
-    return jax.tree.map(take, tensors[side], every[side])
+    return Chosen(every[side], index[side], mesh) if apart else tensors[side][index[side]]
 
   # Not `match`, which knows a pair alone where config.match is "pair".
   owner = jnp.asarray(batch["image_id"])

@@ -3,8 +3,9 @@
 There are two ways, with equal results up to rounding. In the ring, blocks of rows go around the
 devices; the backward pass sends them around again and recomputes each [b, b] block, so that neither
 pass holds more than one. It moves 12 B D bytes (rows, then rows and their gradient). In the other,
-all rows are gathered first: [b, B] scores are kept, and 8 B D bytes move (rows; their gradient,
-reduced and scattered), or 6 B D where the rows are sent as bfloat16.
+all rows of both sides are gathered first, 8 B D bytes, or 4 B D where they are sent as bfloat16. A
+device then scores its images with all texts, [b, B], and in the backward pass also its texts with
+all images, so that it has the whole gradient of its own rows and none is sent.
 
 Every function is called inside `jax.shard_map` (its default `check_vma=True`) with rows sharded
 over the mesh axis `axis_name`. Gradients are written by hand.
@@ -18,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from xmr.ops import tiles
-from xmr.ops.arrays import custom_gradient
-from xmr.ops.similarity import PRECISION, rowwise
+from xmr.ops.arrays import custom_gradient, floats, without_masks
+from xmr.ops.similarity import PRECISION
 
 
 class Reduced(NamedTuple):
@@ -79,43 +80,25 @@ def meet(visit, kept, rows, axis_name, whole=None):
 
 
 def gathered(x, axis_name):
-  """All rows of a tree, [b, ...] -> [B, ...]; the gradient is summed where each row came from."""
-  return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), x)
-
-
-@custom_gradient(1, 2)
-def sent(x, axis_name, dtype):
-  """`gathered` for rows [b, D] -> [B, D] that are sent rounded to a type of 16 bits; the result and
-  the sum of gradients have the type of x.
-  """
-  # Sent as integers, as XLA's collectives on CPUs would send bfloat16 as float32.
-  bits = jax.lax.bitcast_convert_type(x.astype(dtype), jnp.uint16)
-  return jax.lax.bitcast_convert_type(gathered(bits, axis_name), dtype).astype(x.dtype)
-
-
-def _sent_forward(x, axis_name, dtype):
-  return sent(x, axis_name, dtype), None
-
-
-def _sent_backward(axis_name, dtype, _, cotangent):
-  return (jax.lax.psum_scatter(cotangent, axis_name, tiled=True),)
-
-
-sent.defvjp(_sent_forward, _sent_backward)
+  """All rows of a tree, [b, ...] -> [B, ...], without a gradient."""
+  return jax.tree.map(
+    lambda x: jax.lax.all_gather(jax.lax.stop_gradient(x), axis_name, tiled=True), x
+  )
 
 
 def all_rows(tree, axis_name, gather):
-  """`gathered`, or `sent` where `gather` is a type of 16 bits and no True or "float32"; masks are
-  gathered as they are.
+  """`gathered`, with rows [b, D] rounded to `gather` on their way where it is a type of 16 bits and
+  no True or "float32"; the result has the type of the rows.
   """
-  return jax.tree.map(
-    lambda x: (
-      gathered(x, axis_name)
-      if gather in (True, "float32") or x.dtype == bool
-      else sent(x, axis_name, gather)
-    ),
-    tree,
-  )
+
+  def whole(x):
+    if gather in (True, "float32") or x.dtype == bool:
+      return gathered(x, axis_name)
+    # Sent as integers, as XLA's collectives on CPUs would send bfloat16 as float32.
+    bits = jax.lax.bitcast_convert_type(x.astype(gather), jnp.uint16)
+    return jax.lax.bitcast_convert_type(gathered(bits, axis_name), gather).astype(x.dtype)
+
+  return jax.tree.map(whole, jax.lax.stop_gradient(tree))
 
 
 @custom_gradient(0, 1)
@@ -133,12 +116,30 @@ def reduce(rule, axis_name, image, text, positive, image_id):
   return _reduce_forward(rule, axis_name, image, text, positive, image_id)[0]
 
 
-@custom_gradient(0, 1)
-def reduce_scores(rule, axis_name, scores, negative, positive):
-  """`reduce` where this device holds the scores [b, B] of its images with all texts, and which of
-  these are negatives, [b, B] bool.
+@custom_gradient(0, 1, 2)
+def reduce_gathered(rule, axis_name, score, own, every, scalars, negative, positive):
+  """`reduce` where every device has all rows.
+
+  Args:
+    rule, axis_name, positive: as in `reduce`.
+    score: function of (rows [n, D], others [m, D], scalars, text_query=: whether the rows are
+      texts) -> scores [n, m].
+    own: (image, text), this device's rows.  every: (images, texts), all of them, which take no
+      gradient.  scalars: tree of numbers that score needs.
+    negative: [b, B] bool, which of all rows may be negatives of this device's.
   """
-  return _scores_forward(rule, axis_name, scores, negative, positive)[0]
+  return _gathered_forward(rule, axis_name, score, own, every, scalars, negative, positive)[0]
+
+
+def search(axis_name, scores, negative):
+  """Index of the hardest negative of this device's images and of its texts, [b] each; NOWHERE where
+  there is none. Without a gradient.
+
+  Args:
+    scores: [b, B] of this device's images with all texts.  negative: [b, B] bool.
+  """
+  found = _reduced(HARDEST, axis_name, scores, negative, jnp.zeros_like(scores[:, 0]))
+  return tuple(side.extra[0] for side in found)
 
 
 def _block(image, text, image_id, text_id):
@@ -208,48 +209,51 @@ def _reduce_backward(rule, axis_name, residuals, cotangents):
 reduce.defvjp(_reduce_forward, _reduce_backward)
 
 
-def _scores_forward(rule, axis_name, scores, negative, positive):
+def _reduced(rule, axis_name, scores, negative, positive):
+  """Reduced scores of this device's images, and of its texts."""
   here, (size, batch) = jax.lax.axis_index(axis_name), scores.shape
-  text_positive = gathered(positive, axis_name)
-  indices = index_of(0, batch), index_of(here, size)
-  rows = rule.of(scores, negative, positive, indices[0])
-  parts = rule.of(scores.T, negative.T, text_positive, indices[1])
+  rows = rule.of(scores, negative, positive, index_of(0, batch))
+  parts = rule.of(scores.T, negative.T, gathered(positive, axis_name), index_of(here, size))
   # Each device gets what all devices found for its own texts.
   exchange = functools.partial(jax.lax.all_to_all, axis_name=axis_name, split_axis=0, concat_axis=0)
-  columns = rule.join(jax.tree.map(lambda x: exchange(x.reshape(-1, size)), parts))
-  residuals = scores, negative, (positive, text_positive), indices, rows, columns
-  return (rows, columns), residuals
+  return rows, rule.join(jax.tree.map(lambda x: exchange(x.reshape(-1, size)), parts))
 
 
-def _scores_backward(rule, axis_name, residuals, cotangents):
-  scores, negative, positives, indices, rows, columns = residuals
-  row_weight, column_weight = (cotangent.value for cotangent in cotangents)
-  all_columns, all_weights = gathered((columns, column_weight), axis_name)
-  slopes = _slopes(
-    rule, (row_weight, all_weights), (rows, all_columns), (scores, negative), positives, indices
-  )
-  positive_gradient = _positive_slopes(rule, (row_weight, column_weight), (rows, columns))
-  return slopes, None, positive_gradient
+def _gathered_forward(rule, axis_name, score, own, every, scalars, negative, positive):
+  kept = _reduced(rule, axis_name, score(own[0], every[1], scalars), negative, positive)
+  return kept, (own, every, scalars, negative, positive, kept)
 
 
-reduce_scores.defvjp(_scores_forward, _scores_backward)
+def _gathered_backward(rule, axis_name, score, residuals, cotangents):
+  own, every, scalars, negative, positive, kept = residuals
+  here, (size, batch) = jax.lax.axis_index(axis_name), negative.shape
+  weights = tuple(cotangent.value for cotangent in cotangents)
+  all_kept, all_weights, all_positive = gathered((kept, weights, positive), axis_name)
+
+  def of(side, rows):
+    others, is_text = every[1 - side], side == 1
+    scores, back = jax.vjp(
+      lambda rows, scalars: score(rows, others, scalars, text_query=is_text), rows, scalars
+    )
+    slopes = _slopes(
+      rule,
+      (weights[side], all_weights[1 - side]),
+      (kept[side], all_kept[1 - side]),
+      (scores, negative),
+      (positive, all_positive),
+      (index_of(0, batch), index_of(here, size)),
+    )
+    return back(slopes)
+
+  image, of_scalars = of(0, own[0])
+  # One after the other, so that the blocks of scores do not exist side by side.
+  text, _ = jax.lax.optimization_barrier((own[1], floats(image)))
+  text, _ = of(1, text)
+  gradients = tuple(without_masks(x) for x in (image, text))
+  return gradients, None, of_scalars, None, _positive_slopes(rule, weights, kept)
 
 
-def scored_again(axis_name, image, texts, sides, kind):
-  """The two values of HARDEST [b], computed from the rows of each query and its negative, so that
-  their gradient is not that of all pairs.
-
-  Args:
-    image: this device's rows.  texts: all rows.  sides: of `reduce` with HARDEST.
-    kind: of `similarity`.
-  """
-  size, (of_rows, of_columns) = len(image), (side.extra[0] for side in sides)
-  rows = rowwise(image, texts[jnp.minimum(of_rows, len(texts) - 1)], kind=kind)
-  # The device that has a text's hardest image scores the two: nothing is sent but the score.
-  index = gathered(of_columns, axis_name) - jax.lax.axis_index(axis_name) * size
-  scores = rowwise(image[jnp.clip(index, 0, size - 1)], texts, kind=kind)
-  scores = jnp.where((index >= 0) & (index < size), scores, 0)
-  return rows, jax.lax.psum_scatter(scores, axis_name, tiled=True)
+reduce_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _sum_of_parts(parts):

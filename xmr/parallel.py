@@ -350,7 +350,7 @@ def every_row(mesh, tree, gather):
     out_specs=PartitionSpec(),
     check_vma=False,
   )
-  return gathered(jax.lax.stop_gradient(tree))
+  return gathered(tree)
 
 
 def gather(array):

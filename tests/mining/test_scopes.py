@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.common import flickr
-from xmr import checkpoint, losses, mining, models, parallel, train
+from xmr import checkpoint, experiment, losses, mining, models, parallel, train
 from xmr.data.split import Split
 from xmr.errors import UserError
 from xmr.eval.relevance import rouge_l, rouge_l_above
@@ -165,6 +165,31 @@ def assert_mined(found, embeddings, split, rows):
   np.testing.assert_allclose(found["image_negative"], embeddings[0][image], atol=1e-6)
   np.testing.assert_allclose(found["text_negative"], embeddings[1][text], atol=1e-6)
   np.testing.assert_array_equal(found["same_pair"], split.image_of_text[text] == image)
+
+
+def product_of_negatives(image, text, image_negative, text_negative):
+  """A user's own loss: it knows arrays [B, D] alone."""
+  return jnp.sum(jnp.tanh(image * text_negative) + text * image_negative), {}
+
+
+def test_a_loss_of_ones_own_gets_rows_of_the_batch_on_several_devices(monkeypatch):
+  row = losses.table.Loss(product_of_negatives, losses.table.MINED[:4])
+  monkeypatch.setitem(losses.table.LOSSES, "own", row)
+  split, found = make_split(), []
+  batch, _, _ = make_batch(split)
+  for devices in (1, 8):
+    e = make_experiment(split, make_config(loss__name="own", mining__scope="batch"), devices)
+    loss, _ = experiment.losses_of(e.config, e.mesh)
+    miner, pool, _ = mining.make(e)
+    step = jax.value_and_grad(
+      functools.partial(train.embed_and_compare, model=e.model, loss=loss, miner=miner),
+      has_aux=True,
+    )
+    state = train.create_train_state(e.variables, e.transform, mesh=e.mesh)
+    (value, _), gradient = jax.jit(step)(state.params, state, parallel.shard(e.mesh, batch), pool)
+    found.append((value, gradient))
+  for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def made_loss(mesh, name, form, *, batch, dim):
     match = image_id[:, None] == image_id[None, :]
     tensors = {"image": image, "text": text, "image_id": image_id, "match": match}
     if config.loss.name in MINED:
-      options, ids = pool.Options(None, mesh, {}, {}, {}), {"image_id": image_id}
+      options, ids = pool.Options(None, mesh, {}, {}, {}, chosen=True), {"image_id": image_id}
       tensors |= scopes.in_batch(None, ids, tensors, {}, None, step=0, key=None, options=options)[0]
     return loss.of(tensors)
 

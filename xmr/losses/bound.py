@@ -25,6 +25,7 @@ class Bound:
   parameters: Mapping[str, Any]
   learned: Mapping[str, table.Learned]
   tokens: bool = False  # whether its image and text are Tokens
+  chosen: bool = False  # as of its row
 
   def __call__(self, *tensors, **named):
     """Calls the loss; a parameter given here replaces the bound one."""
@@ -101,7 +102,7 @@ def get(name, *, learn=(), **parameters):
     for key, how in table.learned(name, learn).items()
   }
   tokens = table.takes_tokens(name, values)
-  return Bound(name, resolve(row.function), row.routes, values, learned, tokens)
+  return Bound(name, resolve(row.function), row.routes, values, learned, tokens, row.chosen)
 
 
 def get_ring(name, *, gather: bool | str = False, learn=(), **parameters):
@@ -125,7 +126,7 @@ def get_ring(name, *, gather: bool | str = False, learn=(), **parameters):
     raise UserError(
       f"loss {name} has no ring form; expected one of {', '.join(known)}, or config.loss_form=plain"
     )
-  # Other similarities than products need all texts at once.
+  # Other similarities than products need all rows at once.
   own = set(table.fields.defaults(form)) - (set() if gather else {"kind"})
   for key, declared in row.parameters.items():
     if key not in own and plain.parameters[key] != declared.default:

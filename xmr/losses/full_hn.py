@@ -36,7 +36,7 @@ def hard_negative(
   Args:
     image, text: [B, D] float, unit rows; row k describes image k.
     image_negative, text_negative: [B, D] float, unit rows: the image mined for text k, the text
-      mined for image k.
+      mined for image k. Over several devices both may be Chosen rows of the batch.
     margin: hinge margin in cosine units; 0.4 on Flickr30K and 0.2 on COCO in the notebooks.
     kind: s, as in `sum_of_hinges`; one-sided kinds of tokens sum over those of i or c in s(i-, i),
       s(c-, c).

@@ -81,8 +81,8 @@ class Rows(NamedTuple):
     """Rows of the hardest text of each image and of the hardest image of each text, [b] each, and
     which of them were found; candidates are `negative` [b, B].
     """
-    image, texts = jax.lax.stop_gradient((self.image, self.texts))
-    found = ring.search(self.axis_name, similarity(image, texts, kind=self.kind), negative)
+    image = jax.lax.stop_gradient(self.image)
+    found = ring.search(self.axis_name, similarity(image, self.texts, kind=self.kind), negative)
     hardest = tuple(jnp.minimum(index, self.batch - 1) for index in found)
     return hardest, tuple(index < ring.NOWHERE for index in found)
 
@@ -297,7 +297,7 @@ def gathered_full_hard_negative(
 
 
 def _intra(band, axis_name, x, whole):
-  total = band_ring.constraint(band, axis_name, x, whole=whole)
+  total = band_ring.constraint(band, axis_name, x, whole)
   return jax.lax.psum(total, axis_name) / (len(x) * jax.lax.axis_size(axis_name))
 
 
@@ -313,7 +313,10 @@ def _rows(image, text, image_id, axis_name, gather, kind="dot", scalars=()):
   if kind in ("cosine", "pooled"):  # Products of rows that are fewer numbers to send.
     image, text = (unit(mean(x) if kind == "pooled" else x) for x in (image, text))
     kind = "dot"
-  images, texts = ring.all_rows((image, text), axis_name, gather) if gather else (None, None)
+  images = texts = None
+  if gather:
+    images, texts = ring.all_rows((image, text), axis_name, gather)
+    image, text = ring.as_sent((image, text), gather)
   return Rows(image, text, image_id, images, texts, axis_name, kind, scalars)
 
 

@@ -32,6 +32,7 @@ class Learned:
 class Loss:
   """A loss: the paths of function and ring form, its tensors, the values that parameters may take,
   and which parameters can be learned. `gathered`: the path of a form over devices that has no ring.
+  `chosen`: whether its mined negatives may be `xmr.ops.chosen.Chosen`, which sends less.
 
   `tensors` are names of what a training step has: image, text [B, D], match [B, B], image_id [B];
   image_negative, text_negative [B, D], image_found, text_found, same_pair [B] of mined pairs;
@@ -46,6 +47,7 @@ class Loss:
   ring: str | Callable | None = None
   gathered: str | Callable | None = None
   learn: Mapping[str, Learned] = dataclasses.field(default_factory=dict)
+  chosen: bool = False
   tokens: bool = False
 
   @property
@@ -111,9 +113,11 @@ LOSSES = {
     ring="xmr.losses.ring.ring_imc",
   ),
   "hard_negative": Loss(
-    "xmr.losses.full_hn.hard_negative", MINED, {"margin": MARGIN, "kind": KIND}
+    "xmr.losses.full_hn.hard_negative", MINED, {"margin": MARGIN, "kind": KIND}, chosen=True
   ),
-  "margin_hard_negative": Loss("xmr.losses.full_hn.margin_hard_negative", MINED, {"kind": KIND}),
+  "margin_hard_negative": Loss(
+    "xmr.losses.full_hn.margin_hard_negative", MINED, {"kind": KIND}, chosen=True
+  ),
   "full_hard_negative": Loss(
     "xmr.losses.full_hn.full_hard_negative",
     (*MINED, "same_pair"),
@@ -125,6 +129,7 @@ LOSSES = {
       ),
       "kind": KIND,
     },
+    chosen=True,
   ),
   "aligned_full_hard_negative": Loss(
     "xmr.losses.alignment.aligned_full_hard_negative",

@@ -40,6 +40,7 @@ class Options(NamedTuple):
   refresh_steps: int = 100
   kind: str = "dot"  # of similarity
   sent: str = "float32"  # type of the batch's rows on their way to other devices
+  chosen: bool = False  # whether the loss takes Chosen negatives
 
 
 def hardest(side, scores, rows, batch, queries, pool, options):

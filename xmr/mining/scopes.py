@@ -25,10 +25,10 @@ def make(experiment, put=parallel):
   loss that takes no mined negatives.
 
   A miner is called as (variables, batch, tensors, pool, bank, *, step, key) and returns (negatives,
-  bank). negatives is a dict of image_negative, text_negative [B, D] with gradient; image_found,
-  text_found [B] bool, False for a query without an admissible negative (its hinges count as 0); and
-  same_pair [B] float32, 1 where the mined text describes the mined image. Queries are the batch's
-  own embeddings. A query never gets its own image or that image's captions.
+  bank). negatives is a dict of image_negative, text_negative [B, D] with gradient, or Chosen;
+  image_found, text_found [B] bool, False for a query without an admissible negative (its hinges
+  count as 0); and same_pair [B] float32, 1 where the mined text describes the mined image. Queries
+  are the batch's own embeddings. A query never gets its own image or that image's captions.
 
   Args:
     experiment: Experiment; reads config.mining, splits["train"], model, mesh, loss.
@@ -71,8 +71,9 @@ def make(experiment, put=parallel):
     mining.block,
     jnp.dtype(mining.dtype),
     mining.refresh_steps,
-    experiment.loss.parameters["kind"],
+    experiment.loss.parameters.get("kind", "dot"),
     config.loss_gather,
+    experiment.loss.chosen,
   )
   bank = None
   if scope.rows:
@@ -137,7 +138,7 @@ def in_batch(variables, batch, tensors, pool, bank, *, step, key, options):
   if match is None:
     match = jnp.eye(len(image), dtype=bool)
   mesh = options.mesh
-  apart = mesh is not None and mesh.size > 1 and len(image) % mesh.size == 0
+  apart = options.chosen and mesh.size > 1 and len(image) % mesh.size == 0
   every = {side: tensors[side] for side in OTHER}
   if apart:
     every = parallel.every_row(mesh, every, functools.partial(ring.all_rows, gather=options.sent))

@@ -19,16 +19,6 @@ def custom_gradient(*static: int) -> Any:
   return functools.partial(jax.custom_vjp, nondiff_argnums=static)
 
 
-def is_float(x):
-  """Returns whether an array is one of floats, which alone have gradients."""
-  return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def floats(tree):
-  """Returns the arrays of floats of a tree, as a list."""
-  return [x for x in jax.tree.leaves(tree) if is_float(x)]
-
-
 def without_masks(gradient):
   """Returns a tree of gradients with None for those of masks, as `defvjp` wants them."""
-  return jax.tree.map(lambda x: x if is_float(x) else None, gradient)
+  return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, gradient)

@@ -9,22 +9,18 @@ from xmr.ops import band, ring
 from xmr.ops.arrays import custom_gradient
 
 
-def constraint(setting, axis_name, x, *, whole=None):
+@custom_gradient(0, 1)
+def constraint(setting, axis_name, x, whole):
   """This device's part of the sum over its rows of the distances inside the band.
 
   Args:
     setting: band.Setting.  axis_name: the mesh axis of the rows.
     x: [b, D] float, this device's rows.
-    whole: [B, D], `ring.gathered(x)`: one block [b, B] instead of blocks that go around; it takes
-      no gradient.
+    whole: [B, D], `ring.gathered(x)`: one block [b, B] instead of blocks that go around, without
+      a gradient; or None.
   Returns:
     [] float; the parts of all devices sum to B times the constraint.
   """
-  return _constraint(setting, axis_name, x, None if whole is None else jax.lax.stop_gradient(whole))
-
-
-@custom_gradient(0, 1)
-def _constraint(setting, axis_name, x, whole):
   return _forward(setting, axis_name, x, whole)[0]
 
 
@@ -99,7 +95,7 @@ def _backward(setting, axis_name, residuals, cotangent):
   return cotangent * gradient, None
 
 
-_constraint.defvjp(_forward, _backward)
+constraint.defvjp(_forward, _backward)
 
 
 def _distances(measure, axis_name, x, squares, y, y_squares, start):

@@ -6,8 +6,9 @@ row has a gradient as the negative of others' pairs, too; the device that holds 
 itself, from the gathered rows and the slopes of those pairs' scores, a few numbers a pair.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +16,32 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from xmr.ops import ring
-from xmr.ops.arrays import custom_gradient, floats, is_float, without_masks
+from xmr.ops.arrays import custom_gradient, without_masks
 
 SIDES = (0, 1)  # image, text
 
 
-class Chosen(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chosen:
   """Rows of one side of a batch that is split over the devices of a mesh of one axis, by index.
 
-  every: [B, D], or Tokens: all rows, on each device.  index: [B] int, the chosen ones.
+  Attributes:
+    every: [B, D], or Tokens: all rows, on each device, without a gradient.
+    index: [B] int, the chosen ones.  mesh: jax.sharding.Mesh.
   """
 
   every: Any
   index: Any
-  mesh: Any
+  mesh: Any = dataclasses.field(metadata={"static": True})
 
 
 def row_by_row(function: Callable, image, text, image_negative, text_negative):
   """Returns function(image, text, image_negative, text_negative), where negatives may be Chosen.
 
   Args:
-    function: of four sets of n rows -> tree of [n] float; entry k comes from the rows k alone.
+    function: of four sets of n rows -> tree of [n] float; entry k comes from the rows k alone, and
+      nothing in it asks other devices.
     image, text: [B, D], or Tokens.
     image_negative, text_negative: the same, or both Chosen.
   """
@@ -78,22 +84,22 @@ def _forward(function, axis_name, sides, own, every, index):
 def _backward(function, axis_name, sides, residuals, cotangent):
   own, every, index = residuals
   _, back = jax.vjp(lambda *own: function(*own, *_rows_at(sides, every, index)), *own)
-  gradients = list(back(cotangent))
+  gradients = [without_masks(gradient) for gradient in back(cotangent)]
   every_index, every_cotangent = ring.gathered((index, cotangent), axis_name)
   for k, side in enumerate(sides):
 
-    def slopes(pair, counted, k=k):
-      """Gradient of the k-th negatives of some pairs, 0 where one does not count."""
+    def slopes(pair, k=k):
+      """Gradient of the k-th negatives of some pairs."""
       rows = [x[pair] for x in every]
       negatives = _rows_at(sides, every, [each[pair] for each in every_index])
       _, back = jax.vjp(
         lambda x: function(*rows, *negatives[:k], x, *negatives[k + 1 :]), negatives[k]
       )
-      return back(jax.tree.map(lambda c: jnp.where(counted, c[pair], 0), every_cotangent))[0]
+      return without_masks(back(jax.tree.map(lambda c: c[pair], every_cotangent))[0])
 
     start = lax.axis_index(axis_name) * len(own[side])
     gradients[side] = _added(gradients[side], slopes, every_index[k] - start, len(own[side]))
-  return [without_masks(gradient) for gradient in gradients], None, None
+  return gradients, None, None
 
 
 scores.defvjp(_forward, _backward)
@@ -106,8 +112,8 @@ def _added(gradient, slopes, at, size):
   the negative of all, there are as many turns as devices.
 
   Args:
-    gradient: tree of [size, ...].  slopes: function of pairs [size] and which of them count -> tree
-      of gradients [size, ...].
+    gradient: tree of [size, ...].  slopes: function of pairs [size] -> tree of gradients [size,
+      ...].
     at: [B] int, where a pair's negative lies among this device's rows; elsewhere if not in [0,
       size).
   """
@@ -118,13 +124,11 @@ def _added(gradient, slopes, at, size):
     turn, total = carried
     first = turn * size
     pair = lax.dynamic_slice_in_dim(pairs, first, size)
-    counted = first + jnp.arange(size) < count
-    place = jnp.where(counted, at[pair], size)  # Past the end, where nothing is added.
-    return turn + 1, [
-      old.at[place].add(new, mode="drop")
-      for old, new in zip(total, floats(slopes(pair, counted)), strict=True)
-    ]
+    # What does not count is added past the end: nowhere.
+    place = jnp.where(first + jnp.arange(size) < count, at[pair], size)
+    return turn + 1, jax.tree.map(
+      lambda old, new: old.at[place].add(new, mode="drop"), total, slopes(pair)
+    )
 
-  start = 0 * count, floats(gradient)
-  total = iter(lax.while_loop(lambda carried: carried[0] * size < count, add, start)[1])
-  return jax.tree.map(lambda x: next(total) if is_float(x) else x, gradient)
+  start = 0 * count, gradient
+  return lax.while_loop(lambda carried: carried[0] * size < count, add, start)[1]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.ops import tiles
-from xmr.ops.arrays import custom_gradient, floats, without_masks
+from xmr.ops.arrays import custom_gradient, without_masks
 from xmr.ops.similarity import PRECISION
 
 
@@ -98,7 +98,20 @@ def all_rows(tree, axis_name, gather):
     bits = jax.lax.bitcast_convert_type(x.astype(gather), jnp.uint16)
     return jax.lax.bitcast_convert_type(gathered(bits, axis_name), gather).astype(x.dtype)
 
-  return jax.tree.map(whole, jax.lax.stop_gradient(tree))
+  return jax.tree.map(whole, tree)
+
+
+def as_sent(tree, gather):
+  """This device's rows as others get them from `all_rows`, so that each device scores a pair by the
+  same numbers; rounding counts as no change in the gradient.
+  """
+
+  def rounded(x):
+    if gather in (True, "float32") or x.dtype == bool:
+      return x
+    return x + jax.lax.stop_gradient(x.astype(gather).astype(x.dtype) - x)
+
+  return jax.tree.map(rounded, tree)
 
 
 @custom_gradient(0, 1)
@@ -126,7 +139,8 @@ def reduce_gathered(rule, axis_name, score, own, every, scalars, negative, posit
       texts) -> scores [n, m].
     own: (image, text), this device's rows.  every: (images, texts), all of them, which take no
       gradient.  scalars: tree of numbers that score needs.
-    negative: [b, B] bool, which of all rows may be negatives of this device's.
+    negative: [b, B] bool, which of all rows may be negatives of this device's; the same of its
+      images among all texts as of its texts among all images.
   """
   return _gathered_forward(rule, axis_name, score, own, every, scalars, negative, positive)[0]
 
@@ -243,14 +257,14 @@ def _gathered_backward(rule, axis_name, score, residuals, cotangents):
       (positive, all_positive),
       (index_of(0, batch), index_of(here, size)),
     )
-    return back(slopes)
+    gradient, of_scalars = back(slopes)
+    return without_masks(gradient), of_scalars
 
   image, of_scalars = of(0, own[0])
   # One after the other, so that the blocks of scores do not exist side by side.
-  text, _ = jax.lax.optimization_barrier((own[1], floats(image)))
+  text, _ = jax.lax.optimization_barrier((own[1], image))
   text, _ = of(1, text)
-  gradients = tuple(without_masks(x) for x in (image, text))
-  return gradients, None, of_scalars, None, _positive_slopes(rule, weights, kept)
+  return (image, text), None, of_scalars, None, _positive_slopes(rule, weights, kept)
 
 
 reduce_gathered.defvjp(_gathered_forward, _gathered_backward)

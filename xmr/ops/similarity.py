@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from xmr.errors import choice
-from xmr.ops import cdist, tiles
+from xmr.ops import cdist
 from xmr.ops.alignment import MIRROR, NAMES, WITHIN, aligned, aligned_rows
 from xmr.ops.unit import unit
 
@@ -86,17 +86,17 @@ def rowwise(image, text, *, kind="cosine"):
 def rowwise_at(image, text, *, image_index=None, text_index=None, kind="cosine"):
   """`rowwise` of the images and texts at the indices [B]; None is every row.
 
-  On one device the gradient takes the rows again, so that only an index per row is kept, not its D
-  numbers. Over several devices the rows are kept, as they would be sent a second time.
+  The gradient takes the rows again, so that only an index per row is kept, not its D numbers.
   """
 
+  @jax.checkpoint
   def score(image, text):
     image, text = (
       x if index is None else x[index] for x, index in ((image, image_index), (text, text_index))
     )
     return rowwise(image, text, kind=kind)
 
-  return (jax.checkpoint(score) if tiles.devices_of(image, text) == 1 else score)(image, text)
+  return score(image, text)
 
 
 def within(query, other, *, kind="cosine"):
